@@ -1,0 +1,127 @@
+"""What a sandbox is: the request, as frozen values that hold no I/O and no host state.
+
+A `SandboxSpec` says what the user wants; what this machine can do stands in `joey.model.facts`, and `joey.plan.compile` joins
+the two. Field names follow the OCI runtime specification (config.md) where it has the thing, Docker's CLI otherwise.
+Decode untrusted JSON with `joey.model.codec.decode(SandboxSpec, data)`: it refuses unknown fields and names the bad one.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from joey.model.capabilities import DEFAULT_CAPABILITIES
+from joey.model.resources import Resources
+from joey.model.seccomp import SeccompPolicy
+
+
+class Value(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Base of every value of the model: immutable, compared by content, strict when decoded."""
+
+
+class Mount(Value):
+    """One bind mount of a host path (mount(8), `docker run -v`).
+
+    `source` is an absolute path of the host, opened once by the engine; `target` an absolute path inside the sandbox.
+    `idmap` shows the host's uid 0..65535 as the sandbox's own 0..65535; without it files keep their host owners, which the
+    sandbox sees as nobody.
+    """
+
+    source: str
+    target: str
+    read_only: bool = False
+    recursive: bool = True
+    propagation: Literal["private", "rprivate", "slave", "rslave", "shared", "rshared"] = "rprivate"
+    idmap: bool = True
+    noexec: bool = False
+
+
+class Tmpfs(Value):
+    """An empty directory in memory, charged to the sandbox. `size` (bytes) makes it a file system of its own, with that limit."""
+
+    target: str
+    size: int | None = None
+    mode: int = 0o1777
+    noexec: bool = False
+
+
+class Device(Value):
+    """A device node of the host shown inside (`docker run --device`). `access` is any of r, w, m."""
+
+    path: str
+    target: str = ""
+    access: str = "rw"
+
+
+class Rlimit(Value):
+    """A resource limit by its name without RLIMIT_ (getrlimit(2)), e.g. NOFILE. None is infinity."""
+
+    name: str
+    soft: int | None
+    hard: int | None
+
+
+class Process(Value):
+    """One process: the main one of a sandbox, or one run inside later (exec).
+
+    argv      (n,) program and arguments; a name without "/" is looked up in PATH inside the sandbox
+    env       {name: value}; merged over the image's
+    cwd       absolute directory inside; "" takes the image's, else "/"
+    user      "", "uid", "name", "uid:gid", "name:group": resolved against the sandbox's own /etc/passwd and /etc/group
+    tty       a pseudo-terminal as stdin, stdout and stderr
+    stdin     keep standard input open (else /dev/null)
+    """
+
+    argv: tuple[str, ...] = ()
+    env: dict[str, str] = {}
+    cwd: str = ""
+    user: str = ""
+    groups: tuple[int, ...] = ()
+    tty: bool = False
+    stdin: bool = False
+    capabilities: tuple[str, ...] = DEFAULT_CAPABILITIES
+    no_new_privileges: bool = True
+    rlimits: tuple[Rlimit, ...] = ()
+    umask: int = 0o022
+    rows: int = 24
+    cols: int = 80
+
+
+NetworkMode = Literal["none", "host"]
+RestartPolicy = Literal["no"]
+
+
+class SandboxSpec(Value):
+    """One isolated environment and its main process.
+
+    Exactly one of `image` and `rootfs` is given. `init` runs joey-init as PID 1 in front of the main process; with an empty
+    argv joey-init runs alone and processes come by exec. `storage` says where the writable layer lives: "memory" (a directory
+    on a shared tmpfs, charged to the sandbox and so bounded by its memory limit) or "disk". `devpts` mounts a pseudo-terminal
+    file system of its own; it is there anyway with `process.tty`, and added when a terminal is first asked for by exec.
+    """
+
+    image: str = ""
+    rootfs: str = ""
+    process: Process = Process()
+    name: str = ""
+    hostname: str = ""
+    mounts: tuple[Mount, ...] = ()
+    tmpfs: tuple[Tmpfs, ...] = ()
+    devices: tuple[Device, ...] = ()
+    sysctls: dict[str, str] = {}
+    seccomp: SeccompPolicy | Literal["default", "unconfined"] = "default"
+    read_only: bool = False
+    resources: Resources = Resources.default()
+    network: NetworkMode = "none"
+    init: bool = False
+    devpts: bool = True
+    storage: Literal["memory", "disk"] = "memory"
+    shm_size: int | None = None
+    masked_paths: tuple[str, ...] | None = None
+    readonly_paths: tuple[str, ...] | None = None
+    oom_score_adj: int = 0
+    stop_signal: str = "SIGTERM"
+    stop_timeout: float = 10.0
+    labels: dict[str, str] = {}
+    remove: bool = False
