@@ -1,0 +1,27 @@
+"""Joey: one Linux machine as an elastic, dense, secure pool of containers.
+
+Importing `joey` costs next to nothing: public names are imported from their rooms on first use (PEP 562), because
+every `joey` command pays for what this file imports.
+"""
+
+from joey._version import __version__
+
+# Public name -> module that defines it. A room adds its names here, and to TYPE_CHECKING imports when it is typed.
+_PUBLIC: dict[str, str] = {}
+
+__all__ = ["__version__", *_PUBLIC]
+
+
+def __getattr__(name: str) -> object:
+    module = _PUBLIC.get(name)
+    if module is None:
+        raise AttributeError(f"module 'joey' has no attribute {name!r}")
+    from importlib import import_module
+
+    value = getattr(import_module(module), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_PUBLIC})
