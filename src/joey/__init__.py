@@ -6,10 +6,10 @@ every `joey` command pays for what this file imports.
 
 from joey._version import __version__
 
-# Public name -> module that defines it. A room adds its names here, and to TYPE_CHECKING imports when it is typed.
+# Public name -> module that defines it. A name added here goes into __all__ and into an `if TYPE_CHECKING` import too.
 _PUBLIC: dict[str, str] = {}
 
-__all__ = ["__version__", *_PUBLIC]
+__all__ = ["__version__"]
 
 
 def __getattr__(name: str) -> object:

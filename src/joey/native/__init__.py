@@ -16,7 +16,8 @@ def binary(name: str) -> Path:
     path = BIN / name
     if not path.is_file():
         raise FileNotFoundError(
-            f"{path}: this program is not built; run `pip install .` again (needs a C compiler), or `./dev setup` in a checkout"
+            f"{path}: this program is not built; run `pip install .` again (needs a C compiler),"
+            " or `./dev setup` in a checkout"
         )
     return path
 

@@ -36,8 +36,8 @@ class Program:
     ldflags: tuple[str, ...]
 
 
-# init and probe run inside images that have no C library, so they are static. The launcher is started once a machine and
-# is ordinary and position independent.
+# init and probe run inside images that have no C library, so they are static. The launcher is started once a machine
+# and is ordinary and position independent.
 PROGRAMS = (
     Program("joey-launcher", "launcher*.c", (*HARDEN, "-fPIE"), ("-pie", *LINK)),
     Program("joey-init", "init.c", (*HARDEN, "-fPIE"), ("-static-pie", *LINK)),

@@ -3,9 +3,9 @@
     with no_leaks(Scope(root=home)):
         use_joey(home)
 
-A snapshot is taken before and after; what is there now and was not before is a leak, and so is a mount, link or nft table
-that was there and is gone. Tear-down in the kernel is asynchronous (network namespaces, cgroups), so the second snapshot is
-repeated for a bounded time until nothing is left. Only the failing path waits.
+A snapshot is taken before and after; what is there now and was not before is a leak, and so is a mount, link or nft
+table that was there and is gone. Tear-down in the kernel is asynchronous (network namespaces, cgroups), so the second
+snapshot is repeated for a bounded time until nothing is left. Only the failing path waits.
 
 Sources: proc(5) for /proc/PID/stat, /proc/PID/cgroup and mountinfo; loop(4); nft(8); prctl(2) PR_SET_CHILD_SUBREAPER.
 """
@@ -154,7 +154,7 @@ def processes(scope: Scope) -> dict[Key, str]:
 
 
 def adopt_orphans() -> None:
-    """Make this process the subreaper, so that what daemonizes away from a test stays its descendant. Raises OSError."""
+    """Make this process the subreaper: what daemonizes away from a test stays its descendant. Raises OSError."""
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_CHILD_SUBREAPER)")
@@ -309,7 +309,6 @@ FACILITIES: tuple[tuple[str, Callable[[Scope], dict[Key, str]]], ...] = (
 
 def snapshot(scope: Scope) -> Snapshot:
     """What is there now. Takes some milliseconds, and 20 µs for each process of the machine."""
-    # The link index wraps nothing else, so order does not matter; a facility that cannot be read counts as empty.
     return {kind: look(scope) for kind, look in FACILITIES}
 
 
