@@ -1,0 +1,110 @@
+"""What the engine tells about sandboxes: frozen values, encoded as they are by the HTTP API."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from joey.model.cgroup import Usage
+from joey.model.spec import SandboxSpec
+
+State = Literal["created", "running", "paused", "exited", "dead"]
+"""dead: it is being removed, and what it held is not yet proven free."""
+
+
+class View(msgspec.Struct, frozen=True, kw_only=True):
+    """Base: immutable. Unlike a request it may gain fields, so that an older client reads a newer engine."""
+
+
+class Exit(View, frozen=True):
+    """How a process ended. `code`: its status, or 128 + `signal`. `oom`: the kernel killed in it for lack of memory.
+
+    `at`: seconds since the epoch. `error`: why it never started, else empty.
+    """
+
+    code: int
+    signal: int = 0
+    oom: bool = False
+    at: float = 0.0
+    error: str = ""
+
+
+class Sandbox(View, frozen=True):
+    """One row of `joey ps`. Times are seconds since the epoch; `exit` is that of the last run, None while there was
+    none.
+
+    id: 24 hexadecimal characters. argv: what runs, the image's defaults included. pid: of the host, None when not
+    running.
+    """
+
+    id: str
+    name: str
+    image: str
+    argv: tuple[str, ...]
+    state: State
+    created: float
+    started: float | None = None
+    finished: float | None = None
+    pid: int | None = None
+    exit: Exit | None = None
+    tty: bool = False
+    labels: dict[str, str] = {}
+
+
+class Detail(View, frozen=True):
+    """Everything `joey inspect` shows. `paths`: name -> path on the host (log, writable layer, cgroups), for those who
+    debug.
+    """
+
+    sandbox: Sandbox
+    spec: SandboxSpec
+    paths: dict[str, str] = {}
+    slot: str = ""
+
+
+class Stats(View, frozen=True):
+    """What one sandbox uses at `at` (seconds since the epoch); `cpus` is the limit it has, None for none."""
+
+    id: str
+    name: str
+    at: float
+    usage: Usage
+    cpus: float | None = None
+
+
+class LogEntry(View, frozen=True):
+    """A piece of output as the engine read it: not necessarily a whole line. `stream`: 1 stdout, 2 stderr."""
+
+    at: float
+    stream: Literal[1, 2]
+    data: bytes
+
+
+class Check(View, frozen=True):
+    """One line of `joey doctor`. missing: it does not work; limited: some requests will be refused."""
+
+    name: str
+    state: Literal["ok", "limited", "missing"]
+    found: str
+    remedy: str = ""
+
+
+class Node(View, frozen=True):
+    """This machine and this engine. `counts`: state -> number of sandboxes."""
+
+    version: str
+    home: str
+    instance: str
+    kernel: str
+    arch: str
+    cpus: int
+    memory_total: int
+    counts: dict[str, int] = {}
+    checks: tuple[Check, ...] = ()
+
+
+class ResetReport(View, frozen=True):
+    """What a reset removed, kind -> number (sandboxes, processes, cgroups, mounts, links, files)."""
+
+    removed: dict[str, int] = {}
