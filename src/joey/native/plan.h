@@ -66,7 +66,7 @@ struct plan_op {
 	OP(18, MKDIR,         A, "-?--", "s---")	/* n0 mode, n1 1 may exist | 2 parents too, n2 owner + 1 of what is made, or 0 */ \
 	OP(19, MKNOD,         A, "-?--", "s---")	/* n0 mode, n1 device, n2 1 may exist */ \
 	OP(20, SYMLINK,       A, "-?--", "ss--")	/* s0 target, s1 link */ \
-	OP(21, CHOWN,         A, "-?--", "s---")	/* n0 uid, n1 gid; a symlink itself */ \
+	OP(21, CHOWN,         A, "-?--", "s---")	/* n0 uid, n1 gid; a symlink itself; s0 "": r1 itself (AT_EMPTY_PATH) */ \
 	OP(22, WRITE,         A, "-?--", "ss--")	/* s1 to the file s0 in one write(2); n0 flags besides O_WRONLY */ \
 	OP(23, REMOVE,        L, "-?--", "s---")	/* n0 0 unlink, 1 rmdir, 2 the whole tree; n1 1 may be missing */ \
 	OP(24, USERNS,        L, "o---", "ss--")	/* a user namespace with uid_map s0, gid_map s1 */ \
@@ -93,7 +93,10 @@ struct plan_op {
 	OP(45, UMASK,         C, "----", "----") \
 	OP(46, EXEC,          C, "?---", "svvs")	/* s0 program, s1 argv, s2 env, s3 PATH for a name without "/"; r0 a descriptor to run instead */ \
 	OP(47, WAIT,          C, "i---", "----")	/* until r0 is readable or closed; not in a child that shares memory */ \
-	OP(48, PERSONALITY,   C, "----", "----")
+	OP(48, PERSONALITY,   C, "----", "----") \
+	OP(49, MASK,          C, "i---", "ss--")	/* hide s0: a file behind the file s1, a directory behind a clone of the empty directory r0; \
+							   what does not exist needs no hiding. s0 is opened O_PATH without following links */ \
+	OP(50, READONLY,      C, "----", "s---")	/* bind s0 on itself, then remount it read-only (keeping nosuid, nodev, noexec); may be missing */
 
 #define PLAN_ENUM(code, name, where, regs, offsets) OP_##name = code,
 enum plan_code { PLAN_OPS(PLAN_ENUM) };
