@@ -1,7 +1,7 @@
 """What Joey knows of control groups: hierarchies, settings, device rules, usage. Values only.
 
-Names of controllers are v2's ("io" is v1's blkio); besides the kernel's own there are abilities that Joey looks for under
-a name: "freezer", "kill", "usage" (CPU time) and "devices". On v2 they need no controller. Sources: cgroups(7),
+Controllers are named as on v2 ("io" is v1's blkio). Besides the kernel's own there are abilities that Joey looks for
+under a name: "freezer", "kill", "usage" (CPU time) and "devices". On v2 they need no controller. Sources: cgroups(7),
 Documentation/admin-guide/cgroup-v2.rst, Documentation/admin-guide/cgroup-v1/.
 """
 
@@ -135,7 +135,7 @@ def _default_devices() -> tuple[DeviceRule, ...]:
 
 
 DEFAULT_DEVICES: tuple[DeviceRule, ...] = _default_devices()
-"""null, zero, full, random, urandom, tty, ptmx, pts/*; all others are denied (Documentation/admin-guide/devices.txt)."""
+"""null, zero, full, random, urandom, tty, ptmx, pts/*; all others are denied (admin-guide/devices.txt)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +165,9 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class OomEvent:
-    """The kernel killed for lack of memory in the sandbox of `slot`: `kills` processes since the last event, `total` ever."""
+    """The kernel killed in the sandbox of `slot` for lack of memory: `kills` times since the last event, `total`
+    ever.
+    """
 
     slot: str
     kills: int

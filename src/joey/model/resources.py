@@ -6,6 +6,8 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
+import msgspec
+
 from joey.model.units import MIB, format_size, parse_cpu_list
 
 MEMORY_FLOOR = 6 * MIB
@@ -28,8 +30,7 @@ class HostLimits:
     mems: frozenset[int] | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class IoLimit:
+class IoLimit(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A ceiling for one block device: `rate` bytes (bps) or requests (iops) a second, for reads or for writes."""
 
     major: int
@@ -38,15 +39,15 @@ class IoLimit:
     rate: int
 
 
-@dataclass(frozen=True, slots=True)
-class Resources:
+class Resources(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Limits of one sandbox; None means no limit of that kind.
 
-    memory: bytes of anonymous memory, page cache and kernel memory together. memory_reservation: bytes kept for it when the
-    host is short. swap: bytes of swap beyond `memory`, 0 for none. cpus: CPU seconds a second. cpu_shares: weight against
-    other sandboxes when CPUs are short, v1 scale (2 to 262144, 1024 is ordinary). cpuset_cpus, cpuset_mems: lists such as
-    "0-2,7". pids: processes and threads. io_weight: 1 to 10000, 100 is ordinary. disk: bytes the sandbox may write to its
-    root (enforced by the overlay, not by a cgroup). oom_kill_disable: processes wait instead of being killed (v1 only).
+    memory: bytes of anonymous memory, page cache and kernel memory together. memory_reservation: bytes kept for it when
+    the host is short. swap: bytes of swap beyond `memory`, 0 for none. cpus: CPU seconds a second. cpu_shares: weight
+    against other sandboxes when CPUs are short, v1 scale (2 to 262144, 1024 is ordinary). cpuset_cpus, cpuset_mems:
+    lists such as "0-2,7". pids: processes and threads. io_weight: 1 to 10000, 100 is ordinary. disk: bytes the sandbox
+    may write to its root (enforced by the overlay, not by a cgroup). oom_kill_disable: processes wait instead of being
+    killed (v1 only).
     """
 
     memory: int | None = None
@@ -67,8 +68,8 @@ class Resources:
         """What a sandbox gets that asks for nothing: enough for ordinary programs, harmless to everybody else.
 
         - memory 512 MiB, no swap: a memory hog is killed in its own cgroup, and cannot make the host swap.
-        - one CPU: a hog with many threads leaves the rest of the machine alone (on top, all sandboxes share one branch of
-          the scheduler's tree, so that the engine and the host's other programs are not outweighed by their number).
+        - one CPU: a hog with many threads leaves the rest of the machine alone (on top, all sandboxes share one branch
+          of the scheduler's tree, so that the engine and the host's other programs are not outweighed by their number).
         - 256 processes and threads: a fork bomb ends at EAGAIN long before kernel.pid_max (32768 on small machines).
         """
         return cls(memory=512 * MIB, swap=0, cpus=1.0, pids=256)
@@ -86,14 +87,18 @@ class Resources:
     def _check_memory(self) -> None:
         _check_type("memory", self.memory, int)
         if self.memory is not None and self.memory < MEMORY_FLOOR:
-            raise ValueError(f"memory: {self.memory} bytes is below the least a program starts in, {format_size(MEMORY_FLOOR)}")
+            raise ValueError(
+                f"memory: {self.memory} bytes is below the least a program starts in, {format_size(MEMORY_FLOOR)}"
+            )
         _check_range("memory", self.memory, MEMORY_FLOOR, _INT64_TOP)
         _check_range("swap", self.swap, 0, _INT64_TOP - (self.memory or 0))
         if self.swap is not None and self.memory is None:
             raise ValueError("swap: needs a memory limit, because it counts what goes beyond it")
         _check_range("memory_reservation", self.memory_reservation, 0, _INT64_TOP)
         if self.memory_reservation is not None and self.memory is not None and self.memory_reservation > self.memory:
-            raise ValueError(f"memory_reservation: {self.memory_reservation} bytes is above the memory limit, {self.memory}")
+            raise ValueError(
+                f"memory_reservation: {self.memory_reservation} bytes is above the memory limit, {self.memory}"
+            )
         if self.oom_kill_disable and self.memory is None:
             raise ValueError("oom_kill_disable: needs a memory limit: without one it would stall the whole host")
 

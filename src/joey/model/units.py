@@ -29,7 +29,9 @@ def parse_size(text: str | int, field: str = "size") -> int:
     else:
         match = _SIZE.fullmatch(text.strip())
         if match is None:
-            raise ValueError(f"{field}: {text!r} is not a size: give a number with b, k, m, g or t, such as 512m or 1.5g")
+            raise ValueError(
+                f"{field}: {text!r} is not a size: give a number with b, k, m, g or t, such as 512m or 1.5g"
+            )
         whole, _, part = match[1].partition(".")
         scale = 1 << (10 * _EXPONENT[match[2].lower()])
         # In whole numbers: a float would lose bytes above 2**53.
@@ -42,14 +44,12 @@ def parse_size(text: str | int, field: str = "size") -> int:
 def format_size(size: int) -> str:
     """A size in bytes for people: `512MiB`, `1.5GiB`, `17B`; at most three significant digits after rounding down."""
     value = float(size)
-    for suffix in ("B", "KiB", "MiB", "GiB", "TiB"):
-        if abs(value) < 1024:
-            break
+    suffixes = ["B", "KiB", "MiB", "GiB", "TiB", "PiB"]
+    while abs(value) >= 1024 and len(suffixes) > 1:
         value /= 1024
-    else:
-        suffix = "PiB"
+        del suffixes[0]
     shown = f"{value:.0f}" if value == int(value) or abs(value) >= 100 else f"{value:.3g}"
-    return shown + suffix
+    return shown + suffixes[0]
 
 
 def parse_cpu_list(text: str, field: str = "cpuset") -> frozenset[int]:

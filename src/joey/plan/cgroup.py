@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import lru_cache
 
 from joey.model.cgroup import CgroupLayout, DeviceRule, Hierarchy, Setting, Unenforceable
@@ -37,8 +37,8 @@ def settings(
 ) -> tuple[Setting, ...]:
     """The writes that give a new cgroup its limits, in order. Nothing is written for what is not limited.
 
-    devices: rules of a sandbox that asks for others than DEFAULT_DEVICES. On a v2 layout they are no file but a program:
-    see joey.plan.devices.program. Raises Unenforceable for what the layout lacks.
+    devices: rules of a sandbox that asks for others than DEFAULT_DEVICES. On a v2 layout they are no file but a
+    program: see joey.plan.devices.program. Raises Unenforceable for what the layout lacks.
     """
     writes = [line.setting for line in _lines(layout, resources)]
     if devices is not None:
@@ -67,7 +67,7 @@ def hierarchies(
 
 
 def update(layout: CgroupLayout, old: Resources, new: Resources) -> tuple[Setting, ...]:
-    """The fewest writes that turn limits `old` into `new`, in an order valid at every step. Disk is not a cgroup's matter.
+    """The fewest writes that turn limits `old` into `new`, in an order valid at every step. Disk is no cgroup's matter.
 
     Raises Unenforceable for what the layout lacks, and where v1 cannot take a limit back.
     """
@@ -119,7 +119,11 @@ def _need(layout: CgroupLayout, controller: str, field: str) -> Hierarchy:
 def _remedy(controller: str) -> str:
     if controller == "devices":
         return "mount the v1 devices hierarchy, or use a kernel with CONFIG_CGROUP_BPF"
-    hint = "; Debian and Raspberry Pi kernels want cgroup_enable=memory on the command line" if controller == "memory" else ""
+    hint = (
+        "; Debian and Raspberry Pi kernels want cgroup_enable=memory on the command line"
+        if controller == "memory"
+        else ""
+    )
     return f"enable it in cgroup.subtree_control (v2) or mount its hierarchy (v1){hint}"
 
 
@@ -130,7 +134,10 @@ def _line(hierarchy: Hierarchy, file: str, value: object, reset: str | None, fie
 def _cpuset(layout: CgroupLayout, r: Resources) -> list[_Line]:
     lines = []
     # mems first: with cpus but no mems a v1 cpuset admits no task.
-    for file, field, value in (("cpuset.mems", "cpuset_mems", r.cpuset_mems), ("cpuset.cpus", "cpuset_cpus", r.cpuset_cpus)):
+    for file, field, value in (
+        ("cpuset.mems", "cpuset_mems", r.cpuset_mems),
+        ("cpuset.cpus", "cpuset_cpus", r.cpuset_cpus),
+    ):
         if value is not None:
             hierarchy = _need(layout, "cpuset", field)
             # v2 takes an empty line for "as the parent"; v1 refuses it while tasks are inside.
@@ -186,7 +193,9 @@ def _cpu(layout: CgroupLayout, r: Resources) -> list[_Line]:
         quota = max(1000, round(r.cpus * CPU_PERIOD_US))
         file = "cpu.max" if hierarchy.version == 2 else "cpu.cfs_quota_us"
         if not hierarchy.has(file):
-            raise Unenforceable("cpus", "its kernel has no CPU quota (CONFIG_CFS_BANDWIDTH)", "ask for cpu_shares instead")
+            raise Unenforceable(
+                "cpus", "its kernel has no CPU quota (CONFIG_CFS_BANDWIDTH)", "ask for cpu_shares instead"
+            )
         if hierarchy.version == 2:
             lines.append(_line(hierarchy, file, f"{quota} {CPU_PERIOD_US}", f"max {CPU_PERIOD_US}", "cpus"))
         else:
@@ -251,4 +260,4 @@ def _io_weight(layout: CgroupLayout, weight: int) -> _Line:
 
 def changed(old: Resources, new: Resources) -> tuple[str, ...]:
     """Names of the fields in which two differ, for error messages and events."""
-    return tuple(f.name for f in fields(Resources) if getattr(old, f.name) != getattr(new, f.name))
+    return tuple(name for name in Resources.__struct_fields__ if getattr(old, name) != getattr(new, name))

@@ -1,9 +1,10 @@
 """Device rules -> what enforces them: writes to a v1 devices cgroup, or an eBPF program for v2. Pure.
 
-Meaning of a rule list, for both: nothing is allowed at first; of the rules that match a device, the last one that speaks of
-an access (read, write, mknod) decides on that access; all accesses asked for at once must be allowed. Sources:
-Documentation/admin-guide/cgroup-v1/devices.rst, security/device_cgroup.c, linux/bpf.h (struct bpf_cgroup_dev_ctx),
-Documentation/bpf/standardization/instruction-set.rst, OCI runtime spec config-linux.md "Allowed Device list".
+Meaning of a rule list, for both: nothing is allowed at first; of the rules that match a device, the last one that
+speaks of an access (read, write, mknod) decides on that access; all accesses asked for at once must be allowed.
+Sources: Documentation/admin-guide/cgroup-v1/devices.rst, security/device_cgroup.c, linux/bpf.h (struct
+bpf_cgroup_dev_ctx), Documentation/bpf/standardization/instruction-set.rst, OCI runtime spec config-linux.md "Allowed
+Device list".
 """
 
 from __future__ import annotations
@@ -112,7 +113,7 @@ _R_RET, _R_CTX, _R_TYPE, _R_LEFT, _R_MAJOR, _R_MINOR = range(6)
 
 
 def program(rules: Iterable[DeviceRule]) -> bytes:
-    """An eBPF program of type BPF_PROG_TYPE_CGROUP_DEVICE, 8 bytes an instruction, that returns 1 to allow and 0 to deny.
+    """An eBPF program of type BPF_PROG_TYPE_CGROUP_DEVICE, 8 bytes an instruction; it returns 1 to allow, 0 to deny.
 
     It walks the rules from the last to the first and strikes out the accesses already decided. Raises ValueError above
     MAX_RULES rules.
@@ -140,7 +141,11 @@ def program(rules: Iterable[DeviceRule]) -> bytes:
 def _rule(rule: DeviceRule) -> list[bytes]:
     mask = sum(_ACCESS[a] for a in rule.access)
     if rule.allow:
-        body = [_op(_ALU32 | _AND | _K, _R_LEFT, imm=~mask), _op(_JMP32 | _JNE | _K, _R_LEFT, imm=0, offset=2), *_return(1)]
+        body = [
+            _op(_ALU32 | _AND | _K, _R_LEFT, imm=~mask),
+            _op(_JMP32 | _JNE | _K, _R_LEFT, imm=0, offset=2),
+            *_return(1),
+        ]
     else:
         body = [_op(_JMP32 | _JSET | _K, _R_LEFT, imm=mask, offset=1), _op(_JA, offset=2), *_return(0)]
     if rule.type == "a" and mask == 7:
@@ -148,7 +153,8 @@ def _rule(rule: DeviceRule) -> list[bytes]:
     tests = [] if rule.type == "a" else [(_R_TYPE, _TYPE[rule.type])]
     tests += [(reg, number) for reg, number in ((_R_MAJOR, rule.major), (_R_MINOR, rule.minor)) if number is not None]
     head = [
-        _op(_JMP32 | _JNE | _K, reg, imm=number, offset=len(tests) - 1 - at + len(body)) for at, (reg, number) in enumerate(tests)
+        _op(_JMP32 | _JNE | _K, reg, imm=number, offset=len(tests) - 1 - at + len(body))
+        for at, (reg, number) in enumerate(tests)
     ]
     return head + body
 
