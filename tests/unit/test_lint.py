@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 STRICT = ("model", "plan", "engine")
-CHECKED = ["src", "tests", "setup.py"]
+CHECKED = ["src", "tests", "setup.py", "bin/joey"]
 
 
 def run(*command: str) -> None:
