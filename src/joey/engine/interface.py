@@ -45,7 +45,7 @@ class Attachment(Protocol):
         """
 
     async def close_stdin(self) -> None:
-        """End of file on standard input once all written data is read. With a terminal, and when done again: nothing."""
+        """End of file on standard input once all written data is read. With a terminal, or done again: nothing."""
 
     async def resize(self, rows: int, cols: int) -> None:
         """Set the terminal's size; nothing without a terminal or when the process has ended."""
