@@ -20,7 +20,17 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 
-COMMON = ("-std=gnu11", "-O2", "-g", "-pipe", "-Wall", "-Wextra", "-fno-strict-aliasing", "-fno-common")
+COMMON = (
+    "-std=gnu11",
+    "-O2",
+    "-g",
+    "-pipe",
+    "-Wall",
+    "-Wextra",
+    "-Wno-trigraphs",
+    "-fno-strict-aliasing",
+    "-fno-common",
+)
 HARDEN = ("-fstack-protector-strong", "-D_FORTIFY_SOURCE=2", "-Wformat", "-Werror=format-security")
 SANITIZE = ("-O1", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer")
 LINK = ("-Wl,-z,relro,-z,now", "-Wl,-z,noexecstack")
