@@ -70,19 +70,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @cache
-def is_privileged() -> bool:
-    """Whether a mount namespace can be made here: tried, because uid 0 alone says little."""
-    if shutil.which("unshare") is None:
-        return False
-    tried = subprocess.run(["unshare", "--mount", "true"], capture_output=True, check=False)
-    return tried.returncode == 0 and os.geteuid() == 0
+def why_unprivileged() -> str:
+    """Why no mount namespace can be made here, '' if one can: tried, because uid 0 alone says little."""
+    if os.geteuid() != 0:
+        return "not root: sudo ./dev test"
+    tried = subprocess.run(["unshare", "--mount", "true"], capture_output=True, text=True, check=False)
+    return tried.stderr.strip() if tried.returncode else ""
 
 
 @pytest.fixture
 def privileged() -> None:
     """Skip unless this machine lets us make namespaces and mounts."""
-    if not is_privileged():
-        pytest.skip("needs root with CAP_SYS_ADMIN: sudo ./dev test")
+    if why := why_unprivileged():
+        pytest.skip(f"cannot make namespaces and mounts: {why}")
 
 
 @pytest.fixture
@@ -149,7 +149,7 @@ def _leak_scope(node: pytest.Item | pytest.Collector) -> str:
 
 @pytest.fixture(autouse=True, scope="module")
 def _no_leaks_in_module(request: pytest.FixtureRequest) -> Iterator[None]:
-    if kind_of(request.path) in PRIVILEGED and _leak_scope(request.node) == "module" and is_privileged():
+    if kind_of(request.path) in PRIVILEGED and _leak_scope(request.node) == "module" and not why_unprivileged():
         with _watch(request.getfixturevalue("homes")):
             yield
     else:
