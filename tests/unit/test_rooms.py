@@ -11,8 +11,8 @@ ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "src" / "joey"
 
 ROOMS = {
-    "api", "bench", "cli", "client", "engine", "functions", "groups", "host", "images", "model", "native", "oci", "plan",
-    "testing",
+    "api", "bench", "cli", "client", "engine", "functions", "groups", "host", "images", "model", "native", "oci",
+    "plan", "testing",
 }  # fmt: skip
 # Facts arrive as values: the pure rooms reach neither the machine nor a clock nor chance.
 IMPURE = {
