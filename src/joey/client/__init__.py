@@ -1,0 +1,1 @@
+"""The client side: transport for the command line now, the SDK later."""
