@@ -2,7 +2,7 @@
 caught.
 
     JoeyError                        500  125
-    ├── Invalid                      400  125   the request itself is wrong
+    ├── Invalid (ValueError)         400  125   the request itself is wrong
     │   └── ImageError               404  125   the image cannot be found or used
     ├── NotFound                     404  125   no such sandbox
     ├── Conflict                     409  125   its state, or a name that is taken, forbids it
@@ -12,12 +12,18 @@ caught.
     │   └── ProgramNotFound          422  127   no such program inside
     ├── Busy                         503  125   a queue is full: come back later
     └── Broken                       500  125   the engine or the launcher failed
+        ├── HostFailed               500  125   the kernel refused a step of the engine's own work
+        │   └── Exhausted            507  125   because a disk, memory or a table of the host is full
+        └── NotPermitted             403  125   this process lacks the privilege for it
 
 Columns: HTTP status, exit code of `joey run` (Docker's). The message says what is wrong, `where` names the field of
-the request or the step that failed, `remedy` says what to do.
+the request or the step that failed, `remedy` says what to do. `from_os` turns an OSError of a step into the right one
+of the last three. Imports next to nothing: the command line pays for it at every start.
 """
 
 from __future__ import annotations
+
+import errno as _errno
 
 
 class JoeyError(Exception):
@@ -35,7 +41,7 @@ class JoeyError(Exception):
         self.remedy = remedy
 
 
-class Invalid(JoeyError):
+class Invalid(JoeyError, ValueError):
     """The request is wrong in itself: an unknown field, a value out of range, two things that exclude each other."""
 
     status = 400
@@ -120,3 +126,53 @@ class Broken(JoeyError):
 
     code = "broken"
     title = "Engine failure"
+
+
+class HostFailed(Broken):
+    """The kernel refused a step of the engine's own work. `errno`: its error number, 0 for none."""
+
+    code = "host-failed"
+    title = "A step on the host failed"
+
+    def __init__(self, where: str, message: str, remedy: str = "", *, errno: int = 0) -> None:
+        super().__init__(where, message, remedy)
+        self.errno = errno
+
+
+class Exhausted(HostFailed):
+    """A disk, the memory or a table of the host is full."""
+
+    status = 507
+    code = "exhausted"
+    title = "The host has run out of something"
+
+
+class NotPermitted(Broken):
+    """The engine lacks the privilege for a step."""
+
+    status = 403
+    code = "not-permitted"
+    title = "Not permitted"
+
+
+_FULL = {
+    _errno.ENOSPC: "free space, or raise the limit that applies (df, df -i; fs.mount-max, user.max_*_namespaces)",
+    _errno.EDQUOT: "free space, or raise the quota",
+    _errno.EMFILE: "raise the limit of open files of the engine (ulimit -n)",
+    _errno.ENFILE: "raise fs.file-max",
+    _errno.EAGAIN: "raise the limit of processes (ulimit -u, kernel.pid_max, kernel.threads-max)",
+    _errno.ENOMEM: "free memory, or run fewer sandboxes",
+}
+
+
+def from_os(where: str, error: OSError) -> HostFailed | NotPermitted:
+    """What to report when the step `where` of the engine's own work failed with `error`."""
+    number = error.errno or 0
+    message = str(error.strerror or error)
+    if error.filename:
+        message = f"{error.filename}: {message}"
+    if number in (_errno.EPERM, _errno.EACCES):
+        return NotPermitted(where, message, "run the engine as root; `joey doctor` says what it lacks")
+    if number in _FULL:
+        return Exhausted(where, message, _FULL[number], errno=number)
+    return HostFailed(where, message, errno=number)

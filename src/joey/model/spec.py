@@ -1,31 +1,29 @@
 """What a sandbox is: the request, as frozen values that hold no I/O and no host state.
 
-A `SandboxSpec` says what the user wants; what this machine can do stands in `joey.model.facts`, and `joey.plan.compile` joins
-the two. Field names follow the OCI runtime specification (config.md) where it has the thing, Docker's CLI otherwise.
-Decode untrusted JSON with `joey.model.codec.decode(SandboxSpec, data)`: it refuses unknown fields and names the bad one.
+A `SandboxSpec` says what the user wants; what this machine can do stands in `joey.model.facts`, and `joey.plan.compile`
+joins the two. Field names follow the OCI runtime specification (config.md) where it has the thing, Docker's CLI
+otherwise. Decode untrusted JSON with `joey.model.codec.decode(SandboxSpec, data)`: it refuses unknown fields and names
+the bad one.
 """
 
 from __future__ import annotations
 
 from typing import Literal
 
-import msgspec
+from msgspec import field
 
 from joey.model.capabilities import DEFAULT_CAPABILITIES
 from joey.model.resources import Resources
 from joey.model.seccomp import SeccompPolicy
+from joey.model.value import Value
 
 
-class Value(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Base of every value of the model: immutable, compared by content, strict when decoded."""
-
-
-class Mount(Value):
+class Mount(Value, frozen=True, kw_only=True):
     """One bind mount of a host path (mount(8), `docker run -v`).
 
     `source` is an absolute path of the host, opened once by the engine; `target` an absolute path inside the sandbox.
-    `idmap` shows the host's uid 0..65535 as the sandbox's own 0..65535; without it files keep their host owners, which the
-    sandbox sees as nobody.
+    `idmap` shows the host's uid 0..65535 as the sandbox's own 0..65535; without it files keep their host owners, which
+    the sandbox sees as nobody.
     """
 
     source: str
@@ -37,8 +35,10 @@ class Mount(Value):
     noexec: bool = False
 
 
-class Tmpfs(Value):
-    """An empty directory in memory, charged to the sandbox. `size` (bytes) makes it a file system of its own, with that limit."""
+class Tmpfs(Value, frozen=True, kw_only=True):
+    """An empty directory in memory, charged to the sandbox. `size` (bytes) makes it a file system of its own, with that
+    limit.
+    """
 
     target: str
     size: int | None = None
@@ -46,7 +46,7 @@ class Tmpfs(Value):
     noexec: bool = False
 
 
-class Device(Value):
+class Device(Value, frozen=True, kw_only=True):
     """A device node of the host shown inside (`docker run --device`). `access` is any of r, w, m."""
 
     path: str
@@ -54,7 +54,7 @@ class Device(Value):
     access: str = "rw"
 
 
-class Rlimit(Value):
+class Rlimit(Value, frozen=True, kw_only=True):
     """A resource limit by its name without RLIMIT_ (getrlimit(2)), e.g. NOFILE. None is infinity."""
 
     name: str
@@ -62,7 +62,7 @@ class Rlimit(Value):
     hard: int | None
 
 
-class Process(Value):
+class Process(Value, frozen=True, kw_only=True):
     """One process: the main one of a sandbox, or one run inside later (exec).
 
     argv      (n,) program and arguments; a name without "/" is looked up in PATH inside the sandbox
@@ -74,7 +74,7 @@ class Process(Value):
     """
 
     argv: tuple[str, ...] = ()
-    env: dict[str, str] = {}
+    env: dict[str, str] = field(default_factory=dict)
     cwd: str = ""
     user: str = ""
     groups: tuple[int, ...] = ()
@@ -92,13 +92,14 @@ NetworkMode = Literal["none", "host"]
 RestartPolicy = Literal["no"]
 
 
-class SandboxSpec(Value):
+class SandboxSpec(Value, frozen=True, kw_only=True):
     """One isolated environment and its main process.
 
-    Exactly one of `image` and `rootfs` is given. `init` runs joey-init as PID 1 in front of the main process; with an empty
-    argv joey-init runs alone and processes come by exec. `storage` says where the writable layer lives: "memory" (a directory
-    on a shared tmpfs, charged to the sandbox and so bounded by its memory limit) or "disk". `devpts` mounts a pseudo-terminal
-    file system of its own; it is there anyway with `process.tty`, and added when a terminal is first asked for by exec.
+    Exactly one of `image` and `rootfs` is given. `init` runs joey-init as PID 1 in front of the main process; with an
+    empty argv joey-init runs alone and processes come by exec. `storage` says where the writable layer lives: "memory"
+    (a directory on a shared tmpfs, charged to the sandbox and so bounded by its memory limit) or "disk". `devpts`
+    mounts a pseudo-terminal file system of its own; it is there anyway with `process.tty`, and added when a terminal is
+    first asked for by exec.
     """
 
     image: str = ""
@@ -109,7 +110,7 @@ class SandboxSpec(Value):
     mounts: tuple[Mount, ...] = ()
     tmpfs: tuple[Tmpfs, ...] = ()
     devices: tuple[Device, ...] = ()
-    sysctls: dict[str, str] = {}
+    sysctls: dict[str, str] = field(default_factory=dict)
     seccomp: SeccompPolicy | Literal["default", "unconfined"] = "default"
     read_only: bool = False
     resources: Resources = Resources.default()
@@ -123,5 +124,5 @@ class SandboxSpec(Value):
     oom_score_adj: int = 0
     stop_signal: str = "SIGTERM"
     stop_timeout: float = 10.0
-    labels: dict[str, str] = {}
+    labels: dict[str, str] = field(default_factory=dict)
     remove: bool = False
