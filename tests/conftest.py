@@ -5,6 +5,7 @@ looked after by the leak fixture; a test elsewhere asks for it by naming the fix
 """
 
 import contextlib
+import dataclasses
 import os
 import shutil
 import subprocess
@@ -105,11 +106,16 @@ def homes() -> Iterator[Path]:
         shutil.rmtree(root, ignore_errors=True)
 
 
+# Names of the instances that tests of this run were given, for the leak fixture.
+_instances: list[str] = []
+
+
 @pytest.fixture
 def joey_home(homes: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """An empty JOEY_HOME of this test's own. The test empties it again (`joey system reset`); what stays is a leak."""
     home = Path(tempfile.mkdtemp(prefix="h", dir=homes))
     monkeypatch.setenv("JOEY_HOME", str(home))
+    _instances.append(leaks.instance_name(home))
     yield home
     with contextlib.suppress(OSError):
         home.rmdir()
@@ -122,6 +128,7 @@ def _watch(homes: Path) -> Iterator[None]:
     dead = leaks.zombies()
     before = leaks.snapshot(scope)
     yield
+    scope = dataclasses.replace(scope, instances=tuple(_instances))
     left = leaks.wait_clean(before, scope)
     leaks.reap_orphans(dead)
     # Beside another test run only what is certainly ours can count. CI has the machine for itself.

@@ -143,6 +143,16 @@ def test_a_mount_below_our_folder_is_certainly_ours(tmp_path):
     assert [leak.certain for leak in compare(EMPTY, now, Scope(root=tmp_path))] == [False, True]
 
 
+def test_a_cgroup_of_our_instance_is_certainly_ours():
+    scope = Scope(instances=(leaks.instance_name(Path("/tmp/h1")),))
+    names = [leaks.instance_name(Path(home)) for home in ("/tmp/h1", "/tmp/h2")]
+    now = {**EMPTY, "cgroup": {(f"/cg/{name}",): f"/cg/{name}" for name in names}}
+    assert {leak.text: leak.certain for leak in compare(EMPTY, now, scope)} == {
+        f"/cg/{names[0]}": True,
+        f"/cg/{names[1]}": False,
+    }
+
+
 def test_a_process_that_moved_is_the_same(tmp_path):
     before = {**EMPTY, "process": {("9", "100", "below"): "pid 9 cat"}}
     assert compare(before, {**EMPTY, "process": {("9", "100", "cgroup"): "pid 9 cat"}}, Scope()) == []

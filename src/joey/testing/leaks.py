@@ -13,6 +13,7 @@ Sources: proc(5) for /proc/PID/stat, /proc/PID/cgroup and mountinfo; loop(4); nf
 import contextlib
 import ctypes
 import gc
+import hashlib
 import os
 import shutil
 import socket
@@ -38,16 +39,18 @@ class Scope:
     """Whose traces to look for.
 
     `root`: the folder under which the code keeps its JOEY_HOMEs; `prefix`: what names of its cgroups, namespaces and
-    tables begin with; `pid`: the process whose descendants and descriptors are looked at.
+    tables begin with; `pid`: the process whose descendants and descriptors are looked at; `instances`: names of the
+    instances that were used (`instance_name`), which tell them from those of others on the same machine.
     """
 
     root: Path | None = None
     prefix: str = "joey"
     pid: int = field(default_factory=os.getpid)
+    instances: tuple[str, ...] = ()
 
     def names(self, text: str) -> bool:
-        """Whether `text` names the folder of this scope, so that the thing is certainly ours."""
-        return self.root is not None and str(self.root) in text
+        """Whether `text` names the folder or an instance of this scope, so that the thing is certainly ours."""
+        return (self.root is not None and str(self.root) in text) or any(name in text for name in self.instances)
 
 
 @dataclass(frozen=True)
@@ -78,6 +81,11 @@ def report(leaks: list[Leak], seconds: float, limit: int = 40) -> str:
     if len(leaks) > limit:
         lines.append(f"  … and {len(leaks) - limit} more")
     return "\n".join(lines)
+
+
+def instance_name(home: Path) -> str:
+    """What the cgroups and the nft table of the instance in JOEY_HOME `home` are called (joey.host.instance)."""
+    return "joey-" + hashlib.sha256(str(home).encode()).hexdigest()[:8]
 
 
 # ---- processes
@@ -136,7 +144,7 @@ def processes(scope: Scope) -> dict[Key, str]:
 
     Zombies that wait for the scope's process itself are not counted: see `reap_orphans`.
     """
-    found = {}
+    found: dict[Key, str] = {}
     table = _processes()
     for process in table.values():
         below = _is_below(process, scope.pid, table)
@@ -190,7 +198,7 @@ def _unescape(text: str) -> str:
 
 def parse_mountinfo(text: str) -> dict[Key, str]:
     """(id, mount point, fs type) -> one line, from the text of /proc/PID/mountinfo."""
-    found = {}
+    found: dict[Key, str] = {}
     for line in text.splitlines():
         left, _, right = line.partition(" - ")
         fields, (fstype, source, *_) = left.split(" "), right.split(" ")
@@ -220,7 +228,7 @@ def _folders_below(top: str) -> Iterator[str]:
 def cgroups(scope: Scope) -> dict[Key, str]:
     """Cgroups, in every mounted hierarchy, that have a folder named after the prefix in their path."""
     tops = {key[1] for key in mounts(scope) if key[2] in ("cgroup", "cgroup2")}
-    found = {}
+    found: dict[Key, str] = {}
     for top in sorted(tops):
         for path in _folders_below(top):
             if cgroup_component(path[len(top) :], scope.prefix):
@@ -230,7 +238,7 @@ def cgroups(scope: Scope) -> dict[Key, str]:
 
 def loops(scope: Scope) -> dict[Key, str]:
     """Loop devices that have a file behind them."""
-    found = {}
+    found: dict[Key, str] = {}
     for path in Path("/sys/block").glob("loop*/loop/backing_file"):
         file = _read(str(path)).strip()
         if file:
@@ -269,7 +277,7 @@ def nft_tables(scope: Scope) -> dict[Key, str]:
 def descriptors(scope: Scope) -> dict[Key, str]:
     """Open descriptors of the scope's process."""
     folder = f"/proc/{scope.pid}/fd"
-    found = {}
+    found: dict[Key, str] = {}
     with contextlib.suppress(OSError):
         for name in os.listdir(folder):
             # The descriptor of this listing is gone by now, and so skipped.
@@ -401,6 +409,7 @@ __all__ = [
     "Scope",
     "adopt_orphans",
     "compare",
+    "instance_name",
     "no_leaks",
     "reap_orphans",
     "report",
