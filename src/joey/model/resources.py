@@ -131,7 +131,7 @@ class Resources(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
 def parse_cpus(text: str, field: str = "cpus") -> float:
     """`"0.5"` or `"2"` as a float. Raises ValueError naming `field` (also for nan, inf, signs and exponents)."""
-    if re.fullmatch(r"\d+(\.\d+)?|\.\d+", text.strip()) is None:
+    if re.fullmatch(r"\d+(\.\d+)?|\.\d+", text.strip(), re.ASCII) is None:
         raise ValueError(f"{field}: {text!r} is not a number of CPUs such as 0.5 or 2")
     return float(text)
 

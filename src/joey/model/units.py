@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 
 _EXPONENT = {"": 0, "b": 0, "k": 1, "m": 2, "g": 3, "t": 4, "p": 5}
-_SIZE = re.compile(r"(\d+(?:\.\d+)?|\.\d+)\s*([bkmgtp]?)(?:i?b)?", re.IGNORECASE)
+_SIZE = re.compile(r"(\d+(?:\.\d+)?|\.\d+)\s*([bkmgtp]?)(?:i?b)?", re.IGNORECASE | re.ASCII)
 _MAX = 1 << 63
 
 KIB = 1 << 10
@@ -42,14 +42,14 @@ def parse_size(text: str | int, field: str = "size") -> int:
 
 
 def format_size(size: int) -> str:
-    """A size in bytes for people: `512MiB`, `1.5GiB`, `17B`; at most three significant digits after rounding down."""
-    value = float(size)
-    suffixes = ["B", "KiB", "MiB", "GiB", "TiB", "PiB"]
-    while abs(value) >= 1024 and len(suffixes) > 1:
-        value /= 1024
-        del suffixes[0]
-    shown = f"{value:.0f}" if value == int(value) or abs(value) >= 100 else f"{value:.3g}"
-    return shown + suffixes[0]
+    """A size in bytes for people, rounded down to three significant digits: `512MiB`, `1.5GiB`, `17B`."""
+    exponent = min(5, max(0, size.bit_length() - 1) // 10)
+    hundredths = size * 100 >> 10 * exponent
+    digits = 0 if hundredths >= 10_000 else 1 if hundredths >= 1_000 else 2
+    shown = f"{hundredths // 10 ** (2 - digits) / 10**digits:.{digits}f}"
+    if digits:
+        shown = shown.rstrip("0").rstrip(".")
+    return shown + ("B", "KiB", "MiB", "GiB", "TiB", "PiB")[exponent]
 
 
 def parse_cpu_list(text: str, field: str = "cpuset") -> frozenset[int]:
@@ -59,7 +59,7 @@ def parse_cpu_list(text: str, field: str = "cpuset") -> frozenset[int]:
     """
     numbers: set[int] = set()
     for part in text.strip().split(","):
-        match = re.fullmatch(r"\s*(\d{1,5})(?:-(\d{1,5}))?\s*", part)
+        match = re.fullmatch(r"\s*(\d{1,5})(?:-(\d{1,5}))?\s*", part, re.ASCII)
         if match is None:
             raise ValueError(f"{field}: {text!r} is not a list of numbers such as 0-2,7")
         first, last = int(match[1]), int(match[2] or match[1])

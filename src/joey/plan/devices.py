@@ -28,7 +28,7 @@ def list_writes(rules: Iterable[DeviceRule]) -> tuple[tuple[str, str], ...]:
     return (first, "a"), *((second, f"{_show(node)} {access}") for node, access in exceptions)
 
 
-_Node = tuple[str, int | None, int | None]
+_Node = tuple[str, int | None, int | None]  # type, major, minor
 
 
 def _exceptions(rules: Iterable[DeviceRule]) -> tuple[bool, list[tuple[_Node, str]]]:
@@ -47,10 +47,12 @@ def _exceptions(rules: Iterable[DeviceRule]) -> tuple[bool, list[tuple[_Node, st
 
 def _add(found: dict[_Node, str], node: _Node, access: str) -> None:
     """The kernel wants one exception that covers a whole access, so what overlaps shares what it grants."""
-    found[node] = _union(found.get(node, ""), access, *(a for wider, a in found.items() if _within(node, wider)))
-    for other in found:
-        if _within(other, node):
-            found[other] = _union(found[other], access)
+    for other, also in [*found.items(), (node, access)]:
+        if _overlap(node, other):
+            major, minor = (n if o is None else o for n, o in zip(node[1:], other[1:], strict=True))
+            both = (node[0], major, minor)
+            wider = (a for n, a in found.items() if _within(both, n))
+            found[both] = _union(access, also, *wider)
 
 
 def _take_back(found: dict[_Node, str], node: _Node, rule: DeviceRule) -> None:
