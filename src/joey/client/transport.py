@@ -3,8 +3,8 @@
 One `Connection` carries requests one after another (keep-alive); `Connection.upgrade` turns it into a stream of frames
 (joey.model.frames). `socket`, `http.client` and `json` are left alone on purpose: see joey.client.jsontext.
 
-The engine's problems (RFC 9457) are raised as `Problem`; a connection that cannot be made or that breaks, as `Unreachable`
-or `Lost`.
+The engine's problems (RFC 9457) are raised as `Problem`; a connection that cannot be made or that breaks, as
+`Unreachable` or `Lost`.
 """
 
 import os

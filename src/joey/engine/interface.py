@@ -4,7 +4,8 @@ it, and the same tests (tests/unit/test_api*.py, tests/e2e) run against both.
 Rules of the whole interface
 - `ref` is an id, a unique prefix of one (at least 2 characters) or a name. Errors are those of `joey.model.errors`,
   nothing else.
-- Any call may be cancelled (its client went away): what it was doing is then finished or undone, never left half-way.
+- The API cancels what only waits or reads (wait, logs, read, write, stats, list) when its client goes away; what
+  changes a sandbox it lets finish.
 - Nothing here buffers without bound: output is pulled, one piece of at most 64 KiB at a time.
 """
 
@@ -15,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 from joey.model.spec import Process, SandboxSpec
-from joey.model.views import Detail, Exit, LogEntry, Node, ResetReport, Sandbox, State, Stats
+from joey.model.views import Detail, DiskUsage, Exit, LogEntry, Node, ResetReport, Sandbox, State, Stats
 
 STDOUT: Literal[1] = 1
 STDERR: Literal[2] = 2
@@ -179,6 +180,9 @@ class Engine(Protocol):
 
     async def node(self) -> Node:
         """This machine, its abilities, and how many sandboxes there are."""
+
+    async def disk_usage(self) -> Sequence[DiskUsage]:
+        """What takes room, a row a kind."""
 
     async def reset(self) -> ResetReport:
         """Remove everything this instance ever made. Works on an engine that was never opened, or could not be."""

@@ -104,6 +104,15 @@ class Node(View, frozen=True):
     checks: tuple[Check, ...] = ()
 
 
+class DiskUsage(View, frozen=True):
+    """What one kind of thing (layers, logs, images, state) takes: `count` of them, `bytes` on disk, `memory` in memory."""
+
+    kind: str
+    count: int
+    bytes: int = 0
+    memory: int = 0
+
+
 class ResetReport(View, frozen=True):
     """What a reset removed, kind -> number (sandboxes, processes, cgroups, mounts, links, files)."""
 

@@ -1,0 +1,90 @@
+"""The HTTP API over an engine, as an aiohttp application, and the server that listens on a unix socket."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+from joey.api import node, problem, sandboxes
+from joey.api.light import web
+from joey.engine.interface import Engine
+
+MAX_BODY = 4 << 20
+"""Bytes of a request's body: a plan holds no more (PLAN_MAX_BYTES)."""
+_SUN_PATH = 107
+
+
+class Activity:
+    """Whether anybody asked for anything: what --idle-exit looks at."""
+
+    def __init__(self) -> None:
+        self.open = 0
+        self.last = time.monotonic()
+
+    @property
+    def idle_seconds(self) -> float:
+        """Seconds since the last request ended; 0 while there is one."""
+        return 0.0 if self.open else time.monotonic() - self.last
+
+
+def make_app(engine: Engine) -> web.Application:
+    """The application: errors are problem documents, bodies are bounded. `app["ended"]` is set to make it end."""
+    activity = Activity()
+
+    @web.middleware
+    async def count(request: web.Request, handler: problem.Handler) -> web.StreamResponse:
+        activity.open += 1
+        try:
+            return await handler(request)
+        finally:
+            activity.open -= 1
+            activity.last = time.monotonic()
+
+    app = web.Application(middlewares=[count, problem.middleware], client_max_size=MAX_BODY)
+    app["engine"] = engine
+    app["ended"] = asyncio.Event()
+    app["stop_launcher"] = False
+    app["activity"] = activity
+    sandboxes.add_routes(app)
+    node.add_routes(app)
+    return app
+
+
+def listen(path: Path, backlog: int = 4096) -> socket.socket:
+    """A listening unix socket at `path`, for its owner only. Replaces a socket nobody listens on. Raises OSError."""
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    folder = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        # A path may be longer than sun_path; its folder's descriptor is not.
+        address = str(path) if len(os.fsencode(path)) <= _SUN_PATH else f"/proc/self/fd/{folder}/{path.name}"
+        path.unlink(missing_ok=True)
+        before = os.umask(0o177)  # the mode is right from the first moment
+        try:
+            sock.bind(address)
+        finally:
+            os.umask(before)
+        sock.listen(backlog)
+        return sock
+    except BaseException:
+        sock.close()
+        raise
+    finally:
+        os.close(folder)
+
+
+@contextlib.asynccontextmanager
+async def running(app: web.Application, sock: socket.socket) -> AsyncIterator[None]:
+    """Serve `app` on a listening socket inside the block. A handler whose client leaves is cancelled."""
+    runner = web.AppRunner(app, access_log=None, handle_signals=False, handler_cancellation=True, shutdown_timeout=1.0)
+    await runner.setup()
+    try:
+        await web.SockSite(runner, sock).start()
+        yield
+    finally:
+        await runner.cleanup()
+        sock.close()
