@@ -1,8 +1,8 @@
 """Conditions on system call arguments as a decision over 32-bit words, which is all that cBPF can load.
 
-An argument is two words of struct seccomp_data, the lower first (little endian). Every way through remembers which word the
-accumulator holds, so that nothing is loaded twice. Alternatives that compare one argument with constants become one set of
-numbers and a tree over it: forty rules "argument 0 is this family" are a handful of comparisons.
+An argument is two words of struct seccomp_data, the lower first (little endian). Every way through remembers which
+word the accumulator holds, so that nothing is loaded twice. Alternatives that compare one argument with constants
+become one set of numbers and a tree over it: forty rules "argument 0 is this family" are a handful of comparisons.
 """
 
 from __future__ import annotations
@@ -122,7 +122,9 @@ def _in_64(graph: Graph, index: int, values: Intervals, held: Held, yes: Exit, n
     """The upper word picks, for each of its values, all, nothing or a set of lower words."""
     high, low = _high(index), _low(index)
     starts: list[tuple[int, Node]] = []
-    edges = sorted({0, *(e >> 32 for first, last in values for e in (first, last)), *((last >> 32) + 1 for _, last in values)})
+    edges = sorted(
+        {0, *(e >> 32 for first, last in values for e in (first, last)), *((last >> 32) + 1 for _, last in values)}
+    )
     edges = sorted({e for edge in edges for e in (edge, edge + 1) if e <= U32})
     for edge in edges:
         inside = _pieces(_clip(values, edge << 32), U32)

@@ -1,8 +1,9 @@
 """Classic BPF for seccomp: a program as a graph of shared nodes, laid out into `struct sock_filter`s.
 
 Only what seccomp allows and the kernel's filter cache understands is used (kernel/seccomp.c, seccomp_check_filter and
-seccomp_is_const_allow): load a word of seccomp_data, AND, the four conditional jumps, return. Jumps go forward only, and the
-conditional ones reach 255 instructions; `layout` puts instructions so that most need no more, and bridges the others.
+seccomp_is_const_allow): load a word of seccomp_data, AND, the four conditional jumps, return. Jumps go forward only,
+and the conditional ones reach 255 instructions; `layout` puts instructions so that most need no more, and bridges the
+others.
 """
 
 from __future__ import annotations
@@ -99,7 +100,9 @@ def layout(root: Node) -> list[Instruction]:
         program.place(node)
         if len(program.backwards) > MAX_INSTRUCTIONS:
             count = f"more than {MAX_INSTRUCTIONS}"
-            raise FilterTooLong(f"seccomp: the policy compiles to {count} instructions, the kernel takes no longer filter")
+            raise FilterTooLong(
+                f"seccomp: the policy compiles to {count} instructions, the kernel takes no longer filter"
+            )
     return program.backwards[::-1]
 
 
@@ -117,7 +120,8 @@ class _Layout:
             self._bring_near(node.then, reach=0)
             self._write(Instruction(node.code, 0, 0, node.k))
         else:
-            # Bringing one target near may push the other out of reach; twice is enough, for what is brought is adjacent.
+            # Bringing one target near may push the other out of reach; twice is enough, for what is brought is
+            # adjacent.
             for target in (node.yes, node.no, node.yes):
                 self._bring_near(target, _REACH)
             self._write(Instruction(node.code, self._distance(node.yes), self._distance(node.no), node.k))

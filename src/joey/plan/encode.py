@@ -1,0 +1,66 @@
+"""Plans to bytes, as native/plan.h lays them out: header, operations of 48 bytes, blob."""
+
+from __future__ import annotations
+
+import struct
+
+from joey.plan.ops import NO_REG, Plan, Reg
+
+MAGIC = 0x4E4C504A
+VERSION = 1
+_HEADER = struct.Struct("<4I")
+_OP = struct.Struct("<H4BH4I3Q")
+_COUNT = struct.Struct("<I")
+_U64 = (1 << 64) - 1
+
+
+class _Blob:
+    """Strings and data behind each other; equal strings stand once. Offset 0 is the empty string."""
+
+    def __init__(self) -> None:
+        self.bytes = bytearray(b"\0")
+        self._seen: dict[str, int] = {"": 0}
+
+    def string(self, text: str) -> int:
+        offset = self._seen.get(text)
+        if offset is None:
+            offset = self._seen[text] = self._add(_c_string(text))
+        return offset
+
+    def strings(self, items: tuple[str, ...]) -> int:
+        return self._add(_COUNT.pack(len(items)) + b"".join(map(_c_string, items)))
+
+    def data(self, data: bytes) -> int:
+        return self._add(_COUNT.pack(len(data)) + data)
+
+    def numbers(self, items: tuple[int, ...]) -> int:
+        return self._add(struct.pack(f"<{1 + len(items)}I", len(items), *items))
+
+    def registers(self, items: tuple[Reg, ...]) -> int:
+        return self.data(bytes(items))
+
+    def _add(self, data: bytes) -> int:
+        offset = len(self.bytes)
+        self.bytes += data
+        return offset
+
+
+def _c_string(text: str) -> bytes:
+    data = text.encode("utf-8", "surrogateescape")
+    if b"\0" in data:
+        raise ValueError(f"NUL byte in {text!r}")
+    return data + b"\0"
+
+
+def encode(plan: Plan) -> bytes:
+    """The launcher's form of a plan. Raises ValueError for a string with a NUL byte."""
+    blob = _Blob()
+    packed = bytearray()
+    for op in plan.ops:
+        regs, offsets, numbers = op.pack(blob)
+        r = (*regs, *(NO_REG,) * (4 - len(regs)))
+        s = (*offsets, *(0,) * (4 - len(offsets)))
+        n = (*numbers, *(0,) * (3 - len(numbers)))
+        packed += _OP.pack(op.CODE, *r, 0, *s, n[0] & _U64, n[1] & _U64, n[2] & _U64)
+    blob.bytes += b"\0"
+    return _HEADER.pack(MAGIC, VERSION, len(plan.ops), len(blob.bytes)) + bytes(packed) + bytes(blob.bytes)

@@ -1,0 +1,296 @@
+"""The compiler: a request, its image, this host and a slot become the plan that starts the sandbox. Pure.
+
+Order: in the launcher everything that can fail cheaply and everything that needs its mounts (layers, pipes); then one
+clone3 out of the empty namespace; in the child cgroups first (so that what follows is charged to the sandbox),
+network, the new root, what is mounted in it, and only at the very end the user namespace, from which there is no way
+back.
+"""
+
+from __future__ import annotations
+
+import stat
+
+import msgspec
+
+from joey.model.errors import Invalid
+from joey.model.facts import HostFacts
+from joey.model.image import Identity, Image
+from joey.model.slot import Slot
+from joey.model.spec import Mount, SandboxSpec
+from joey.model.storage import BoxPlan
+from joey.plan import cgroup as cgroups
+from joey.plan import flags as f
+from joey.plan import layout as at
+from joey.plan import ops as op
+from joey.plan import process as run
+from joey.plan.ops import Reg
+from joey.plan.setup import make_cgroups, write_settings
+
+USERNS, NETNS = Reg(0), Reg(1)
+_FIRST_TREE = 2
+_CGROUP, _FS, _ROOT, _PROC, _DEV, _SHM, _SYS, _PTS, _EMPTY = (Reg(n) for n in range(144, 153))
+_TMPFS, _LAYERS, _BINDS = 32, 64, 112
+_MAX_TREES, _MAX_TMPFS, _MAX_LAYERS, _MAX_BINDS = 30, 32, 48, 32
+_UPPER, _WORK = Reg(153), Reg(154)
+_PATH_ONLY = f.O_PATH | f.O_CLOEXEC
+_HERE = f.CLONE_NEWNS | f.CLONE_NEWPID | f.CLONE_NEWUTS | f.CLONE_NEWIPC
+_SAFE = f.MOUNT_ATTR_NOSUID | f.MOUNT_ATTR_NODEV | f.MOUNT_ATTR_NOEXEC
+_PROPAGATION = {
+    "private": f.MS_PRIVATE, "rprivate": f.MS_PRIVATE, "slave": f.MS_SLAVE, "rslave": f.MS_SLAVE, "shared": f.MS_SHARED,
+    "rshared": f.MS_SHARED,
+}  # fmt: skip
+
+
+def launch(
+    spec: SandboxSpec,
+    image: Image,
+    identity: Identity,
+    facts: HostFacts,
+    slot: Slot,
+    box: BoxPlan,
+    files: frozenset[str] = frozenset(),
+) -> op.Plan:
+    """The plan that starts `spec`.
+
+    files: the mount sources that are not directories (the engine looked). Raises Invalid and Unenforceable naming the
+    field.
+    """
+    _check(spec, identity, image)
+    wanted = run.check_capabilities(spec.process)
+    hostname = spec.hostname or slot.name
+    process = (
+        spec.process if spec.process.cwd or not image.cwd else msgspec.structs.replace(spec.process, cwd=image.cwd)
+    )
+    env = run.environment(image.env, process, identity, hostname)
+    output = bool(spec.process.argv)
+    owned = run.owned_namespaces(wanted)
+    owned &= ~f.CLONE_NEWNET if spec.network != "none" else ~0
+    ops = [
+        *_launcher_side(spec, image, facts, slot, box),
+        *run.pipes(spec.process, output),
+        *_clone(facts, slot),
+        *_enter(spec, facts, slot, owned),
+        *_root(spec),
+        *_kernel_files(spec, facts, slot),
+        *_contents(spec, image, slot, files),
+        *_finish(spec, identity, slot, hostname, process.cwd, output, facts),
+        run.stdio(spec.process, output, (USERNS,)),
+        *([op.Ctty()] if spec.process.tty else []),
+        *run.become(process, identity, USERNS, facts, spec.seccomp, owned),
+        run.run(process, env, spec.init or not spec.process.argv),
+    ]
+    return op.Plan(tuple(ops), _sources(spec, box))
+
+
+def _check(spec: SandboxSpec, identity: Identity, image: Image) -> None:
+    run.check_identity(identity)
+    limits = (
+        ("mounts", len(spec.mounts) + len(spec.devices), _MAX_TREES), ("tmpfs", len(spec.tmpfs), _MAX_TMPFS),
+        ("image", len(image.layers), _MAX_LAYERS), ("image", len(image.binds), _MAX_BINDS),
+    )  # fmt: skip
+    for field, count, most in limits:
+        if count > most:
+            raise Invalid(field, f"{count} are more than the {most} a plan can hold")
+    for target in (*(m.target for m in spec.mounts), *(t.target for t in spec.tmpfs)):
+        if not target.startswith("/") or target == "/":
+            raise Invalid("mounts", f"target {target!r} must be an absolute path other than /")
+
+
+def _sources(spec: SandboxSpec, box: BoxPlan) -> tuple[op.Source, ...]:
+    trees = [op.Source("tree", m.source, m.recursive) for m in spec.mounts]
+    trees += [op.Source("tree", d.path) for d in spec.devices]
+    trees += [op.Source("tree", box.mount)] if box.mount else []
+    return (op.Source("userns"), op.Source("netns"), *trees)
+
+
+# --- in the launcher -------------------------------------------------------------------------------------------------
+
+
+def _launcher_side(spec: SandboxSpec, image: Image, facts: HostFacts, slot: Slot, box: BoxPlan) -> list[op.Op]:
+    extra = [h for h in cgroups.hierarchies(facts.cgroups, spec.resources) if h not in facts.cgroups.default]
+    ops = make_cgroups(tuple(extra), slot.name)
+    if spec.resources != slot.prepared:
+        ops += write_settings(cgroups.update(facts.cgroups, slot.prepared, spec.resources), slot.name)
+    ops += _overlay(spec, image, facts, slot, box)
+    for number, bind in enumerate(image.binds):
+        ops += [op.OpenTree(Reg(_BINDS + number), at.layer_path(bind.layer.id))]
+    ops += [op.OpenTree(_DEV, "/dev"), op.OpenTree(_SYS, "/sys", flags=f.OPEN_TREE_CLONE | f.AT_RECURSIVE)]
+    ops += [op.OpenTree(_SHM, f"{at.box_path('memory', slot.name)}/shm")] if spec.shm_size is None else []
+    return ops + _tmpfs_sources(spec, slot) + _mount_attributes(spec)
+
+
+def _overlay(spec: SandboxSpec, image: Image, facts: HostFacts, slot: Slot, box: BoxPlan) -> list[op.Op]:
+    """The root: the image's layers, mapped to the slot's ids, under the slot's own upper directory."""
+    regs = [Reg(_LAYERS + number) for number in range(len(image.layers))]
+    ops: list[op.Op] = []
+    for reg, layer in zip(regs, image.layers, strict=True):
+        ops += [op.OpenTree(reg, at.layer_path(layer.id)), op.MountSetattr(reg, idmap=USERNS)]
+    make, upper, work = _upper(spec, slot, box)
+    ops += [*make, op.Fsopen(_FS, "overlay")]
+    if facts.overlay_fd_layers:
+        ops += [op.Fsconfig(_FS, "lowerdir+", fd=reg) for reg in reversed(regs)]
+    else:
+        ops += [op.Fsconfig(_FS, "lowerdir", ":".join(f"/proc/self/fd/{op.fd(reg)}" for reg in reversed(regs)))]
+    ops += [op.Fsconfig(_FS, "upperdir", upper), op.Fsconfig(_FS, "workdir", work)]
+    # Without it every unmount would write back the whole disk; after a crash of the machine the layer is gone anyway.
+    ops += [op.Fsconfig(_FS, "volatile")] if spec.storage == "disk" else []
+    suid = f.MOUNT_ATTR_NOSUID if spec.process.no_new_privileges else 0
+    return [*ops, op.Fsconfig(_FS), op.Fsmount(_ROOT, _FS, f.MOUNT_ATTR_NODEV | suid)]
+
+
+def _upper(spec: SandboxSpec, slot: Slot, box: BoxPlan) -> tuple[list[op.Op], str, str]:
+    """Where the writable layer is, and what must be made first. The memory box without a limit is part of the slot."""
+    if box.mount:
+        tree = Reg(_FIRST_TREE + len(spec.mounts) + len(spec.devices))
+        make: list[op.Op] = [
+            op.Mkdir("upper", at=tree, exist_ok=True, owner=slot.base), op.Open(_UPPER, "upper", at=tree,
+            flags=_PATH_ONLY), op.Mkdir("work", at=tree, exist_ok=True), op.Open(_WORK, "work", at=tree,
+            flags=_PATH_ONLY),
+        ]  # fmt: skip
+        return make, f"/proc/self/fd/{op.fd(_UPPER)}", f"/proc/self/fd/{op.fd(_WORK)}"
+    path = at.box_path(box.storage, box.directory)
+    make = []
+    if box.storage != "memory":
+        make = [
+            op.Mkdir(f"{path}/upper", exist_ok=True, owner=slot.base), op.Mkdir(f"{path}/work", exist_ok=True),
+            op.Remove(f"{path}/work/work/incompat/volatile", 2, missing_ok=True),
+        ]  # fmt: skip
+    return make, f"{path}/upper", f"{path}/work"
+
+
+def _tmpfs_sources(spec: SandboxSpec, slot: Slot) -> list[op.Op]:
+    """A tmpfs without a size is a directory of the box: no superblock of its own (LIMITS, trap 2)."""
+    ops: list[op.Op] = []
+    for number, tmpfs in enumerate(spec.tmpfs):
+        if tmpfs.size is None:
+            path, reg = f"{at.box_path('memory', slot.name)}/t{number}", Reg(_TMPFS + number)
+            ops += [op.Mkdir(path, tmpfs.mode, owner=slot.base), op.OpenTree(reg, path)]
+            ops += [] if tmpfs.noexec else [op.MountSetattr(reg, clear=f.MOUNT_ATTR_NOEXEC)]
+    return ops
+
+
+def _mount_attributes(spec: SandboxSpec) -> list[op.Op]:
+    ops: list[op.Op] = []
+    for reg, mount in _trees(spec):
+        ro = f.MOUNT_ATTR_RDONLY if mount.read_only else 0
+        attributes = ro | f.MOUNT_ATTR_NODEV | f.MOUNT_ATTR_NOSUID | (f.MOUNT_ATTR_NOEXEC if mount.noexec else 0)
+        ops += [
+            op.MountSetattr(reg, set=attributes, propagation=_PROPAGATION[mount.propagation], recursive=mount.recursive)
+        ]
+        ops += [op.MountSetattr(reg, idmap=USERNS, recursive=mount.recursive)] if mount.idmap else []
+    return ops
+
+
+def _trees(spec: SandboxSpec) -> list[tuple[Reg, Mount]]:
+    return [(Reg(_FIRST_TREE + number), mount) for number, mount in enumerate(spec.mounts)]
+
+
+def _clone(facts: HostFacts, slot: Slot) -> list[op.Op]:
+    into = facts.cgroups.into
+    ops: list[op.Op] = []
+    if into is not None:
+        ops += [op.Open(_CGROUP, at.cgroup_path(into.name, slot.name), flags=_PATH_ONLY)]
+    ops += [op.Open(_EMPTY, at.EMPTY_DIRECTORY, flags=_PATH_ONLY)]
+    ops += [op.Setns(at.EMPTY_NAMESPACE, f.CLONE_NEWNS)]
+    flags = _HERE | f.CLONE_VM | f.CLONE_VFORK | f.CLONE_FILES
+    return [*ops, op.Clone(flags, _CGROUP if into is not None else op.NO_REG)]
+
+
+# --- in the child ----------------------------------------------------------------------------------------------------
+
+
+def join_cgroups(facts: HostFacts, spec: SandboxSpec, slot: str) -> list[op.Op]:
+    """v1 hierarchies are joined by writing; the v2 one was joined at birth."""
+    found = cgroups.hierarchies(facts.cgroups, spec.resources)
+    v1 = [h.name for h in found if h.version == 1]
+    return [op.Write(f"{slot}/cgroup.procs", "0", at=at.cgroup_register(facts.cgroups, name)) for name in v1]
+
+
+def _enter(spec: SandboxSpec, facts: HostFacts, slot: Slot, owned: int) -> list[op.Op]:
+    ops = [*join_cgroups(facts, spec, slot.name), op.Unshare(f.CLONE_NEWCGROUP)]
+    if spec.network == "none" and not owned & f.CLONE_NEWNET:
+        ops += [op.Setns(NETNS, f.CLONE_NEWNET)]
+    return ops
+
+
+def _root(spec: SandboxSpec) -> list[op.Op]:
+    """The new root covers the empty one and becomes / by chroot; LIMITS, trap 3 says why that cannot be climbed out
+    of.
+    """
+    ops: list[op.Op] = [op.MoveMount(_ROOT, "/"), op.Chdir(reg=_ROOT), op.Chroot(".")]
+    return ops + [op.Mkdir(name, exist_ok=True) for name in ("/proc", "/dev", "/sys")]
+
+
+def _kernel_files(spec: SandboxSpec, facts: HostFacts, slot: Slot) -> list[op.Op]:
+    strict = f.RESOLVE_NO_SYMLINKS
+    ops: list[op.Op] = [op.Fsopen(_FS, "proc"), op.Fsconfig(_FS), op.Fsmount(_PROC, _FS, _SAFE)]
+    ops += [op.MoveMount(_PROC, "/proc", resolve=strict), op.MoveMount(_DEV, "/dev", resolve=strict)]
+    ops += devpts(slot.base, _FS, _PTS) if spec.devpts or spec.process.tty else []
+    if spec.shm_size is not None:
+        options = (("size", str(spec.shm_size)), ("mode", "1777"), ("uid", str(slot.base)), ("gid", str(slot.base)))
+        ops += [op.Fsopen(_FS, "tmpfs"), *(op.Fsconfig(_FS, k, v) for k, v in options), op.Fsconfig(_FS)]
+        ops += [op.Fsmount(_SHM, _FS, _SAFE)]
+    ops += [op.MoveMount(_SHM, "/dev/shm", resolve=strict), op.MoveMount(_SYS, "/sys", resolve=strict)]
+    ops += [op.Write("/proc/sys/" + name.replace(".", "/"), value) for name, value in sorted(spec.sysctls.items())]
+    masked = facts.proc_masked if spec.masked_paths is None else spec.masked_paths
+    readonly = facts.proc_readonly if spec.readonly_paths is None else spec.readonly_paths
+    ops += [op.Mask(path, "/dev/null", _EMPTY) for path in masked]
+    return ops + [op.Readonly(path) for path in readonly]
+
+
+def devpts(base: int, fs: Reg, reg: Reg) -> list[op.Op]:
+    """Terminals of the sandbox's own; group 5 is tty on every distribution, as Docker has it."""
+    options = (("newinstance", None), ("ptmxmode", "0666"), ("mode", "0620"), ("gid", str(base + 5)))
+    return [
+        op.Fsopen(fs, "devpts"), *(op.Fsconfig(fs, key, value) for key, value in options), op.Fsconfig(fs),
+        op.Fsmount(reg, fs, f.MOUNT_ATTR_NOSUID | f.MOUNT_ATTR_NOEXEC),
+        op.MoveMount(reg, "/dev/pts", resolve=f.RESOLVE_NO_SYMLINKS),
+    ]  # fmt: skip
+
+
+def _contents(spec: SandboxSpec, image: Image, slot: Slot, files: frozenset[str]) -> list[op.Op]:
+    """What the image and the request put into the root. Paths resolve inside the new root, so links cannot lead out."""
+    ops: list[op.Op] = []
+    for number, bind in enumerate(image.binds):
+        ops += [op.MoveMount(Reg(_BINDS + number), bind.target)]
+    for number, tmpfs in enumerate(spec.tmpfs):
+        reg = Reg(_TMPFS + number)
+        ops += [op.Mkdir(tmpfs.target, exist_ok=True, parents=True, owner=slot.base)]
+        if tmpfs.size is not None:
+            ops += _sized_tmpfs(reg, tmpfs.size, tmpfs.mode, tmpfs.noexec, slot.base)
+        ops += [op.MoveMount(reg, tmpfs.target)]
+    for reg, mount in _trees(spec):
+        ops += [*_target(mount.target, mount.source in files, slot.base), op.MoveMount(reg, mount.target)]
+    for number, device in enumerate(spec.devices):
+        reg, target = Reg(_FIRST_TREE + len(spec.mounts) + number), device.target or device.path
+        ops += [*_target(target, True, slot.base), op.MoveMount(reg, target)]
+    return ops + ([op.MountSetattr(_ROOT, set=f.MOUNT_ATTR_RDONLY)] if spec.read_only else [])
+
+
+def _sized_tmpfs(reg: Reg, size: int, mode: int, noexec: bool, base: int) -> list[op.Op]:
+    options = (("size", str(size)), ("mode", f"{mode:o}"), ("uid", str(base)), ("gid", str(base)))
+    attributes = f.MOUNT_ATTR_NOSUID | f.MOUNT_ATTR_NODEV | (f.MOUNT_ATTR_NOEXEC if noexec else 0)
+    config = [op.Fsconfig(_FS, key, value) for key, value in options]
+    return [op.Fsopen(_FS, "tmpfs"), *config, op.Fsconfig(_FS), op.Fsmount(reg, _FS, attributes)]
+
+
+def _target(path: str, is_file: bool, owner: int) -> list[op.Op]:
+    """A missing mount point is made, as Docker does."""
+    if not is_file:
+        return [op.Mkdir(path, exist_ok=True, parents=True, owner=owner)]
+    parent = path.rpartition("/")[0]
+    ops: list[op.Op] = [op.Mkdir(parent, exist_ok=True, parents=True, owner=owner)] if parent else []
+    return [*ops, op.Mknod(path, stat.S_IFREG | 0o644, exist_ok=True)]
+
+
+def _finish(
+    spec: SandboxSpec, identity: Identity, slot: Slot, hostname: str, cwd: str, output: bool, facts: HostFacts
+) -> list[op.Op]:
+    """What still takes privilege but no longer changes the file system."""
+    ops: list[op.Op] = [op.Mkdir(cwd, exist_ok=True, parents=True, owner=slot.base)] if cwd not in ("", "/") else []
+    if run.needs_null(spec.process, output):
+        ops += [op.Open(run.NULL, "/dev/null", flags=f.O_RDWR | f.O_CLOEXEC)]
+    ops += run.streams(spec.process, output, slot.base, identity, "/dev/pts")
+    ops += [op.Hostname(hostname), *run.rlimits(spec.process, facts)]
+    ops += [op.Write("/proc/self/oom_score_adj", str(spec.oom_score_adj))] if spec.oom_score_adj else []
+    return [*ops, op.Setsid()]
