@@ -1,13 +1,15 @@
 """The system calls of the default seccomp profile, by group: (title, reason, names). Data of joey.model.profiles.
 
-Names that an ABI does not have are of no effect there (32-bit variants, mostly). Calls whose arguments decide (clone, ioctl,
-personality, socket, socketpair) are in joey.model.profiles. Refused on purpose, and why:
-- setns, unshare, clone with CLONE_NEW*, clone3: nested user namespaces open most of the kernel's privileged code to anybody.
+Names that an ABI does not have are of no effect there (32-bit variants, mostly). Calls whose arguments decide (clone,
+ioctl, personality, socket, socketpair) are in joey.model.profiles. Refused on purpose, and why:
+- setns, unshare, clone with CLONE_NEW*, clone3: nested user namespaces open most of the kernel's privileged code to
+  anybody.
 - mount, umount, pivot_root, open_tree, move_mount, fsopen, fsconfig, fsmount, fspick, mount_setattr, open_tree_attr.
-- bpf, perf_event_open, userfaultfd, io_uring_*: the richest sources of kernel exploits; io_uring also does file and network
-  work that no later seccomp filter sees.
+- bpf, perf_event_open, userfaultfd, io_uring_*: the richest sources of kernel exploits; io_uring also does file and
+  network work that no later seccomp filter sees.
 - add_key, keyctl, request_key: keyrings are not namespaced in full, and their quota is per user of the host.
-- init_module, finit_module, delete_module, kexec_*, swapon, swapoff, reboot, acct, quotactl, iopl, ioperm, settimeofday …
+- init_module, finit_module, delete_module, kexec_*, swapon, swapoff, reboot, acct, quotactl, iopl, ioperm,
+  settimeofday …
 - open_by_handle_at: opens files by number, outside of any mount the sandbox can see.
 - kcmp, process_madvise, pidfd_getfd, mbind and kin, move_pages, migrate_pages, lookup_dcookie: leak or steer more than
   ordinary programs need.
@@ -120,8 +122,8 @@ ALWAYS = (
     ),
     (
         "debuggers",
-        """a sandbox is its own pid namespace and user namespace, so only its own processes are in reach; from Linux 4.8 on
-        ptrace no longer walks round seccomp, and Joey needs a later kernel anyway""",
+        """a sandbox is its own pid namespace and user namespace, so only its own processes are in reach; from Linux
+        4.8 on ptrace no longer walks round seccomp, and Joey needs a later kernel anyway""",
         "ptrace process_vm_readv process_vm_writev",
     ),
     (
@@ -141,10 +143,10 @@ BY_CAPABILITY = (
     ("CAP_DAC_READ_SEARCH", "opening files by handle", "open_by_handle_at"),
     (
         "CAP_SYS_ADMIN",
-        "mounts, namespaces and host names; what has a capability of its own (bpf, perf_event_open, syslog) wants that one",
-        """mount umount umount2 mount_setattr move_mount open_tree fsconfig fsmount fsopen fspick clone clone3 unshare setns
-        sethostname setdomainname quotactl quotactl_fd fanotify_init fanotify_mark lsm_get_self_attr lsm_set_self_attr
-        lsm_list_modules""",
+        "mounts, namespaces and host names; what has a capability of its own (bpf, perf_event_open) wants that one",
+        """mount umount umount2 mount_setattr move_mount open_tree fsconfig fsmount fsopen fspick clone clone3 unshare
+        setns sethostname setdomainname quotactl quotactl_fd fanotify_init fanotify_mark lsm_get_self_attr
+        lsm_set_self_attr lsm_list_modules""",
     ),
     ("CAP_SYS_BOOT", "ends the own pid namespace; kexec stays refused", "reboot"),
     ("CAP_SYS_CHROOT", "package managers and servers", "chroot"),

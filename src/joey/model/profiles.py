@@ -4,8 +4,8 @@ The default profile is a list of what is allowed. It is at least as strict as Do
 capabilities; tests/unit/test_seccomp_docker.py holds it against that, with the few differences written down there.
 Its whole effect on a machine is in tests/golden/seccomp_default_*.txt.
 
-What is not listed gets EPERM; what is newer than everything listed, or a number no kernel has, gets ENOSYS, so that programs
-fall back. Loosening is by name only: a capability opens the calls that serve it, `allow` opens single calls.
+What is not listed gets EPERM; what is newer than everything listed, or a number no kernel has, gets ENOSYS, so that
+programs fall back. Loosening is by name only: a capability opens the calls that serve it, `allow` opens single calls.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ NETLINK_PROTOCOLS_OF_NET_ADMIN = {"SOCK_DIAG": 4, "XFRM": 6, "NETFILTER": 12, "G
 NETLINK_AUDIT = 9
 
 CLONE_NEW = 0x7E02_0000
-"""CLONE_NEWNS | NEWCGROUP | NEWUTS | NEWIPC | NEWUSER | NEWPID | NEWNET (linux/sched.h). CLONE_NEWTIME is not among them: its
-bit belongs to the exit signal in clone(2), only clone3 and unshare take it, and both are refused."""
+"""CLONE_NEWNS | NEWCGROUP | NEWUTS | NEWIPC | NEWUSER | NEWPID | NEWNET (linux/sched.h). CLONE_NEWTIME is not among
+them: its bit belongs to the exit signal in clone(2), only clone3 and unshare take it, and both are refused."""
 
 TIOCSTI, TIOCLINUX, TIOCSETD = 0x5412, 0x541C, 0x5423  # asm-generic/ioctls.h
 PERSONALITIES = {0x0: "PER_LINUX", 0x8: "PER_LINUX32", 0x20000: "UNAME26", 0x20008: "both", 0xFFFF_FFFF: "only ask"}
@@ -65,8 +65,8 @@ def default_policy(
 ) -> SeccompPolicy:
     """Joey's own policy for a sandbox that holds `capabilities` ("CAP_…", in its bounding set).
 
-    allow: system calls to open besides, whatever their arguments. compat: also admit 32-bit programs (i386 on x86_64, arm
-    on aarch64); x32 never. Raises ValueError for an unknown capability or call.
+    allow: system calls to open besides, whatever their arguments. compat: also admit 32-bit programs (i386 on x86_64,
+    arm on aarch64); x32 never. Raises ValueError for an unknown capability or call.
     """
     held = {canonical(name) for name in capabilities}
     opened = tuple(dict.fromkeys(allow))
@@ -99,8 +99,8 @@ def named_profile(
 
 
 def _judged_rules(held: set[str]) -> list[SyscallRule]:
-    """Calls whose arguments decide. Values are compared as the kernel reads them: an int's upper half is ignored, where a
-    64-bit comparison could be walked round by setting it (CVE-2019-10063)."""
+    """Calls whose arguments decide. Values are compared as the kernel reads them: an int's upper half is ignored,
+    where a 64-bit comparison could be walked round by setting it (CVE-2019-10063)."""
     rules = [*_socket_rules(held)]
     rules += [
         SyscallRule(("personality",), ALLOW, (low32(0, value),), f"{name}: changes what uname and /proc say, no more")
@@ -109,7 +109,9 @@ def _judged_rules(held: set[str]) -> list[SyscallRule]:
     rules += [
         SyscallRule(("ioctl",), EPERM, (low32(1, TIOCSTI),), "types into the terminal of whoever attached it"),
         SyscallRule(("ioctl",), EPERM, (low32(1, TIOCLINUX),), "pastes into a console"),
-        SyscallRule(("ioctl",), EPERM, (low32(1, TIOCSETD),), "loads line disciplines, kernel code hardly anybody tests"),
+        SyscallRule(
+            ("ioctl",), EPERM, (low32(1, TIOCSETD),), "loads line disciplines, kernel code hardly anybody tests"
+        ),
         SyscallRule(("ioctl",), ALLOW, reason="devices are few and chosen; what remains is terminals and files"),
     ]
     if "CAP_SYS_ADMIN" not in held:
@@ -123,8 +125,8 @@ def _judged_rules(held: set[str]) -> list[SyscallRule]:
 
 
 def _socket_rules(held: set[str]) -> list[SyscallRule]:
-    """AF_VSOCK would reach the hypervisor, AF_ALG and the many old families reach kernel code that is rarely tested or not yet
-    loaded. The answer is what a kernel without the family gives, so programs (and libaudit) do without."""
+    """AF_VSOCK would reach the hypervisor, AF_ALG and the many old families reach kernel code that is rarely tested
+    or not yet loaded. The answer is what a kernel without the family gives, so programs (and libaudit) do without."""
     families = {AF_UNIX: "local", AF_INET: "IPv4", AF_INET6: "IPv6"}
     if "CAP_NET_RAW" in held:
         families[AF_PACKET] = "raw frames, of no use without CAP_NET_RAW"

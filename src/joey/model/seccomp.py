@@ -1,11 +1,11 @@
 """Seccomp policies as values: what a program may ask of the kernel, and what it is answered otherwise.
 
-The vocabulary is that of OCI runtime-spec 1.2 (`linux.seccomp`); joey.model.seccomp_oci reads that form. The compiler to
-cBPF is joey.plan.seccomp.
+The vocabulary is that of OCI runtime-spec 1.2 (`linux.seccomp`); joey.model.seccomp_oci reads that form. The compiler
+to cBPF is joey.plan.seccomp.
 
 How one call is judged (`evaluate` below is the definition, the compiler is tested against it):
-1. A call by an ABI the policy does not name gets `bad_arch_action`. An x32 call (x86_64's audit number, marked in the call
-   number) where x32 is not named gets `unknown_action` if there is one, as from a kernel built without x32.
+1. A call by an ABI the policy does not name gets `bad_arch_action`. An x32 call (x86_64's audit number, marked in the
+   call number) where x32 is not named gets `unknown_action` if there is one, as from a kernel built without x32.
 2. Rules that name the call and have argument conditions, all of which hold: the strictest action among them, in the
    kernel's own order (seccomp(2): KILL_PROCESS, KILL_THREAD, TRAP, ERRNO, NOTIFY, TRACE, LOG, ALLOW). Rules of the same
    action are therefore alternatives.
@@ -98,8 +98,8 @@ class ArgTest:
     """A condition on argument `index` (0 to 5). MASKED_EQ: argument & value == value_two.
 
     On 32-bit ABIs, where arguments have 32 bits, the low 32 bits of the values are used (as libseccomp does), so that a
-    value written as a sign-extended -1 is met. Where the kernel reads an argument as 32 bits although the register has 64,
-    only MASKED_EQ with 0xffffffff cannot be walked round with garbage in the upper half: see `low32`.
+    value written as a sign-extended -1 is met. Where the kernel reads an argument as 32 bits although the register
+    has 64, only MASKED_EQ with 0xffffffff cannot be walked round with garbage in the upper half: see `low32`.
     """
 
     index: int

@@ -6,8 +6,8 @@ continue the line above.
 How they were produced: for each architecture the kernel's exported headers (Linux 6.1: x86 `asm/unistd_{64,32,x32}.h`,
 arm64 `asm/unistd.h` with `asm-generic/unistd.h` through the preprocessor, arm `asm/unistd-eabi.h`) were reduced to
 (number, name) pairs and written as runs; what Linux 6.2 to 6.18 added was taken from the kernel's `syscall.tbl` files
-(`arch/x86/entry/syscalls/`, `arch/arm/tools/`, `scripts/`). Numbers from 424 on are the same on all architectures, so they
-stand once, in SHARED. The numbers of x32 are without its marker bit. tests/unit/test_seccomp_tables.py holds the
+(`arch/x86/entry/syscalls/`, `arch/arm/tools/`, `scripts/`). Numbers from 424 on are the same on all architectures, so
+they stand once, in SHARED. The numbers of x32 are without its marker bit. tests/unit/test_seccomp_tables.py holds the
 tables against the headers of the machine it runs on.
 """
 

@@ -1,7 +1,7 @@
 """System calls by name and number, and the ABIs a 64-bit kernel accepts them by.
 
-Numbers stand in joey.model.syscall_numbers, which says where they come from. Tables are parsed on first use: the CLI imports
-this module for nothing.
+Numbers stand in joey.model.syscall_numbers, which says where they come from. Tables are parsed on first use: the CLI
+imports this module for nothing.
 """
 
 from __future__ import annotations

@@ -54,8 +54,8 @@ def run(program: Sequence[bpf.Instruction], audit: int, nr: int, args: Sequence[
 
 
 def emulated_steps(program: Sequence[bpf.Instruction], audit: int, numbers: int) -> int:
-    """Instructions the kernel walks for calls 0 to numbers - 1 of one ABI when it fills its cache of always-allowed calls
-    (seccomp_is_const_allow): a walk ends at a return or at a load of anything but the number and the ABI."""
+    """Instructions the kernel walks for calls 0 to numbers - 1 of one ABI when it fills its cache of always-allowed
+    calls (seccomp_is_const_allow): a walk ends at a return or at a load of anything but the number and the ABI."""
     total = 0
     for nr in range(numbers):
         accumulator = at = 0
