@@ -21,7 +21,7 @@ def folder(tmp_path):
 
 
 def hello(like=RELEASE):
-    return Program("hello", "hello*.c", like.cflags, like.ldflags)
+    return Program("hello", "hello.c", "*.c", like.cflags, like.ldflags)
 
 
 def output(path):
@@ -60,8 +60,16 @@ def test_a_running_program_can_be_replaced(folder):
         assert running.returncode == 0
 
 
+def test_files_are_found_and_other_programs_left_out(folder):
+    for name in ("launcher.c", "init.c", "new_part.c", "notes.h"):
+        (folder / name).touch()
+    assert [path.name for path in build.sources(hello(), folder)] == ["hello.c", "hello_x.c", "new_part.c"]
+    launcher = [path.name for path in build.sources(RELEASE, folder)]
+    assert launcher == ["launcher.c", "hello.c", "hello_x.c", "new_part.c"]
+
+
 def test_a_missing_source_is_named(tmp_path):
-    with pytest.raises(BuildError, match=r"hello: source .*/hello\*\.c is missing"):
+    with pytest.raises(BuildError, match=r"hello: source .*/hello\.c is missing"):
         build.build(hello(), tmp_path / "bin", folder=tmp_path)
 
 

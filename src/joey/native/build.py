@@ -38,10 +38,14 @@ LINK = ("-Wl,-z,relro,-z,now", "-Wl,-z,noexecstack")
 
 @dataclass(frozen=True)
 class Program:
-    """One executable. `sources` is a glob in this folder, so a new launcher_x.c needs no change here."""
+    """One executable: the file with its `main`, and by the glob `more` the rest, so that a new file needs no change here.
+
+    The main file of another program never belongs to it.
+    """
 
     name: str
-    sources: str
+    main: str
+    more: str
     cflags: tuple[str, ...]
     ldflags: tuple[str, ...]
 
@@ -49,9 +53,9 @@ class Program:
 # init and probe run inside images that have no C library, so they are static. The launcher is started once a machine
 # and is ordinary and position independent.
 PROGRAMS = (
-    Program("joey-launcher", "launcher*.c", (*HARDEN, "-fPIE"), ("-pie", *LINK)),
-    Program("joey-init", "init.c", (*HARDEN, "-fPIE"), ("-static-pie", *LINK)),
-    Program("joey-probe", "probe.c", (*HARDEN, "-fPIE"), ("-static-pie", *LINK)),
+    Program("joey-launcher", "launcher.c", "*.c", (*HARDEN, "-fPIE"), ("-pie", *LINK)),
+    Program("joey-init", "init.c", "", (*HARDEN, "-fPIE"), ("-static-pie", *LINK)),
+    Program("joey-probe", "probe.c", "", (*HARDEN, "-fPIE"), ("-static-pie", *LINK)),
 )
 
 
@@ -70,11 +74,13 @@ def find_compiler() -> list[str]:
 
 
 def sources(program: Program, folder: Path = HERE) -> list[Path]:
-    """The C files of a program, sorted. Raises BuildError naming the pattern if none is there."""
-    found = sorted(folder.glob(program.sources))
-    if not found:
-        raise BuildError(f"{program.name}: source {folder / program.sources} is missing")
-    return found
+    """The C files of a program, its main file first. Raises BuildError if that is not there."""
+    main = folder / program.main
+    if not main.is_file():
+        raise BuildError(f"{program.name}: source {main} is missing")
+    mains = {program.main, *(other.main for other in PROGRAMS)}
+    more = folder.glob(program.more) if program.more else ()
+    return [main, *sorted(path for path in more if path.name not in mains)]
 
 
 def command(program: Program, variant: str, files: Sequence[Path], output: Path) -> list[str]:
