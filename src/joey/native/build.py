@@ -38,7 +38,7 @@ LINK = ("-Wl,-z,relro,-z,now", "-Wl,-z,noexecstack")
 
 @dataclass(frozen=True)
 class Program:
-    """One executable: the file with its `main`, and by the glob `more` the rest, so that a new file needs no change here.
+    """One executable: the file with its `main`, and by the glob `more` the rest: a new file needs no change here.
 
     The main file of another program never belongs to it.
     """
