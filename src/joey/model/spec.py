@@ -95,12 +95,12 @@ RestartPolicy = Literal["no"]
 class SandboxSpec(Value, frozen=True, kw_only=True):
     """One isolated environment and its main process.
 
-    Exactly one of `image` and `rootfs` is given. `entrypoint` stands before `process.argv` instead of the image's (None:
-    the image's); a given one, even empty, also discards the image's default arguments, as Docker does. `init` runs joey-init as PID 1 in front of the main process; with an
-    empty argv joey-init runs alone and processes come by exec. `storage` says where the writable layer lives: "memory"
-    (a directory on a shared tmpfs, charged to the sandbox and so bounded by its memory limit) or "disk". `devpts`
-    mounts a pseudo-terminal file system of its own; it is there anyway with `process.tty`, and added when a terminal is
-    first asked for by exec.
+    Exactly one of `image` and `rootfs` is given. `entrypoint` stands before `process.argv` instead of the image's
+    (None: the image's); a given one, even empty, also discards the image's default arguments, as Docker does. `init`
+    runs joey-init as PID 1 in front of the main process; with an empty argv joey-init runs alone and processes come by
+    exec. `storage` says where the writable layer lives: "memory" (a directory on a shared tmpfs, charged to the
+    sandbox and so bounded by its memory limit) or "disk". `devpts` mounts a pseudo-terminal file system of its own; it
+    is there anyway with `process.tty`, and added when a terminal is first asked for by exec.
     """
 
     image: str = ""
