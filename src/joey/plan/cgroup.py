@@ -16,15 +16,17 @@ from joey.model.cgroup import CgroupLayout, DeviceRule, Hierarchy, Setting, Unen
 from joey.model.resources import CPU_PERIOD_US, Resources
 from joey.plan.devices import list_writes
 
+AS_PARENT = "\n"
+"""Value of a cpuset file that takes the limit back. v2 takes it as it is; for v1 the parent's value must be written."""
+
 
 @dataclass(frozen=True, slots=True)
 class _Line:
-    """A setting, what tells it from others of the same file (a device), and the value that undoes it; None: cannot."""
+    """A setting, what tells it from others of the same file (a device), and the value that undoes it."""
 
     setting: Setting
     item: str
-    reset: str | None
-    field: str
+    reset: str
 
     @property
     def key(self) -> tuple[str, str, str]:
@@ -69,7 +71,7 @@ def hierarchies(
 def update(layout: CgroupLayout, old: Resources, new: Resources) -> tuple[Setting, ...]:
     """The fewest writes that turn limits `old` into `new`, in an order valid at every step. Disk is no cgroup's matter.
 
-    Raises Unenforceable for what the layout lacks, and where v1 cannot take a limit back.
+    A cpuset is taken back by writing AS_PARENT. Raises Unenforceable for what the layout lacks.
     """
     before = {line.key: line for line in _lines(layout, old)}
     after = {line.key: line for line in _lines(layout, new)}
@@ -79,8 +81,6 @@ def update(layout: CgroupLayout, old: Resources, new: Resources) -> tuple[Settin
             writes.append(line.setting)
     for key, line in before.items():
         if key not in after:
-            if line.reset is None:
-                raise Unenforceable(line.field, "cgroup v1 cannot take this limit back", "name the whole range instead")
             writes.append(Setting(line.setting.hierarchy, line.setting.file, line.reset))
     return tuple(sorted(writes, key=_order(raising=_size(new.memory) > _size(old.memory))))
 
@@ -127,8 +127,8 @@ def _remedy(controller: str) -> str:
     return f"enable it in cgroup.subtree_control (v2) or mount its hierarchy (v1){hint}"
 
 
-def _line(hierarchy: Hierarchy, file: str, value: object, reset: str | None, field: str, item: str = "") -> _Line:
-    return _Line(Setting(hierarchy.name, file, str(value)), item, reset, field)
+def _line(hierarchy: Hierarchy, file: str, value: object, reset: str, item: str = "") -> _Line:
+    return _Line(Setting(hierarchy.name, file, str(value)), item, reset)
 
 
 def _cpuset(layout: CgroupLayout, r: Resources) -> list[_Line]:
@@ -140,8 +140,7 @@ def _cpuset(layout: CgroupLayout, r: Resources) -> list[_Line]:
     ):
         if value is not None:
             hierarchy = _need(layout, "cpuset", field)
-            # v2 takes an empty line for "as the parent"; v1 refuses it while tasks are inside.
-            lines.append(_line(hierarchy, file, value, "\n" if hierarchy.version == 2 else None, field))
+            lines.append(_line(hierarchy, file, value, AS_PARENT))
     return lines
 
 
@@ -150,19 +149,19 @@ def _memory(layout: CgroupLayout, r: Resources) -> list[_Line]:
     if r.memory is not None:
         hierarchy = _need(layout, "memory", "memory")
         if hierarchy.version == 2:
-            lines.append(_line(hierarchy, "memory.max", r.memory, "max", "memory"))
+            lines.append(_line(hierarchy, "memory.max", r.memory, "max"))
         else:
-            lines.append(_line(hierarchy, "memory.limit_in_bytes", r.memory, "-1", "memory"))
+            lines.append(_line(hierarchy, "memory.limit_in_bytes", r.memory, "-1"))
         lines += _swap(layout, hierarchy, r.memory, r.swap)
     if r.memory_reservation is not None:
         hierarchy = _need(layout, "memory", "memory_reservation")
         file, reset = ("memory.low", "0") if hierarchy.version == 2 else ("memory.soft_limit_in_bytes", "-1")
-        lines.append(_line(hierarchy, file, r.memory_reservation, reset, "memory_reservation"))
+        lines.append(_line(hierarchy, file, r.memory_reservation, reset))
     if r.oom_kill_disable:
         hierarchy = _need(layout, "memory", "oom_kill_disable")
         if hierarchy.version == 2:
             raise Unenforceable("oom_kill_disable", "cgroup v2 always kills", "leave it out, or raise the memory limit")
-        lines.append(_line(hierarchy, "memory.oom_control", 1, "0", "oom_kill_disable"))
+        lines.append(_line(hierarchy, "memory.oom_control", 1, "0"))
     return lines
 
 
@@ -176,8 +175,8 @@ def _swap(layout: CgroupLayout, hierarchy: Hierarchy, memory: int, swap: int | N
         remedy = "boot with swapaccount=1, switch swap off, or ask for no swap limit"
         raise Unenforceable("swap", "its kernel does not account swap", remedy)
     if hierarchy.version == 2:
-        return [_line(hierarchy, file, swap, "max", "swap")]
-    return [_line(hierarchy, file, memory + swap, "-1", "swap")]
+        return [_line(hierarchy, file, swap, "max")]
+    return [_line(hierarchy, file, memory + swap, "-1")]
 
 
 def _cpu(layout: CgroupLayout, r: Resources) -> list[_Line]:
@@ -185,9 +184,9 @@ def _cpu(layout: CgroupLayout, r: Resources) -> list[_Line]:
     if r.cpu_shares is not None:
         hierarchy = _need(layout, "cpu", "cpu_shares")
         if hierarchy.version == 2:
-            lines.append(_line(hierarchy, "cpu.weight", weight_of_shares(r.cpu_shares), "100", "cpu_shares"))
+            lines.append(_line(hierarchy, "cpu.weight", weight_of_shares(r.cpu_shares), "100"))
         else:
-            lines.append(_line(hierarchy, "cpu.shares", r.cpu_shares, "1024", "cpu_shares"))
+            lines.append(_line(hierarchy, "cpu.shares", r.cpu_shares, "1024"))
     if r.cpus is not None:
         hierarchy = _need(layout, "cpu", "cpus")
         quota = max(1000, round(r.cpus * CPU_PERIOD_US))
@@ -197,9 +196,9 @@ def _cpu(layout: CgroupLayout, r: Resources) -> list[_Line]:
                 "cpus", "its kernel has no CPU quota (CONFIG_CFS_BANDWIDTH)", "ask for cpu_shares instead"
             )
         if hierarchy.version == 2:
-            lines.append(_line(hierarchy, file, f"{quota} {CPU_PERIOD_US}", f"max {CPU_PERIOD_US}", "cpus"))
+            lines.append(_line(hierarchy, file, f"{quota} {CPU_PERIOD_US}", f"max {CPU_PERIOD_US}"))
         else:
-            lines.append(_line(hierarchy, file, quota, "-1", "cpus"))
+            lines.append(_line(hierarchy, file, quota, "-1"))
     return lines
 
 
@@ -216,7 +215,7 @@ def weight_of_shares(shares: int) -> int:
 def _pids(layout: CgroupLayout, r: Resources) -> list[_Line]:
     if r.pids is None:
         return []
-    return [_line(_need(layout, "pids", "pids"), "pids.max", r.pids, "max", "pids")]
+    return [_line(_need(layout, "pids", "pids"), "pids.max", r.pids, "max")]
 
 
 _V1_THROTTLE = {
@@ -240,20 +239,20 @@ def _io(layout: CgroupLayout, r: Resources) -> list[_Line]:
         if v2:
             key = _V2_THROTTLE[limit.kind]
             value, reset = f"{device} {key}={limit.rate}", f"{device} {key}=max"
-        lines.append(_line(hierarchy, file, value, reset, "io_limits", f"{device} {limit.kind}"))
+        lines.append(_line(hierarchy, file, value, reset, f"{device} {limit.kind}"))
     return lines
 
 
 def _io_weight(layout: CgroupLayout, weight: int) -> _Line:
     hierarchy = _need(layout, "io", "io_weight")
     if hierarchy.has("io.weight"):
-        return _line(hierarchy, "io.weight", f"default {weight}", "default 100", "io_weight")
+        return _line(hierarchy, "io.weight", f"default {weight}", "default 100")
     for file in ("io.bfq.weight", "blkio.bfq.weight", "blkio.weight"):
         if hierarchy.has(file):
             least = 10 if file == "blkio.weight" else 1
             top = 1000  # BFQ and CFQ stop here; the range above it is folded, the default 100 stays.
             scaled = weight if weight <= 100 else 100 + (weight - 100) * (top - 100) // (10_000 - 100)
-            return _line(hierarchy, file, max(least, scaled), "100", "io_weight")
+            return _line(hierarchy, file, max(least, scaled), "100")
     remedy = "use a block device with the bfq scheduler, or a kernel with CONFIG_BLK_CGROUP_IOCOST"
     raise Unenforceable("io_weight", "its kernel offers no weight for block devices", remedy)
 

@@ -190,7 +190,6 @@ def _clone(facts: HostFacts, slot: Slot) -> list[op.Op]:
     ops: list[op.Op] = []
     if into is not None:
         ops += [op.Open(_CGROUP, at.cgroup_path(into.name, slot.name), flags=_PATH_ONLY)]
-    ops += [op.Open(_EMPTY, at.EMPTY_DIRECTORY, flags=_PATH_ONLY)]
     ops += [op.Setns(at.EMPTY_NAMESPACE, f.CLONE_NEWNS)]
     flags = _HERE | f.CLONE_VM | f.CLONE_VFORK | f.CLONE_FILES
     return [*ops, op.Clone(flags, _CGROUP if into is not None else op.NO_REG)]
@@ -217,7 +216,12 @@ def _root(spec: SandboxSpec) -> list[op.Op]:
     """The new root covers the empty one and becomes / by chroot; LIMITS, trap 3 says why that cannot be climbed out
     of.
     """
-    ops: list[op.Op] = [op.MoveMount(_ROOT, "/"), op.Chdir(reg=_ROOT), op.Chroot(".")]
+    ops: list[op.Op] = [
+        op.Open(_EMPTY, "/", flags=_PATH_ONLY),
+        op.MoveMount(_ROOT, "/"),
+        op.Chdir(reg=_ROOT),
+        op.Chroot("."),
+    ]
     return ops + [op.Mkdir(name, exist_ok=True) for name in ("/proc", "/dev", "/sys")]
 
 

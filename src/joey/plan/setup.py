@@ -159,3 +159,8 @@ def clear(hierarchies: tuple[str, ...], storages: tuple[str, ...], slot: str) ->
     ops: list[op.Op] = [op.Remove(at.cgroup_path(name, slot), 1, missing_ok=True) for name in hierarchies]
     ops += [op.Remove(at.box_path(storage, slot), 2, missing_ok=True) for storage in storages]
     return op.Plan(tuple(ops))
+
+
+def keep(number: int) -> op.Plan:
+    """Hold source 0 open as long as the launcher lives."""
+    return op.Plan((op.Keep(Reg(0), Reg(op.LOCALS + 31 - number)),), (op.Source("lock"),))

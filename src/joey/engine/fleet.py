@@ -1,0 +1,189 @@
+"""The launchers of one instance: several, so that no one process holds too many descriptors or children, and a worker.
+
+The worker is one more launcher that starts nothing: it makes and clears slots, beside the launches instead of between
+them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import os
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+
+from joey.host import sys
+from joey.host.cgroup import InstanceCgroup
+from joey.host.instance import Instance
+from joey.host.launcher import Done, Launcher, LauncherGone, connect, spawn
+from joey.host.wire import Child
+from joey.model.cgroup import CgroupLayout
+from joey.model.image import Layer
+from joey.native import binary
+from joey.plan import setup
+from joey.plan.encode import encode
+from joey.plan.ops import Plan
+
+CHILDREN_PER_LAUNCHER = 4000
+"""Two descriptors each for output, of the 20,000 a process may have where root lacks CAP_SYS_RESOURCE (LIMITS, trap
+9).
+"""
+MAX_LAUNCHERS = 16
+_SEALS = 0x1 | 0x2 | 0x4 | 0x8
+
+
+class Shard:
+    """One launcher: its connection, what is attached in it, how many children it has."""
+
+    def __init__(self, number: int, launcher: Launcher) -> None:
+        self.number = number
+        self.launcher = launcher
+        self.children = 0
+        self._layers: dict[str, asyncio.Future[None]] = {}
+
+    async def run(self, key: int, plan: Plan, fds: Sequence[int] = ()) -> Done:
+        return await self.launcher.run(key, encode(plan), fds)
+
+    async def attach(self, layer: Layer) -> None:
+        """Make a layer reachable, once. Raises OSError for a source that cannot be opened."""
+        known = self._layers.get(layer.id)
+        if known is None:
+            known = self._layers[layer.id] = asyncio.ensure_future(self._attach(layer))
+        try:
+            await asyncio.shield(known)
+        except BaseException:
+            if known.done():
+                self._layers.pop(layer.id, None)
+            raise
+
+    async def _attach(self, layer: Layer) -> None:
+        tree = sys.open_tree(sys.AT_FDCWD, layer.source, sys.OPEN_TREE_CLONE | sys.OPEN_TREE_CLOEXEC | sys.AT_RECURSIVE)
+        try:
+            await self.run(0, setup.attach(layer), (tree,))
+        finally:
+            os.close(tree)
+
+
+class Fleet:
+    """All launchers of an instance. `on_exit(shard, child)` hears of every end, `on_gone(shard)` of a lost launcher."""
+
+    def __init__(self, instance: Instance, layout: CgroupLayout, cgroup: InstanceCgroup) -> None:
+        self.on_exit: Callable[[Shard, Child], None] = lambda shard, child: None
+        self.on_gone: Callable[[Shard], None] = lambda shard: None
+        self._instance = instance
+        self._layout = layout
+        self._cgroup = cgroup
+        self._shards: dict[int, Shard] = {}
+        self._worker: Shard | None = None
+        self._starting = asyncio.Lock()
+        self._keep: tuple[int, ...] = ()
+
+    def keep(self, fds: Iterable[int]) -> None:
+        """Descriptors that every launcher shall hold open as long as it lives."""
+        self._keep = tuple(fds)
+
+    @property
+    def shards(self) -> tuple[Shard, ...]:
+        return tuple(self._shards.values())
+
+    @property
+    def pids(self) -> tuple[int, ...]:
+        """Processes of our own besides the engine."""
+        return tuple(s.launcher.pid for s in (*self._shards.values(), *([self._worker] if self._worker else [])))
+
+    async def adopt(self) -> None:
+        """Connect to the launchers that an earlier engine left."""
+        for number in range(MAX_LAUNCHERS):
+            with contextlib.suppress(OSError):
+                shard = Shard(number, await connect(self._instance.launcher_socket(number)))
+                self._know(shard)
+
+    async def shard(self) -> Shard:
+        """The launcher to start the next sandbox with; a new one when all are well filled."""
+        best = min(self._shards.values(), key=lambda s: s.children, default=None)
+        if best is not None and (best.children < CHILDREN_PER_LAUNCHER or len(self._shards) >= MAX_LAUNCHERS):
+            return best
+        async with self._starting:
+            best = min(self._shards.values(), key=lambda s: s.children, default=None)
+            if best is None or best.children >= CHILDREN_PER_LAUNCHER:
+                number = next(n for n in range(MAX_LAUNCHERS + 1) if n not in self._shards)
+                best = await self._start(number)
+                self._know(best)
+            return best
+
+    async def worker(self) -> Shard:
+        """The launcher for slots."""
+        if self._worker is None:
+            async with self._starting:
+                if self._worker is None:
+                    self._worker = await self._start(99)
+                    self._worker.launcher.on_gone = self._worker_gone
+        return self._worker
+
+    def get(self, number: int) -> Shard | None:
+        return self._shards.get(number)
+
+    async def close(self, *, stop: bool) -> None:
+        """Drop the connections; with `stop`, end every launcher that holds no child."""
+        for shard in [*self._shards.values(), *([self._worker] if self._worker else [])]:
+            shard.launcher.on_gone = lambda: None
+            if stop or shard is self._worker:
+                with contextlib.suppress(OSError):
+                    await shard.launcher.stop()
+                    self._instance.launcher_socket(shard.number).unlink(missing_ok=True)
+            shard.launcher.close()
+        self._shards.clear()
+        self._worker = None
+
+    async def _start(self, number: int) -> Shard:
+        launcher = await spawn(self._instance.launcher_socket(number))
+        try:
+            boxes = {"memory": os.fspath(self._instance.scratch), "disk": os.fspath(self._instance.disk)}
+            plan = setup.setup(self._layout, self._cgroup.name, os.fspath(self._instance.namespace_root), boxes)
+            with _init_program() as init:
+                await launcher.run(0, encode(plan), (init,))
+            for register, fd in enumerate(self._keep):
+                await launcher.run(0, encode(setup.keep(register)), (fd,))
+            for directory in self._cgroup.launcher_directories:
+                with open(f"{directory}/cgroup.procs", "w") as procs:
+                    procs.write(str(launcher.pid))
+            await launcher.subscribe()
+        except BaseException:
+            with contextlib.suppress(OSError):
+                await launcher.stop(force=True)
+            launcher.close()
+            raise
+        return Shard(number, launcher)
+
+    def _know(self, shard: Shard) -> None:
+        self._shards[shard.number] = shard
+        shard.launcher.on_exit = lambda child: self.on_exit(shard, child)
+        shard.launcher.on_gone = lambda: self._shard_gone(shard)
+
+    def _shard_gone(self, shard: Shard) -> None:
+        self._shards.pop(shard.number, None)
+        self.on_gone(shard)
+
+    def _worker_gone(self) -> None:
+        self._worker = None
+
+
+@contextlib.contextmanager
+def _init_program() -> Iterator[int]:
+    """joey-init in a memfd that nobody can change: what runs as PID 1 is no file of the host."""
+    fd = os.memfd_create("joey-init", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    try:
+        with open(fd, "wb", closefd=False) as file:
+            file.write(binary("joey-init").read_bytes())
+        fcntl.fcntl(fd, 1033, _SEALS)
+        yield fd
+    finally:
+        os.close(fd)
+
+
+async def retry_on_loss(action: Callable[[], Awaitable[Done]]) -> Done:
+    """Once more when the launcher went away under the request: for plans that may run twice (slots, clearing)."""
+    try:
+        return await action()
+    except LauncherGone:
+        return await action()

@@ -1,0 +1,152 @@
+"""The pool of slots: made ahead by the worker, refilled by itself, never handed out twice.
+
+An empty pool is only slower, never an error.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from collections import deque
+from collections.abc import Coroutine
+from typing import NamedTuple
+
+from joey.engine.fleet import Fleet, retry_on_loss
+from joey.host.idranges import IdRanges
+from joey.host.launcher import Done, LauncherError
+from joey.model.cgroup import CgroupLayout
+from joey.model.errors import Broken
+from joey.model.resources import Resources
+from joey.model.slot import Slot
+from joey.plan import setup
+from joey.plan.layout import BOXES
+from joey.plan.ops import Plan
+
+_IN_FLIGHT = 16
+_RETRY_SECONDS = (0.005, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0)
+
+
+class Prepared(NamedTuple):
+    """A slot and its descriptors: user namespace, network namespace. They belong to the holder."""
+
+    slot: Slot
+    userns: int
+    netns: int
+
+    def close(self) -> None:
+        os.close(self.userns)
+        os.close(self.netns)
+
+
+class SlotPool:
+    """`take` gives a slot to one sandbox, `clear` takes away all that was made for it. Slots are never used twice: a
+    user namespace, network namespace or cgroup that has had a tenant is destroyed, not cleaned.
+    """
+
+    def __init__(self, fleet: Fleet, layout: CgroupLayout, ids: IdRanges, first: int, target: int = 8) -> None:
+        self._fleet = fleet
+        self._layout = layout
+        self._ids = ids
+        self._next = first
+        self._ready: deque[Prepared] = deque()
+        self._making = 0
+        self._target = target
+        self._gate = asyncio.Semaphore(_IN_FLIGHT)
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._closing = False
+        self.pending: set[str] = set()
+        """Names of slots whose clearing has not succeeded yet."""
+
+    @property
+    def ready(self) -> int:
+        return len(self._ready)
+
+    @property
+    def next_number(self) -> int:
+        """The number of the next slot made; kept in the store so that names are never used twice."""
+        return self._next
+
+    async def take(self) -> Prepared:
+        """A slot of one's own. Raises Busy when ids run out, Broken when the kernel refuses."""
+        while self._ready:
+            prepared = self._ready.popleft()
+            self._refill()
+            return prepared
+        self._refill()
+        return await self._make()
+
+    async def prepare(self, count: int) -> None:
+        """Make sure that `count` are ready; the pool keeps as many from then on."""
+        self._target = count
+        while self.ready < count and not self._closing:
+            wanted = min(_IN_FLIGHT, count - self.ready)
+            self._ready.extend(await asyncio.gather(*(self._make() for _ in range(wanted))))
+
+    def clear(self, slot: Slot, hierarchies: tuple[str, ...]) -> asyncio.Task[None]:
+        """Remove cgroups and directories of a slot in the background; retried until it has succeeded."""
+        self.pending.add(slot.name)
+        return self._spawn(self._clear(slot, hierarchies))
+
+    async def close(self) -> None:
+        """Clear every slot nobody has taken, and wait for all clearing."""
+        self._closing = True
+        while self._ready:
+            prepared = self._ready.popleft()
+            prepared.close()
+            self.clear(prepared.slot, tuple(h.name for h in self._layout.default))
+        while self._tasks:
+            await asyncio.wait(self._tasks)
+
+    async def _make(self) -> Prepared:
+        async with self._gate:
+            name, self._next = f"s{self._next}", self._next + 1
+            slot = Slot(name=name, base=self._ids.take(), prepared=Resources.default())
+            plan = setup.slot(self._layout, slot)
+            try:
+                done = await retry_on_loss(lambda: self._run(plan))
+            except BaseException as error:
+                self.clear(slot, tuple(h.name for h in self._layout.default))
+                if isinstance(error, LauncherError):
+                    step = plan.ops[error.op].describe() if error.op >= 0 else "slot"
+                    raise Broken(step, error.strerror or "failed", "run `joey doctor`") from error
+                raise
+            return Prepared(slot, *done.fds)
+
+    async def _run(self, plan: Plan) -> Done:
+        return await (await self._fleet.worker()).run(0, plan)
+
+    async def _clear(self, slot: Slot, hierarchies: tuple[str, ...]) -> None:
+        plan = setup.clear(hierarchies, tuple(BOXES), slot.name)
+        attempt = 0
+        while True:
+            try:
+                async with self._gate:
+                    await retry_on_loss(lambda: self._run(plan))
+                break
+            except OSError:  # EBUSY: its last processes are not gone yet
+                if self._closing and attempt > 2 * len(_RETRY_SECONDS):
+                    return  # stays in `pending`; found again by name at the next start
+                await asyncio.sleep(_RETRY_SECONDS[min(attempt, len(_RETRY_SECONDS) - 1)])
+                attempt += 1
+        self.pending.discard(slot.name)
+        self._ids.give_back(slot.base)
+
+    def _refill(self) -> None:
+        if not self._closing and self.ready + self._making < self._target:
+            self._making += 1
+            self._spawn(self._make_one())
+
+    async def _make_one(self) -> None:
+        try:
+            with contextlib.suppress(OSError, Broken):
+                self._ready.append(await self._make())
+        finally:
+            self._making -= 1
+        self._refill()
+
+    def _spawn(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task

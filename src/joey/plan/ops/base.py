@@ -1,0 +1,66 @@
+"""What all operations share: registers, packing, and words for people."""
+
+from __future__ import annotations
+
+from typing import ClassVar, NewType, Protocol
+
+import msgspec
+
+Reg = NewType("Reg", int)
+NO_REG = Reg(255)
+LOCALS = 192
+"""Registers below are a plan's own; those above belong to the launcher (KEEP)."""
+
+
+class Blob(Protocol):
+    """Where packed operations put their strings; each method returns an offset."""
+
+    def string(self, text: str) -> int: ...
+    def strings(self, items: tuple[str, ...]) -> int: ...
+    def data(self, data: bytes) -> int: ...
+    def numbers(self, items: tuple[int, ...]) -> int: ...
+    def registers(self, items: tuple[Reg, ...]) -> int: ...
+
+
+Packed = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
+"""(registers, offsets, numbers), at most 4, 4 and 3 of them."""
+
+
+class Op(msgspec.Struct, frozen=True):
+    """Base of all operations."""
+
+    CODE: ClassVar[int] = 0
+
+    @property
+    def name(self) -> str:
+        return type(self).__name__.lower()
+
+    def describe(self) -> str:
+        raise NotImplementedError
+
+    def pack(self, blob: Blob) -> Packed:
+        raise NotImplementedError
+
+
+def fd(number: Reg) -> str:
+    """The text that the launcher replaces by the number of the descriptor in a local register (WRITE, FSCONFIG,
+    MOUNT).
+    """
+    return f"\x01{chr(32 + number)}"
+
+
+def reg(number: Reg) -> str:
+    return f"g{number - LOCALS}" if number >= LOCALS else f"r{number}"
+
+
+def at(directory: Reg, path: str) -> str:
+    return path or "." if directory == NO_REG else f"{reg(directory)}:{path}" if path else reg(directory)
+
+
+def readable(text: str) -> str:
+    """A string for people: register substitutions shown as {r1}."""
+    out, rest = "", text
+    while "\x01" in rest:
+        before, _, rest = rest.partition("\x01")
+        out, rest = f"{out}{before}{{r{ord(rest[0]) - 32}}}", rest[1:]
+    return (out + rest).replace("\n", "\\n")
