@@ -1,0 +1,78 @@
+"""A server over an engine in a thread, for tests whose client blocks."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+from collections.abc import Callable, Coroutine, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from joey.api.server import listen, make_app, running
+from joey.engine.interface import Engine
+from joey.testing.engine import FakeEngine
+
+T = TypeVar("T")
+
+
+@dataclass
+class Served:
+    """A running server: its socket, its engine, and the loop both live on."""
+
+    path: str
+    engine: Engine
+    loop: asyncio.AbstractEventLoop
+
+    def call(self, work: Coroutine[Any, Any, T], timeout: float = 20) -> T:
+        """Run `work` on the server's loop and return its result."""
+        return asyncio.run_coroutine_threadsafe(work, self.loop).result(timeout)
+
+
+@contextlib.contextmanager
+def serving(home: Path, make: Callable[[], Engine] = FakeEngine) -> Iterator[Served]:
+    """Serve a new engine on `home`/run/api.sock inside the block; end it and its processes afterwards."""
+    ready: threading.Event = threading.Event()
+    found: list[Served] = []
+    failed: list[BaseException] = []
+    stop: list[Callable[[], None]] = []
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        engine = make()
+        await engine.open()
+        app = make_app(engine)
+        (home / "run").mkdir(parents=True, exist_ok=True)
+        path = home / "run" / "api.sock"
+        stop.append(lambda: loop.call_soon_threadsafe(app["ended"].set))
+        try:
+            async with running(app, listen(path)):
+                found.append(Served(str(path), engine, loop))
+                ready.set()
+                await app["ended"].wait()
+        finally:
+            await engine.close(stop_launcher=True)
+            path.unlink(missing_ok=True)
+
+    def work() -> None:
+        try:
+            asyncio.run(main())
+        except BaseException as error:
+            failed.append(error)
+        finally:
+            ready.set()
+
+    thread = threading.Thread(target=work, name="joey-server")
+    thread.start()
+    ready.wait()
+    try:
+        if found:
+            yield found[0]
+    finally:
+        if stop:
+            with contextlib.suppress(RuntimeError):  # it has ended by itself
+                stop[0]()
+        thread.join()
+    if failed:
+        raise failed[0]
