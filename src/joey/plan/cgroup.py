@@ -17,7 +17,7 @@ from joey.model.resources import CPU_PERIOD_US, Resources
 from joey.plan.devices import list_writes
 
 AS_PARENT = "\n"
-"""Value of a cpuset file that takes the limit back. v2 takes it as it is; for v1 the parent's value must be written."""
+"""Value of a cpuset file that takes the limit back: v2 takes it as it is, for v1 the parent's must be written."""
 
 
 @dataclass(frozen=True, slots=True)

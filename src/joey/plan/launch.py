@@ -8,11 +8,12 @@ back.
 
 from __future__ import annotations
 
+import re
 import stat
 
 import msgspec
 
-from joey.model.errors import Invalid
+from joey.model.errors import Invalid, Unenforceable
 from joey.model.facts import HostFacts
 from joey.model.image import Identity, Image
 from joey.model.slot import Slot
@@ -24,7 +25,7 @@ from joey.plan import layout as at
 from joey.plan import ops as op
 from joey.plan import process as run
 from joey.plan.ops import Reg
-from joey.plan.setup import make_cgroups, write_settings
+from joey.plan.setup import device_tree, make_cgroups, write_settings
 
 USERNS, NETNS = Reg(0), Reg(1)
 _FIRST_TREE = 2
@@ -63,17 +64,17 @@ def launch(
     )
     env = run.environment(image.env, process, identity, hostname)
     output = bool(spec.process.argv)
-    owned = run.owned_namespaces(wanted)
-    owned &= ~f.CLONE_NEWNET if spec.network != "none" else ~0
+    owned = run.owned_namespaces(wanted) & (~f.CLONE_NEWNET if spec.network != "none" else ~0)
+    check_sysctls(spec, owned)
     ops = [
         *_launcher_side(spec, image, facts, slot, box),
         *run.pipes(spec.process, output),
         *_clone(facts, slot),
-        *_enter(spec, facts, slot, owned),
+        *_enter(spec, facts, slot),
         *_root(spec),
         *_kernel_files(spec, facts, slot),
-        *_contents(spec, image, slot, files),
-        *_finish(spec, identity, slot, hostname, process.cwd, output, facts),
+        *_contents(spec, image, slot, process.cwd, files),
+        *_finish(spec, identity, slot, hostname, output, facts),
         run.stdio(spec.process, output, (USERNS,)),
         *([op.Ctty()] if spec.process.tty else []),
         *run.become(process, identity, USERNS, facts, spec.seccomp, owned),
@@ -103,6 +104,26 @@ def _sources(spec: SandboxSpec, box: BoxPlan) -> tuple[op.Source, ...]:
     return (op.Source("userns"), op.Source("netns"), *trees)
 
 
+_SYSCTLS = ("net.", "fs.mqueue.", "kernel.shm", "kernel.msg")
+_SYSCTL_NAME = re.compile(r"[a-z0-9_]+([.-][A-Za-z0-9_]+)+")
+
+
+def check_sysctls(spec: SandboxSpec, owned: int) -> None:
+    """Only those that belong to one of the sandbox's own namespaces (namespaces(7)), by their plain names: a
+    name with a slash could leave that part of /proc/sys. Raises Invalid, Unenforceable.
+    """
+    for name in spec.sysctls:
+        field = f"sysctls.{name}"
+        if not _SYSCTL_NAME.fullmatch(name):
+            raise Invalid(field, "not the name of a sysctl", "write it with dots, such as net.core.somaxconn")
+        if name != "kernel.sem" and not name.startswith(_SYSCTLS):
+            allowed = f"allowed are kernel.sem, {', '.join(prefix + '*' for prefix in _SYSCTLS)}"
+            raise Invalid(field, "is the whole machine's, not the sandbox's", allowed)
+        if name.startswith("net.") and (spec.network == "host" or owned & f.CLONE_NEWNET):
+            why = "the network is the host's" if spec.network == "host" else "its capabilities rule over its network"
+            raise Unenforceable(field, f"cannot be set: {why}", "leave out one of the two")
+
+
 # --- in the launcher -------------------------------------------------------------------------------------------------
 
 
@@ -110,13 +131,21 @@ def _launcher_side(spec: SandboxSpec, image: Image, facts: HostFacts, slot: Slot
     extra = [h for h in cgroups.hierarchies(facts.cgroups, spec.resources) if h not in facts.cgroups.default]
     ops = make_cgroups(tuple(extra), slot.name)
     if spec.resources != slot.prepared:
-        ops += write_settings(cgroups.update(facts.cgroups, slot.prepared, spec.resources), slot.name)
+        ops += write_settings(cgroups.update(facts.cgroups, slot.prepared, spec.resources), slot.name, _online(facts))
     ops += _overlay(spec, image, facts, slot, box)
     for number, bind in enumerate(image.binds):
         ops += [op.OpenTree(Reg(_BINDS + number), at.layer_path(bind.layer.id))]
-    ops += [op.OpenTree(_DEV, "/dev"), op.OpenTree(_SYS, "/sys", flags=f.OPEN_TREE_CLONE | f.AT_RECURSIVE)]
+    ops += _private_dev(spec, slot) if spec.devices else [op.OpenTree(_DEV, "/dev")]
+    ops += [op.OpenTree(_SYS, "/sys", flags=f.OPEN_TREE_CLONE | f.AT_RECURSIVE)]
     ops += [op.OpenTree(_SHM, f"{at.box_path('memory', slot.name)}/shm")] if spec.shm_size is None else []
     return ops + _tmpfs_sources(spec, slot) + _mount_attributes(spec)
+
+
+def _online(facts: HostFacts) -> dict[str, str]:
+    return {
+        "cpuset.cpus": ",".join(map(str, sorted(facts.cpus))),
+        "cpuset.mems": ",".join(map(str, sorted(facts.mems))),
+    }
 
 
 def _overlay(spec: SandboxSpec, image: Image, facts: HostFacts, slot: Slot, box: BoxPlan) -> list[op.Op]:
@@ -156,6 +185,19 @@ def _upper(spec: SandboxSpec, slot: Slot, box: BoxPlan) -> tuple[list[op.Op], st
             op.Remove(f"{path}/work/work/incompat/volatile", 2, missing_ok=True),
         ]  # fmt: skip
     return make, f"{path}/upper", f"{path}/work"
+
+
+def _private_dev(spec: SandboxSpec, slot: Slot) -> list[op.Op]:
+    """A /dev of its own, with an empty file for each device to be bound on; the shared one is read-only."""
+    path = f"{at.box_path('memory', slot.name)}/dev"
+    ops = [op.Mkdir(path), *device_tree(path)]
+    for target in (device.target or device.path for device in spec.devices):
+        if target.startswith("/dev/"):
+            parent = (path + target.removeprefix("/dev")).rpartition("/")[0]
+            ops += [op.Mkdir(parent, exist_ok=True, parents=True)]
+            ops += [op.Mknod(path + target.removeprefix("/dev"), stat.S_IFREG | 0o600, exist_ok=True)]
+    flags = f.MOUNT_ATTR_RDONLY | f.MOUNT_ATTR_NOSUID | f.MOUNT_ATTR_NOEXEC
+    return [*ops, op.OpenTree(_DEV, path), op.MountSetattr(_DEV, set=flags, clear=f.MOUNT_ATTR_NODEV)]
 
 
 def _tmpfs_sources(spec: SandboxSpec, slot: Slot) -> list[op.Op]:
@@ -205,9 +247,9 @@ def join_cgroups(facts: HostFacts, spec: SandboxSpec, slot: str) -> list[op.Op]:
     return [op.Write(f"{slot}/cgroup.procs", "0", at=at.cgroup_register(facts.cgroups, name)) for name in v1]
 
 
-def _enter(spec: SandboxSpec, facts: HostFacts, slot: Slot, owned: int) -> list[op.Op]:
+def _enter(spec: SandboxSpec, facts: HostFacts, slot: Slot) -> list[op.Op]:
     ops = [*join_cgroups(facts, spec, slot.name), op.Unshare(f.CLONE_NEWCGROUP)]
-    if spec.network == "none" and not owned & f.CLONE_NEWNET:
+    if spec.network == "none":  # also where it gets another one later: never in the host's meanwhile
         ops += [op.Setns(NETNS, f.CLONE_NEWNET)]
     return ops
 
@@ -252,7 +294,7 @@ def devpts(base: int, fs: Reg, reg: Reg) -> list[op.Op]:
     ]  # fmt: skip
 
 
-def _contents(spec: SandboxSpec, image: Image, slot: Slot, files: frozenset[str]) -> list[op.Op]:
+def _contents(spec: SandboxSpec, image: Image, slot: Slot, cwd: str, files: frozenset[str]) -> list[op.Op]:
     """What the image and the request put into the root. Paths resolve inside the new root, so links cannot lead out."""
     ops: list[op.Op] = []
     for number, bind in enumerate(image.binds):
@@ -267,7 +309,9 @@ def _contents(spec: SandboxSpec, image: Image, slot: Slot, files: frozenset[str]
         ops += [*_target(mount.target, mount.source in files, slot.base), op.MoveMount(reg, mount.target)]
     for number, device in enumerate(spec.devices):
         reg, target = Reg(_FIRST_TREE + len(spec.mounts) + number), device.target or device.path
-        ops += [*_target(target, True, slot.base), op.MoveMount(reg, target)]
+        made = [] if target.startswith("/dev/") else _target(target, True, slot.base)
+        ops += [*made, op.MoveMount(reg, target)]
+    ops += [op.Mkdir(cwd, exist_ok=True, parents=True, owner=slot.base)] if cwd not in ("", "/") else []
     return ops + ([op.MountSetattr(_ROOT, set=f.MOUNT_ATTR_RDONLY)] if spec.read_only else [])
 
 
@@ -288,10 +332,10 @@ def _target(path: str, is_file: bool, owner: int) -> list[op.Op]:
 
 
 def _finish(
-    spec: SandboxSpec, identity: Identity, slot: Slot, hostname: str, cwd: str, output: bool, facts: HostFacts
+    spec: SandboxSpec, identity: Identity, slot: Slot, hostname: str, output: bool, facts: HostFacts
 ) -> list[op.Op]:
     """What still takes privilege but no longer changes the file system."""
-    ops: list[op.Op] = [op.Mkdir(cwd, exist_ok=True, parents=True, owner=slot.base)] if cwd not in ("", "/") else []
+    ops: list[op.Op] = []
     if run.needs_null(spec.process, output):
         ops += [op.Open(run.NULL, "/dev/null", flags=f.O_RDWR | f.O_CLOEXEC)]
     ops += run.streams(spec.process, output, slot.base, identity, "/dev/pts")

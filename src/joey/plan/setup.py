@@ -64,11 +64,15 @@ def _binds(layout: CgroupLayout, instance: str, boxes: dict[str, str]) -> list[o
 
 def _dev() -> list[op.Op]:
     """One device tree, bound read-only into every sandbox."""
-    ops: list[op.Op] = [op.Mknod(f"dev/{name}", 0o020666, major << 8 | minor) for name, major, minor in _NODES]
-    ops += [op.Symlink(target, f"dev/{name}") for name, target in _LINKS]
-    ops += [op.Mkdir(f"dev/{name}") for name in ("pts", "shm", "mqueue")]
     flags = f.MS_REMOUNT | f.MS_BIND | f.MS_RDONLY | f.MS_NOSUID | f.MS_NOEXEC
-    return [*ops, op.Mount("dev", "dev", flags=f.MS_BIND), op.Mount("", "dev", flags=flags)]
+    return [*device_tree("dev"), op.Mount("dev", "dev", flags=f.MS_BIND), op.Mount("", "dev", flags=flags)]
+
+
+def device_tree(path: str) -> list[op.Op]:
+    """What every /dev holds, made in an empty directory."""
+    ops: list[op.Op] = [op.Mknod(f"{path}/{name}", 0o020666, major << 8 | minor) for name, major, minor in _NODES]
+    ops += [op.Symlink(target, f"{path}/{name}") for name, target in _LINKS]
+    return ops + [op.Mkdir(f"{path}/{name}") for name in ("pts", "shm", "mqueue")]
 
 
 def _sys() -> list[op.Op]:
@@ -139,8 +143,10 @@ def make_cgroups(hierarchies: tuple[Hierarchy, ...], slot: str) -> list[op.Op]:
     return [op.Mkdir(at.cgroup_path(h.name, slot)) for h in hierarchies]
 
 
-def write_settings(settings: tuple[Setting, ...], slot: str) -> list[op.Op]:
-    return [op.Write(at.cgroup_path(s.hierarchy, slot, s.file), s.value) for s in settings]
+def write_settings(settings: tuple[Setting, ...], slot: str, online: dict[str, str] | None = None) -> list[op.Op]:
+    """online: file of a v1 cpuset → all processors or memory nodes, for one that is to use what its parent does."""
+    values = ((s, (online or {}).get(s.file, s.value) if s.value == cgroups.AS_PARENT else s.value) for s in settings)
+    return [op.Write(at.cgroup_path(s.hierarchy, slot, s.file), value) for s, value in values]
 
 
 def _make_box(slot: Slot) -> list[op.Op]:
