@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import struct
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _syscall = _libc.syscall
@@ -78,6 +79,7 @@ MOUNT_ATTR_NOATIME, MOUNT_ATTR_IDMAP, MOUNT_ATTR_NOSYMFOLLOW = 0x10, 0x100000, 0
 
 RESOLVE_NO_XDEV, RESOLVE_NO_MAGICLINKS, RESOLVE_NO_SYMLINKS = 1, 2, 4
 RESOLVE_BENEATH, RESOLVE_IN_ROOT, RESOLVE_CACHED = 8, 0x10, 0x20
+STATX_BTIME, STATX_ATTR_MOUNT_ROOT = 0x800, 0x2000
 RENAME_NOREPLACE, RENAME_EXCHANGE = 1, 2
 
 
@@ -190,13 +192,25 @@ def renameat2(from_fd: int, from_path: str, to_fd: int, to_path: str, flags: int
     call("renameat2", from_fd, _bytes(from_path), to_fd, _bytes(to_path), flags, path=to_path)
 
 
-def birth_time(path: str | os.PathLike[str]) -> int | None:
-    """When the inode was made, nanoseconds since the epoch (statx(2) STATX_BTIME); None where that is not kept."""
+def statx(path: str | os.PathLike[str], flags: int, mask: int) -> bytes:
+    """statx(2); → struct statx."""
     block = ctypes.create_string_buffer(256)
-    call("statx", AT_FDCWD, _bytes(path), AT_NO_AUTOMOUNT, 0x800, block, path=path)
-    if not int.from_bytes(block.raw[0:4], "little") & 0x800:
+    call("statx", AT_FDCWD, _bytes(path), flags | AT_NO_AUTOMOUNT, mask, block, path=path)
+    return block.raw
+
+
+def birth_time(path: str | os.PathLike[str]) -> int | None:
+    """When the inode was made, nanoseconds since the epoch; None where that is not kept."""
+    block = statx(path, 0, STATX_BTIME)
+    if not int.from_bytes(block[0:4], "little") & STATX_BTIME:
         return None
-    return int.from_bytes(block.raw[80:88], "little") * 10**9 + int.from_bytes(block.raw[88:92], "little")
+    return int.from_bytes(block[80:88], "little") * 10**9 + int.from_bytes(block[88:92], "little")
+
+
+def is_mount_root(path: str | os.PathLike[str]) -> bool:
+    """Whether `path` is the root of a mount, also of a bind within one file system (Linux 5.8)."""
+    attributes, known = struct.unpack_from("=Q40xQ", statx(path, AT_SYMLINK_NOFOLLOW, 0), 8)
+    return bool(attributes & known & STATX_ATTR_MOUNT_ROOT)
 
 
 def quotactl_fd(fd: int, command: int, identity: int, block: ctypes.Array[ctypes.c_char]) -> None:
