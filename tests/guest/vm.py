@@ -6,17 +6,18 @@
 
 QEMU emulates (no KVM needed), so a program runs some ten times slower than outside. The root file system is the host's
 own `/` over virtiofs, read-only, with a layer in memory on top: what a command writes is gone with the guest, what the
-host changes is seen at once. The guest boots once; `run` sends commands to an agent (a busybox shell) over a virtio
-port.
+host changes is seen at once. The guest boots once, in five seconds; `run` sends commands to an agent (a busybox shell)
+over a virtio port. Kernel modules for more (nf_tables, veth, br_netfilter …) load with `/run/busybox modprobe NAME`.
 
-Protocol on the port, one command at a time: the host sends a line `BASE64-OF-SCRIPT`; the agent answers with a line
-`joey STATUS OUT ERR` and then OUT bytes of standard output and ERR bytes of standard error.
+Protocol on the port, one command at a time: the host sends a line `SECONDS BASE64-OF-SCRIPT`; the agent answers with a
+line `joey STATUS OUT ERR` and then OUT bytes of standard output and ERR bytes of standard error.
 """
 
 from __future__ import annotations
 
 import base64
 import contextlib
+import math
 import os
 import platform
 import shlex
@@ -42,8 +43,8 @@ while read -r module; do insmod "$module" || echo "no $module"; done < /modules.
 mount -t virtiofs -o ro host /lower || { echo 'no virtiofs'; poweroff -f; }
 mount -t tmpfs -o mode=755 rw /rw
 mkdir -p /rw/up /rw/work
-mount -t overlay -o lowerdir=/lower,upperdir=/rw/up,workdir=/rw/work root /root || { echo 'no overlay'; poweroff -f;
-} for d in proc sys dev tmp run; do mkdir -p "/root/$d"; done
+mount -t overlay -o lowerdir=/lower,upperdir=/rw/up,workdir=/rw/work root /root || { echo 'no overlay'; poweroff -f; }
+for d in proc sys dev tmp run; do mkdir -p "/root/$d"; done
 mount -t proc proc /root/proc
 mount -t sysfs sys /root/sys
 mount -t devtmpfs dev /root/dev
@@ -64,9 +65,9 @@ port=
 for p in /sys/class/virtio-ports/*; do [ "$(cat "$p/name")" = joey ] && port=/dev/${p##*/}; done
 exec 3<>"$port"
 printf 'joey 0 0 0\n' >&3
-while IFS= read -r line <&3; do
+while read -r limit line <&3; do
   printf %s "$line" | $B base64 -d > /run/command
-  $B setsid $B sh /run/command </dev/null >/run/out 2>/run/err 3>&-
+  $B timeout -s KILL "$limit" $B setsid $B sh /run/command </dev/null >/run/out 2>/run/err 3>&-
   status=$?
   printf 'joey %s %s %s\n' "$status" "$($B stat -c %s /run/out)" "$($B stat -c %s /run/err)" >&3
   cat /run/out /run/err >&3
@@ -160,13 +161,19 @@ class Guest:
         env: Mapping[str, str] | None = None,
         timeout: float = 60.0,
     ) -> subprocess.CompletedProcess[str]:
-        """Run `command` with sh in the guest as root. Raises GuestError if it takes longer than `timeout` seconds."""
+        """Run `command` with sh in the guest as root.
+
+        Raises GuestError, with what it has said so far, if it takes longer than `timeout` seconds.
+        """
         exports = "".join(f"export {name}={shlex.quote(value)}\n" for name, value in (env or {}).items())
         script = f"{exports}cd {shlex.quote(str(cwd))} || exit 125\n{command}\n"
-        deadline = time.monotonic() + timeout
-        self._socket.settimeout(timeout)
-        self._socket.sendall(base64.b64encode(script.encode()) + b"\n")
-        status, out, err = self._answer(deadline)
+        began = time.monotonic()
+        self._socket.sendall(b"%d %s\n" % (math.ceil(timeout), base64.b64encode(script.encode())))
+        status, out, err = self._answer(began + timeout + 10)
+        if time.monotonic() - began >= timeout:
+            raise self._error(
+                f"{command!r} took longer than {timeout} s:\n{(out + err).decode(errors='replace')[-8000:]}"
+            )
         return subprocess.CompletedProcess(command, status, out.decode(errors="replace"), err.decode(errors="replace"))
 
     def _start(self) -> None:

@@ -203,7 +203,24 @@ class InstanceCgroup:
         named = [self.layout.named(name) for name in dict.fromkeys(s.hierarchy for s in settings)]
         self.ensure(slot, [*self.layout.default, *named])
         for setting in settings:
-            write(f"{self.path(self.layout.named(setting.hierarchy), slot)}/{setting.file}", setting.value)
+            hierarchy = self.layout.named(setting.hierarchy)
+            path = f"{self.path(hierarchy, slot)}/{setting.file}"
+            if setting.value == plan.AS_PARENT:
+                self._write_as_parent(hierarchy, path, setting.file)
+            else:
+                write(path, setting.value)
+
+    def _write_as_parent(self, hierarchy: Hierarchy, path: str, file: str) -> None:
+        """Take back a cpuset. While processes are inside v1 refuses an empty one, and so do older kernels with v2."""
+        parent = f"{self.directory(hierarchy)}/{file}"
+        if hierarchy.version == 2:
+            try:
+                return write(path, plan.AS_PARENT)
+            except CgroupError as error:
+                if error.errno != errno.ENOSPC:
+                    raise
+            parent += ".effective"
+        write(path, read(parent) or plan.AS_PARENT)
 
     def allow_devices(self, slot: str, rules: tuple[DeviceRule, ...] | None) -> None:
         """Give `slot` device rules of its own (v2: swapped in one step), or with None the instance's again."""
