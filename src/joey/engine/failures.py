@@ -1,0 +1,73 @@
+"""From a failed operation of a plan to an error for people: the step, why, and what to do."""
+
+from __future__ import annotations
+
+import errno
+
+from joey.host.launcher import LauncherError
+from joey.model.errors import Busy, CannotExecute, Conflict, ImageError, Invalid, LaunchFailed, ProgramNotFound
+from joey.plan import ops
+from joey.plan.ops import Plan
+
+_FULL = (errno.ENOSPC, errno.ENOMEM, errno.EDQUOT)
+_TABLES = (errno.EMFILE, errno.ENFILE, errno.EAGAIN)
+
+
+def explain(plan: Plan, error: LauncherError) -> LaunchFailed | Busy | Conflict | Invalid:
+    """The error to raise for a plan the launcher could not run to its end."""
+    number, why = error.errno or 0, error.strerror or "failed"
+    if not 0 <= error.op < len(plan.ops):
+        return _whole(number, why)
+    op = plan.ops[error.op]
+    where = f"op {error.op} {op.describe()}"
+    if isinstance(op, ops.Exec):
+        return _program(op, number, why)
+    if isinstance(op, ops.Child):
+        return Conflict("sandbox", "is not running any more")
+    if isinstance(op, ops.Clone) and number in _TABLES:
+        remedy = "raise kernel.pid_max and kernel.threads-max, or stop sandboxes"
+        return Busy(where, f"{why}: no process can be made", remedy)
+    if number in (errno.EMFILE, errno.ENFILE):
+        return Busy(where, f"{why}: descriptors are used up", "raise RLIMIT_NOFILE of the engine, or stop sandboxes")
+    if isinstance(op, ops.Chdir) and op.path:
+        return Invalid("cwd", f"{op.path}: {why}", "name a directory that the user may enter")
+    if isinstance(op, (ops.Mkdir, ops.Mknod)) and number == errno.EROFS:
+        return Invalid("mounts", f"{op.path} does not exist and cannot be made: {why}", "make it in the image")
+    if number in _FULL:
+        return LaunchFailed(where, why, "free space or memory, then try again", errno=number)
+    if number == errno.ELOOP:
+        return LaunchFailed(where, "the image has a symbolic link there", "remove the link", errno=number)
+    return LaunchFailed(where, why, _remedy(op, number), errno=number)
+
+
+def _whole(number: int, why: str) -> LaunchFailed | Busy:
+    if number in _TABLES:
+        remedy = "raise RLIMIT_NOFILE of the engine, or stop sandboxes"
+        return Busy("launcher", f"{why}: descriptors are used up", remedy)
+    if number == errno.ECANCELED:
+        # The child ended before it could say why: nothing but its memory limit kills it there.
+        reason = "the kernel killed it before the program began"
+        return LaunchFailed("resources.memory", reason, "give it more memory", errno=number)
+    return LaunchFailed("launcher", why, errno=number)
+
+
+def _program(op: ops.Exec, number: int, why: str) -> LaunchFailed:
+    program = op.argv[0] if op.argv else op.path
+    if number in (errno.ENOENT, errno.ENOTDIR):
+        place = f" in PATH ({op.search})" if op.search and "/" not in program else ""
+        return ProgramNotFound("argv", f"{program!r}: not found{place}", errno=number)
+    if number in (errno.EACCES, errno.EPERM, errno.ENOEXEC, errno.ELIBBAD, errno.EISDIR, errno.ELOOP, errno.ETXTBSY):
+        return CannotExecute("argv", f"{program!r}: cannot be executed: {why}", errno=number)
+    return LaunchFailed("argv", f"{program!r}: {why}", errno=number)
+
+
+def _remedy(op: ops.Op, number: int) -> str:
+    if number == errno.EINVAL and isinstance(op, ops.MountSetattr):
+        return "the file system cannot be id-mapped: mount it with noidmap"
+    if number == errno.EPERM:
+        return "see `joey doctor` for what this machine's root may not do"
+    return ""
+
+
+def image_layer(layer: str, source: str, error: OSError) -> ImageError:
+    return ImageError("image", f"layer {layer} at {source}: {error.strerror}", "pull or build the image again")

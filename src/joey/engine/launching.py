@@ -1,0 +1,234 @@
+"""From a request to a running process: what the pure compiler needs is gathered here, what it answers is carried out."""
+
+from __future__ import annotations
+
+import os
+import stat
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+import msgspec
+
+from joey import images
+from joey.engine.failures import explain, image_layer
+from joey.engine.fleet import Fleet, Shard
+from joey.engine.slots import Prepared
+from joey.host import sys
+from joey.host.cgroup import InstanceCgroup
+from joey.host.instance import Instance
+from joey.host.launcher import LauncherError, LauncherGone
+from joey.host.storage import Storage
+from joey.images.users import resolve_image_user
+from joey.model.cgroup import DEFAULT_DEVICES, DeviceRule
+from joey.model.cgroup import Unenforceable as CgroupUnenforceable
+from joey.model.errors import Broken, Invalid, Unenforceable
+from joey.model.facts import HostFacts
+from joey.model.image import Identity, Image
+from joey.model.slot import Slot
+from joey.model.spec import Process, SandboxSpec
+from joey.model.storage import BoxPlan
+from joey.plan.exec import exec_
+from joey.plan.launch import launch
+from joey.plan.ops import Plan, Source
+from joey.plan.process import environment
+
+_CLONE = sys.OPEN_TREE_CLONE | sys.OPEN_TREE_CLOEXEC
+_EXAMPLE = Slot(name="s0", base=0x3000_0000, prepared=SandboxSpec().resources)
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A spec made complete: its image, who its process is, and which mount sources are no directories."""
+
+    spec: SandboxSpec
+    image: Image
+    identity: Identity
+    files: frozenset[str]
+    devices: tuple[DeviceRule, ...] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Launched:
+    """A running process. fds: role (plan.flags.ROLE_*) → descriptor; they belong to the holder."""
+
+    shard: Shard
+    key: int
+    pid: int
+    fds: dict[int, int]
+
+
+class Launching:
+    """Starts processes. Holds no state of any sandbox."""
+
+    def __init__(
+        self, instance: Instance, facts: HostFacts, fleet: Fleet, cgroup: InstanceCgroup, storage: Storage
+    ) -> None:
+        self._instance = instance
+        self._facts = facts
+        self._fleet = fleet
+        self._cgroup = cgroup
+        self._storage = storage
+        self._users: dict[tuple[str, str], Identity] = {}
+
+    def complete(self, spec: SandboxSpec) -> Request:
+        """Look at everything a spec names. Raises JoeyError naming the field; `check` finds the rest."""
+        try:
+            spec.resources.validate(self._facts.limits)
+        except ValueError as error:
+            field, _, message = str(error).partition(": ")
+            raise Invalid(f"resources.{field}", message) from None
+        image = images.resolve(self._instance, spec)
+        spec = _with_image(spec, image)
+        identity = self._identity(image, spec.process)
+        files, devices = self._look_at_sources(spec)
+        return Request(spec, image, identity, files, devices)
+
+    def check(self, request: Request) -> Plan:
+        """The plan it would be started with, in a slot that does not exist. Raises JoeyError naming the field."""
+        return self.plan(request, _EXAMPLE, BoxPlan(storage=request.spec.storage, directory=_EXAMPLE.name))
+
+    def plan(self, request: Request, slot: Slot, box: BoxPlan) -> Plan:
+        """The plan that starts it in `slot`."""
+        try:
+            return launch(request.spec, request.image, request.identity, self._facts, slot, box, request.files)
+        except CgroupUnenforceable as error:
+            raise Unenforceable(f"resources.{error.field}", error.reason, error.remedy) from None
+
+    async def start(self, request: Request, prepared: Prepared, key: int) -> Launched:
+        """Start it. The slot is the caller's to clear, whatever happens. Raises JoeyError."""
+        spec, slot = request.spec, prepared.slot
+        shard = await self._fleet.shard()
+        await self._attach(shard, request.image)
+        box = self._storage.box(slot.name, spec)
+        plan = self.plan(request, slot, box)
+        if request.devices is not None:
+            self._cgroup.allow_devices(slot.name, (*DEFAULT_DEVICES, *request.devices))
+        shard.children += 1
+        try:
+            with ExitStack() as stack:
+                fds = [self._open(source, prepared, stack) for source in plan.sources]
+                return await self._run(shard, key, plan, fds)
+        except BaseException:
+            shard.children -= 1
+            raise
+
+    async def exec(
+        self,
+        process: Process,
+        request: Request,
+        slot: Slot,
+        shard: Shard,
+        of: int,
+        key: int,
+        *,
+        output: bool,
+        devpts: bool,
+    ) -> Launched:
+        """Run one more process in the sandbox whose first process is `of`. devpts: it has no terminals yet."""
+        identity = self._identity(request.image, process) if process.user or process.groups else request.identity
+        env = environment(request.image.env, process, identity, request.spec.hostname or slot.name)
+        plan = exec_(
+            process,
+            env,
+            identity,
+            request.spec,
+            self._facts,
+            slot,
+            of,
+            output=output,
+            add_devpts=devpts and process.tty,
+        )
+        return await self._run(shard, key, plan, ())
+
+    def _identity(self, image: Image, process: Process) -> Identity:
+        """Who the process is. Remembered for images, which do not change; a rootfs directory may."""
+        known = self._users.get((image.name, process.user)) if image.layers[0].id.startswith("host-") else None
+        identity = known or resolve_image_user(image, process.user)
+        self._users[image.name, process.user] = identity
+        if not process.groups:
+            return identity
+        return msgspec.structs.replace(identity, groups=tuple(sorted({*identity.groups, *process.groups})))
+
+    async def _run(self, shard: Shard, key: int, plan: Plan, fds: list[int] | tuple[()]) -> Launched:
+        try:
+            done = await shard.run(key, plan, fds)
+        except LauncherError as error:
+            raise explain(plan, error) from error
+        except LauncherGone as error:
+            raise Broken("launcher", "it went away while starting", "try again") from error
+        roles = sorted(op.role for op in plan.ops if op.name == "hold" and op.send)  # type: ignore[attr-defined]
+        return Launched(shard, key, done.pid, dict(zip(roles, done.fds, strict=True)))
+
+    async def _attach(self, shard: Shard, image: Image) -> None:
+        for layer in image.attached:
+            try:
+                await shard.attach(layer)
+            except OSError as error:
+                raise image_layer(layer.id, layer.source, error) from error
+
+    def _open(self, source: Source, prepared: Prepared, stack: ExitStack) -> int:
+        if source.kind == "userns":
+            return prepared.userns
+        if source.kind == "netns":
+            return prepared.netns
+        flags = _CLONE | (sys.AT_RECURSIVE if source.recursive else 0)
+        try:
+            fd = sys.open_tree(sys.AT_FDCWD, source.path, flags)
+        except OSError as error:
+            raise Invalid("mounts", f"source {source.path}: {error.strerror}") from error
+        stack.callback(os.close, fd)
+        return fd
+
+    def _look_at_sources(self, spec: SandboxSpec) -> tuple[frozenset[str], tuple[DeviceRule, ...] | None]:
+        files: set[str] = set()
+        for number, mount in enumerate(spec.mounts):
+            mode = _stat(mount.source, f"mounts[{number}].source").st_mode
+            if not stat.S_ISDIR(mode):
+                files.add(mount.source)
+        rules: list[DeviceRule] = []
+        for number, device in enumerate(spec.devices):
+            found = _stat(device.path, f"devices[{number}].path")
+            if not (stat.S_ISCHR(found.st_mode) or stat.S_ISBLK(found.st_mode)):
+                raise Invalid(f"devices[{number}].path", f"{device.path} is not a device")
+            rule = DeviceRule(
+                "c" if stat.S_ISCHR(found.st_mode) else "b",
+                os.major(found.st_rdev),
+                os.minor(found.st_rdev),
+                device.access,
+            )
+            _validate(rule, f"devices[{number}].access")
+            rules.append(rule)
+        return frozenset(files), tuple(rules) or None
+
+
+def _validate(rule: DeviceRule, field: str) -> None:
+    try:
+        rule.validate(field)
+    except ValueError as error:
+        raise Invalid(field, str(error).removeprefix(f"{field}: ")) from None
+
+
+def _stat(path: str, field: str) -> os.stat_result:
+    if not path.startswith("/"):
+        raise Invalid(field, f"{path!r} is not an absolute path")
+    try:
+        return os.stat(path)
+    except OSError as error:
+        raise Invalid(field, f"{path}: {error.strerror}") from None
+
+
+def _with_image(spec: SandboxSpec, image: Image) -> SandboxSpec:
+    """The image's defaults where the request says nothing: program, stop signal, labels (image-spec config.md)."""
+    process = spec.process
+    argv = process.argv or image.argv
+    if image.entrypoint:
+        argv = (*image.entrypoint, *argv)
+    if not argv and not spec.init and spec.process.tty:
+        raise Invalid("argv", "the image names no program, and none is given")
+    stop = image.stop_signal if image.stop_signal and spec.stop_signal == "SIGTERM" else spec.stop_signal
+    return msgspec.structs.replace(
+        spec,
+        process=msgspec.structs.replace(process, argv=argv),
+        stop_signal=stop,
+        labels={**image.labels, **spec.labels},
+    )
