@@ -1,4 +1,4 @@
-"""From a request to a running process: what the pure compiler needs is gathered here, what it answers is carried out."""
+"""From a request to a running process: what the pure compiler needs is gathered here, its answer is carried out."""
 
 from __future__ import annotations
 
