@@ -35,9 +35,10 @@ def resolve(instance: Instance, spec: SandboxSpec) -> Image:
 
 def _host_image(instance: Instance) -> Image:
     """Made once in the life of an engine: what an administrator changes in /etc shows after its restart."""
+    from joey.host import python
     from joey.images import host
 
     key = str(instance.images)
     if key not in _host:
-        _host[key] = host.prepare(instance, host.usable_python()[0])
+        _host[key] = host.prepare(instance, python.usable()[0])
     return _host[key]

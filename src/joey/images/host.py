@@ -1,7 +1,7 @@
 """The image `host`: this machine's own userland, read-only, with nothing to download.
 
 One overlay layer, the skeleton (joey.images.skeleton: directories, links into /usr, a generated /etc), and over it
-binds of the host's /usr and, where Joey runs on a Python from elsewhere, of that one (joey.images.python). /home,
+binds of the host's /usr and, where Joey runs on a Python from elsewhere, of that one (joey.host.python). /home,
 /root, /var, /etc and sockets of the host are not there at all.
 
 /usr is bound, not made a layer, and **not id-mapped**. Through an id-mapped mount the root of a sandbox would read /usr
@@ -22,7 +22,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from joey.images import python as host_python
+from joey.host import python as host_python
 from joey.images import skeleton
 from joey.model.errors import ImageError, from_os
 from joey.model.image import DEFAULT_PATH, Bind, Image, Layer
@@ -36,8 +36,8 @@ NAME = "host"
 def prepare(instance: Instance, python: host_python.HostPython | None = None, host: Path = Path("/")) -> Image:
     """The image, its skeleton made below `instance.images` if it is not there yet. Idempotent; takes milliseconds.
 
-    python: the Python to show besides what is in /usr; see `usable_python`. Raises ImageError if this host has no
-    userland to show, HostFailed and its kin when the skeleton cannot be written.
+    python: the Python to show besides what is in /usr; see `joey.host.python.usable`. Raises ImageError if this host
+    has no userland to show, HostFailed and its kin when the skeleton cannot be written.
     """
     if not (host / "usr/bin/env").exists():
         raise ImageError("image", "this host has no /usr/bin/env: its /usr is no userland to run", "use rootfs")
@@ -58,14 +58,6 @@ def prepare(instance: Instance, python: host_python.HostPython | None = None, ho
         env["LANG"] = "C.UTF-8"
     shell = "/bin/bash" if (host / "bin/bash").exists() else "/bin/sh"
     return Image(name=NAME, layers=(Layer(name, str(target)),), binds=tuple(binds), env=env, argv=(shell,))
-
-
-def usable_python() -> tuple[host_python.HostPython | None, str]:
-    """(the Python to hand to `prepare`, why there is none although one would be wanted, else "")."""
-    try:
-        return host_python.find(), ""
-    except (host_python.Unusable, OSError) as error:
-        return None, str(error)
 
 
 def _layer(source: Path, word: str) -> Layer:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 from joey.host import sys as kernel
-from joey.images.python import TARGET, HostPython
+from joey.host.python import TARGET, HostPython
 from joey.model.value import Value
 
 _MAX_FILE = 4 << 20

@@ -29,13 +29,13 @@ class HostFacts(Value, frozen=True, kw_only=True):
     kernel, release       (major, minor), and the whole string
     boot_id               /proc/sys/kernel/random/boot_id
     cpus, mems            numbers of what is online;  mem_total, swap_total: bytes
-    cgroups               hierarchies usable by this process
+    cgroups               hierarchies usable by this process; cgroup_problems: what is there and cannot be used, and why
     proc_masked, proc_readonly   which of MASKED_PROC and READONLY_PROC exist here
     mount_api             fsopen, fsmount, move_mount, open_tree (Linux 5.2) work
     mount_setattr         (5.12) works
     overlay               overlay can be mounted with an upper directory on tmpfs
     overlay_fd_layers     fsconfig FSCONFIG_SET_FD takes lowerdir+, upperdir, workdir (6.13)
-    idmap                 an id-mapped overlay lower layer works (5.19 for overlay)
+    idmap                 id-mapped mounts of the engine's file system work, also as overlay's lower layer (5.19)
     idmap_tmpfs           a tmpfs can be id-mapped itself (6.3)
     user_namespaces, net_namespaces, cgroup_namespaces   can be made
     clone3, pidfd, openat2, close_range   the system calls are there and not filtered
@@ -61,6 +61,7 @@ class HostFacts(Value, frozen=True, kw_only=True):
     swap_total: int = 0
     page_size: int = 4096
     cgroups: CgroupLayout
+    cgroup_problems: tuple[str, ...] = ()
     proc_masked: tuple[str, ...] = ()
     proc_readonly: tuple[str, ...] = ()
     mount_api: bool = False

@@ -12,7 +12,7 @@ import os
 import stat
 import sys
 
-from joey.images import elf
+from joey.host import elf
 from joey.model.value import Value
 
 TARGET = "/opt/python"
@@ -67,6 +67,14 @@ def find(
         binary=binary,
         has_pip=os.path.isfile(f"{standard}/site-packages/pip/__init__.py"),
     )
+
+
+def usable() -> tuple[HostPython | None, str]:
+    """(the Python to show, why there is none although one would be wanted, else "")."""
+    try:
+        return find(), ""
+    except (Unusable, OSError) as error:
+        return None, str(error)
 
 
 def _check_open_to_all(path: str, need: int) -> None:
