@@ -1,0 +1,364 @@
+"""The life of one sandbox as a pure function: `step(record, event) -> (record, actions)`.
+
+    created ──StartAsked──► starting ──Launched──► running ◄──Pause/Resume──► paused
+       │                        │                     │  ╲                      │
+       │                   LaunchFailed             Exited  ╲──────StopAsked────┤
+       │                        ▼                     ▼                         ▼
+       │                     exited ◄───────────────exited ◄──────Exited──── stopping
+       └──RemoveAsked──► removing ◄──RemoveAsked──────┘        (also at an exit, if the policy says remove)
+
+A record says two things apart: `phase`, what is wanted and shown; and `run`, what there is: nothing, a start that waits
+for the last run to be cleared away, a launch the launcher has not answered yet, or a living process. The races are the
+combinations: stop or remove while launching (done as soon as the launch is answered), an exit that arrives before that
+answer (kept in `early`), an exit while stopping, a start while the last run is still being cleared.
+
+Events that belong to a run carry its `key`, the launcher's number for the process. What comes late, of a run that is
+over, changes nothing; a late or repeated exit is acknowledged again.
+
+Who performs the actions does so in their order, and answers each Launch by Launched or LaunchFailed and each Release by
+Cleared, once; after a restart of the engine the first event of every record is Recovered instead. For every Launch
+there is one NotifyWaiters and one Release, and nothing is held any more when RemoveRecord comes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+from msgspec.structs import replace
+
+from joey.engine.record import (
+    SIGKILL,
+    SIGTERM,
+    Action,
+    Actions,
+    ArmKillTimer,
+    Cleared,
+    Event,
+    Exited,
+    ForgetChild,
+    Found,
+    Freeze,
+    FreezerFailed,
+    KillTimer,
+    Launch,
+    Launched,
+    LaunchFailed,
+    Lost,
+    NotifyWaiters,
+    PauseAsked,
+    Persist,
+    Phase,
+    Policy,
+    Record,
+    Recovered,
+    Release,
+    RemoveAsked,
+    RemoveRecord,
+    ResumeAsked,
+    Run,
+    SendSignal,
+    SignalAsked,
+    StartAsked,
+    StopAsked,
+    Thaw,
+    exit_of,
+    view_state,
+)
+from joey.model.errors import Conflict
+from joey.model.views import Exit
+
+_PERSIST, _FREEZE, _THAW, _RELEASE, _REMOVE = Persist(), Freeze(), Thaw(), Release(), RemoveRecord()
+_LOST = 125  # the engine's own failure: nobody knows how the process ended
+
+Step: TypeAlias = tuple[Record, Actions]
+
+
+def step(record: Record, event: Event) -> Step:
+    """What `event` makes of `record`, and what is to be done about it.
+
+    Raises Conflict (field "state") if the state forbids what is asked for; nothing has changed then.
+    """
+    after, actions = _HANDLERS[type(event)](record, event)
+    if after != record and _REMOVE not in actions:
+        actions = (_PERSIST, *actions)
+    return after, actions
+
+
+# --- what is asked for -----------------------------------------------------------------------------------------------
+
+
+def _start(record: Record, event: StartAsked) -> Step:
+    if record.phase not in (Phase.CREATED, Phase.EXITED):
+        raise _conflict(record, "start")
+    after = replace(record, phase=Phase.STARTING, key=event.key, run=Run.QUEUED)
+    return (after, ()) if record.held else _launch(after)
+
+
+def _launch(record: Record) -> Step:
+    return replace(record, run=Run.LAUNCHING, held=True), (Launch(record.key),)
+
+
+def _stop(record: Record, event: StopAsked) -> Step:
+    if record.phase is Phase.STARTING:
+        return replace(record, phase=Phase.STOPPING, stopping=event.timeout), ()
+    if record.phase in (Phase.RUNNING, Phase.PAUSED):
+        return _stop_now(record, event.timeout, event.at)
+    if record.phase is Phase.STOPPING:
+        return _stop_sooner(record, event)
+    return record, ()
+
+
+def _stop_now(record: Record, timeout: float, at: float) -> Step:
+    """The signal goes first and the thaw after it, so that a paused program does nothing before it sees the signal."""
+    thaw = (_THAW,) if record.phase is Phase.PAUSED else ()
+    after = replace(record, phase=Phase.STOPPING, stopping=None, stop_by=None)
+    if timeout <= 0:
+        return after, (SendSignal(SIGKILL), *thaw)
+    send = SendSignal(record.policy.stop_signal)
+    if math.isinf(timeout):
+        return after, (send, *thaw)
+    return replace(after, stop_by=at + timeout), (send, *thaw, ArmKillTimer(record.key, timeout))
+
+
+def _stop_sooner(record: Record, event: StopAsked) -> Step:
+    """Asked again, only an earlier end counts: the signal was sent, and a second one might mean something else."""
+    if record.run is not Run.ALIVE:
+        timeout = event.timeout if record.stopping is None else min(record.stopping, event.timeout)
+        return replace(record, stopping=timeout), ()
+    if event.timeout <= 0:
+        return replace(record, stop_by=None), (SendSignal(SIGKILL),)
+    if event.at + event.timeout < (math.inf if record.stop_by is None else record.stop_by):
+        return replace(record, stop_by=event.at + event.timeout), (ArmKillTimer(record.key, event.timeout),)
+    return record, ()
+
+
+def _kill_timer(record: Record, event: KillTimer) -> Step:
+    if record.phase is not Phase.STOPPING or record.run is not Run.ALIVE or event.key != record.key:
+        return record, ()
+    return replace(record, stop_by=None), (SendSignal(SIGKILL),)
+
+
+def _signal(record: Record, event: SignalAsked) -> Step:
+    if record.run is not Run.ALIVE or record.phase is Phase.REMOVING:
+        raise _conflict(record, "signal")
+    if event.number == SIGKILL and record.phase is Phase.PAUSED:  # a frozen process of cgroup v1 cannot even die
+        return replace(record, phase=Phase.RUNNING), (SendSignal(SIGKILL), _THAW)
+    return record, (SendSignal(event.number),)
+
+
+def _pause(record: Record, event: PauseAsked) -> Step:
+    if record.phase is not Phase.RUNNING:
+        raise _conflict(record, "pause")
+    return replace(record, phase=Phase.PAUSED), (_FREEZE,)
+
+
+def _resume(record: Record, event: ResumeAsked) -> Step:
+    if record.phase is not Phase.PAUSED:
+        raise _conflict(record, "resume")
+    return replace(record, phase=Phase.RUNNING), (_THAW,)
+
+
+def _freezer_failed(record: Record, event: FreezerFailed) -> Step:
+    if event.key != record.key or record.phase not in (Phase.RUNNING, Phase.PAUSED):
+        return record, ()
+    if event.frozen:
+        return replace(record, phase=Phase.PAUSED), ()
+    # A freeze that failed may have caught some of the processes.
+    return replace(record, phase=Phase.RUNNING), (_THAW,) if record.phase is Phase.PAUSED else ()
+
+
+def _remove(record: Record, event: RemoveAsked) -> Step:
+    if record.phase is Phase.REMOVING:
+        return record, ()
+    if record.phase not in (Phase.CREATED, Phase.EXITED) and not event.force:
+        raise _conflict(record, "remove", "stop it first, or remove it with force")
+    if record.run is Run.QUEUED:  # its launch never was
+        return replace(record, phase=Phase.REMOVING, run=Run.NONE), ()
+    after = replace(record, phase=Phase.REMOVING, stopping=None, stop_by=None)
+    if record.run is Run.ALIVE:
+        return after, (SendSignal(SIGKILL), _THAW) if record.phase is Phase.PAUSED else (SendSignal(SIGKILL),)
+    return after, (_REMOVE,) if after.gone else ()
+
+
+def _conflict(record: Record, verb: str, remedy: str = "") -> Conflict:
+    return Conflict("state", f"cannot {verb} it: it is {_NOW[record.phase]}", remedy)
+
+
+_NOW = {
+    Phase.CREATED: "not running",
+    Phase.STARTING: "being started",
+    Phase.RUNNING: "running",
+    Phase.PAUSED: "paused",
+    Phase.STOPPING: "being stopped",
+    Phase.EXITED: "not running",
+    Phase.REMOVING: "being removed",
+}
+
+
+# --- what happens ----------------------------------------------------------------------------------------------------
+
+
+def _launched(record: Record, event: Launched) -> Step:
+    if record.run is not Run.LAUNCHING or event.key != record.key:
+        return record, ()
+    early, stopping = record.early, record.stopping
+    after = replace(record, run=Run.ALIVE, pid=event.pid, started=event.at, finished=None, early=None, stopping=None)
+    if early is not None:
+        return _exited(after, early) if isinstance(early, Exited) else _lost(after, early)
+    if record.phase is Phase.REMOVING:
+        return after, (SendSignal(SIGKILL),)
+    if record.phase is Phase.STOPPING:
+        return _stop_now(after, 0.0 if stopping is None else stopping, event.at)
+    return replace(after, phase=Phase.RUNNING), ()
+
+
+def _launch_failed(record: Record, event: LaunchFailed) -> Step:
+    if record.run is not Run.LAUNCHING or event.key != record.key:
+        return record, ()
+    if isinstance(record.early, Exited):  # it ran and ended, only the answer was lost
+        return _end(record, record.early.exit, ForgetChild(event.key))
+    return _end(record, event.exit)
+
+
+def _exited(record: Record, event: Exited) -> Step:
+    if event.key == record.key and record.run is Run.LAUNCHING:
+        return replace(record, early=event), ()
+    if event.key == record.key and record.run is Run.ALIVE:
+        return _end(record, event.exit, ForgetChild(event.key))
+    return record, (ForgetChild(event.key),)
+
+
+def _lost(record: Record, event: Lost) -> Step:
+    if event.key == record.key and record.run is Run.LAUNCHING:
+        return (record, ()) if record.early else (replace(record, early=event), ())
+    if event.key == record.key and record.run is Run.ALIVE:
+        return _end(record, Exit(code=_LOST, at=event.at, error=event.reason))
+    return record, ()
+
+
+def _end(record: Record, exit: Exit, *forget: ForgetChild) -> Step:
+    """The end of a run, however it came."""
+    removing = record.phase is Phase.REMOVING or record.policy.remove
+    after = replace(
+        record,
+        phase=Phase.REMOVING if removing else Phase.EXITED,
+        run=Run.NONE,
+        pid=None,
+        finished=exit.at,
+        exit=exit,
+        stopping=None,
+        stop_by=None,
+        early=None,
+    )
+    thaw = (_THAW,) if record.phase is Phase.PAUSED else ()  # others in there must be able to die
+    return after, (*thaw, NotifyWaiters(exit), _RELEASE, *forget)
+
+
+def _cleared(record: Record, event: Cleared) -> Step:
+    if not record.held or record.run in (Run.LAUNCHING, Run.ALIVE):
+        return record, ()
+    after = replace(record, held=False)
+    if after.run is Run.QUEUED:
+        return _launch(after)
+    return after, (_REMOVE,) if after.gone else ()
+
+
+# --- after a restart of the engine -----------------------------------------------------------------------------------
+
+
+def _recovered(record: Record, event: Recovered) -> Step:
+    if record.run is Run.ALIVE:
+        return _adopt(record, event)
+    if record.run is Run.LAUNCHING:
+        return _answer(record, event)
+    if record.held:  # so it is if a start is queued: Cleared goes on with it
+        return record, (_RELEASE,)
+    return record, (_REMOVE,) if record.gone else ()
+
+
+def _adopt(record: Record, event: Recovered) -> Step:
+    found = event.found
+    if found is None:
+        return _lost(record, Lost(record.key, event.at, event.reason))
+    if found.exit is not None:
+        return _exited(record, Exited(record.key, found.exit))
+    after = replace(record, pid=found.pid)
+    thaw = (_THAW,) if found.frozen else ()
+    if record.phase is Phase.REMOVING:
+        return after, (SendSignal(SIGKILL), *thaw)
+    if record.phase is Phase.STOPPING:
+        due = () if record.stop_by is None else (ArmKillTimer(record.key, max(0.0, record.stop_by - event.at)),)
+        return after, (*thaw, *due)
+    return replace(after, phase=Phase.PAUSED if found.frozen else Phase.RUNNING), ()
+
+
+def _answer(record: Record, event: Recovered) -> Step:
+    """The answer to a launch died with the engine; what the launcher holds stands for it."""
+    found, at, record = event.found, event.at, replace(record, early=None)
+    if found is None:
+        return _end(record, Exit(code=_LOST, at=at, error=event.reason))
+    after, actions = _launched(record, Launched(record.key, found.pid, found.started))
+    if found.exit is None:
+        return after, actions
+    return _exited(after, Exited(record.key, found.exit))
+
+
+_HANDLERS: dict[type, Callable[[Record, Any], Step]] = {
+    StartAsked: _start,
+    Launched: _launched,
+    LaunchFailed: _launch_failed,
+    Exited: _exited,
+    Lost: _lost,
+    StopAsked: _stop,
+    KillTimer: _kill_timer,
+    SignalAsked: _signal,
+    PauseAsked: _pause,
+    ResumeAsked: _resume,
+    FreezerFailed: _freezer_failed,
+    RemoveAsked: _remove,
+    Cleared: _cleared,
+    Recovered: _recovered,
+}
+
+__all__ = [
+    "Action",
+    "Actions",
+    "ArmKillTimer",
+    "Cleared",
+    "Event",
+    "Exited",
+    "ForgetChild",
+    "Found",
+    "Freeze",
+    "FreezerFailed",
+    "KillTimer",
+    "Launch",
+    "LaunchFailed",
+    "Launched",
+    "Lost",
+    "NotifyWaiters",
+    "PauseAsked",
+    "Persist",
+    "Phase",
+    "Policy",
+    "Record",
+    "Recovered",
+    "Release",
+    "RemoveAsked",
+    "RemoveRecord",
+    "ResumeAsked",
+    "Run",
+    "SIGKILL",
+    "SIGTERM",
+    "SendSignal",
+    "SignalAsked",
+    "StartAsked",
+    "StopAsked",
+    "Thaw",
+    "exit_of",
+    "view_state",
+    "Step",
+    "step",
+]
