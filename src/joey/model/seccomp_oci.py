@@ -112,6 +112,8 @@ def _test(test: Json, where: str) -> ArgTest:
         if field not in test:
             raise ValueError(f"{where}{field}: missing")
     index, value, two = (_integer(test, field, where) for field in ("index", "value", "valueTwo"))
+    if _OPS[op] is Op.MASKED_EQ:
+        two &= value  # as libseccomp: otherwise a rule that refuses would never hold
     try:
         return ArgTest(index, _OPS[op], value, two)
     except ValueError as error:
