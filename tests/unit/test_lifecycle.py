@@ -49,7 +49,7 @@ from joey.model.views import Exit
 DONE = Exit(code=0, at=20.0)
 KILLED = Exit(code=137, signal=9, at=21.0)
 MISSING = Exit(code=127, at=9.0, error="op 40 exec: no such program")
-P = Persist()
+P, KEEP, CLEAR = Persist(), Release(files=False), Release(files=True)
 
 
 def life(*events, record=None):
@@ -84,10 +84,12 @@ def test_start_run_exit_clear():
     assert (record.phase, record.pid, record.exit, record.finished, record.over) == (
         Phase.EXITED, None, DONE, 20.0, True,
     )  # fmt: skip
-    assert actions == (P, NotifyWaiters(DONE), Release(), ForgetChild(7))
+    assert actions == (P, NotifyWaiters(DONE), KEEP, ForgetChild(7))
     record, actions = life(Cleared(), record=record)
     assert not record.held and actions == (P,)
     record, actions = life(RemoveAsked(False), record=record)
+    assert not record.gone and actions == (P, CLEAR)
+    record, actions = life(Cleared(), record=record)
     assert record.gone and actions == (RemoveRecord(),)
 
 
@@ -109,7 +111,8 @@ def test_a_start_while_the_last_run_is_being_cleared_waits_for_it():
 
 def test_auto_remove_goes_at_exit_once_cleared():
     record, actions = life(*STARTED, Exited(7, DONE), record=Record(policy=Policy(remove=True)))
-    assert record.phase is Phase.REMOVING and NotifyWaiters(DONE) in actions and record.over
+    assert record.phase is Phase.REMOVING and record.over
+    assert actions == (P, NotifyWaiters(DONE), CLEAR, ForgetChild(7))
     record, actions = life(Cleared(), record=record)
     assert actions == (RemoveRecord(),)
 
@@ -118,7 +121,13 @@ def test_auto_remove_goes_at_exit_once_cleared():
 def test_a_launch_that_fails_is_a_run_that_ended(remove):
     record, actions = life(StartAsked(7), LaunchFailed(7, MISSING), record=Record(policy=Policy(remove=remove)))
     assert record.phase is (Phase.REMOVING if remove else Phase.EXITED)
-    assert actions == (P, NotifyWaiters(MISSING), Release()) and record.exit == MISSING and record.started is None
+    assert actions == (P, NotifyWaiters(MISSING), CLEAR) and record.exit == MISSING
+    assert record.started is None and not record.files
+
+
+def test_a_second_launch_that_fails_keeps_the_files_of_the_first_run():
+    record, actions = life(StartAsked(8), LaunchFailed(8, MISSING), record=CLEARED)
+    assert actions == (P, NotifyWaiters(MISSING), KEEP) and record.files
 
 
 # ---- stop
@@ -219,7 +228,7 @@ def test_a_freezer_that_fails():
 
 def test_an_exit_while_paused_thaws_what_is_left():
     assert life(Exited(7, KILLED), record=PAUSED)[1] == (
-        P, Thaw(), NotifyWaiters(KILLED), Release(), ForgetChild(7),
+        P, Thaw(), NotifyWaiters(KILLED), KEEP, ForgetChild(7),
     )  # fmt: skip
 
 
@@ -254,13 +263,16 @@ def test_what_the_state_forbids_is_a_conflict(record, event, words):
 
 
 def test_remove_of_what_holds_nothing_is_immediate():
-    for record in (Record(), CLEARED):
+    never_ran = life(StartAsked(7), LaunchFailed(7, MISSING), Cleared())[0]
+    for record in (Record(), never_ran):
         assert life(RemoveAsked(False), record=record)[1] == (RemoveRecord(),)
 
 
 def test_remove_while_it_is_being_cleared_waits():
     record, actions = life(RemoveAsked(False), record=EXITED)
     assert actions == (P,) and view_state(record) == "dead"
+    record, actions = life(Cleared(), record=record)
+    assert actions == (P, CLEAR)
     assert life(Cleared(), record=record)[1] == (RemoveRecord(),)
 
 
@@ -277,7 +289,7 @@ def test_remove_by_force_kills(record, actions):
     assert got == actions
     assert life(RemoveAsked(True), record=record) == (record, ())
     record, got = life(Exited(7, KILLED), record=record)
-    assert got == (P, NotifyWaiters(KILLED), Release(), ForgetChild(7)) and not record.gone
+    assert got == (P, NotifyWaiters(KILLED), CLEAR, ForgetChild(7)) and not record.gone
     assert life(Cleared(), record=record)[1] == (RemoveRecord(),)
 
 
@@ -286,12 +298,13 @@ def test_remove_by_force_while_launching_kills_as_soon_as_there_is_something_to_
     assert actions == (P,) and not record.gone
     assert life(Launched(7, 1, 10.0), record=record)[1] == (P, SendSignal(SIGKILL))
     record, actions = life(LaunchFailed(7, MISSING), record=record)
-    assert actions == (P, NotifyWaiters(MISSING), Release())
+    assert actions == (P, NotifyWaiters(MISSING), CLEAR)
     assert life(Cleared(), record=record)[1] == (RemoveRecord(),)
 
 
 def test_remove_by_force_of_a_queued_start_never_launches():
-    record = life(StartAsked(8), RemoveAsked(True), record=EXITED)[0]
+    record, actions = life(StartAsked(8), RemoveAsked(True), Cleared(), record=EXITED)
+    assert actions == (P, CLEAR)
     assert life(Cleared(), record=record)[1] == (RemoveRecord(),)
 
 
@@ -302,27 +315,27 @@ def test_an_exit_before_the_answer_to_the_launch():
     record, actions = life(Exited(7, DONE), record=STARTING)
     assert actions == (P,) and record.phase is Phase.STARTING and not record.over
     record, actions = life(Launched(7, 1234, 10.0), record=record)
-    assert actions == (P, NotifyWaiters(DONE), Release(), ForgetChild(7))
+    assert actions == (P, NotifyWaiters(DONE), KEEP, ForgetChild(7))
     assert record.phase is Phase.EXITED and record.started == 10.0 and record.early is None
 
 
 def test_the_answer_is_lost_but_the_exit_is_known():
     record = life(Exited(7, DONE), Lost(7, 11.0, "gone"), record=STARTING)[0]
     _, actions = life(LaunchFailed(7, MISSING), record=record)
-    assert actions == (P, NotifyWaiters(DONE), Release(), ForgetChild(7))
+    assert actions == (P, NotifyWaiters(DONE), KEEP, ForgetChild(7))
 
 
 def test_the_launcher_is_lost_between_launch_and_answer():
     lost = life(Lost(7, 11.0, "gone"), record=STARTING)[0]
-    assert life(LaunchFailed(7, MISSING), record=lost)[1] == (P, NotifyWaiters(MISSING), Release())
+    assert life(LaunchFailed(7, MISSING), record=lost)[1] == (P, NotifyWaiters(MISSING), CLEAR)
     record, actions = life(Launched(7, 1234, 10.0), record=lost)
-    assert actions == (P, NotifyWaiters(record.exit), Release())
+    assert actions == (P, NotifyWaiters(record.exit), KEEP)
     assert (record.exit.code, record.exit.error) == (125, "gone")
 
 
 def test_the_launcher_is_lost_while_it_runs():
     record, actions = life(Lost(7, 11.0, "launcher 0 ended"), record=RUNNING)
-    assert actions == (P, NotifyWaiters(record.exit), Release()) and record.exit.error == "launcher 0 ended"
+    assert actions == (P, NotifyWaiters(record.exit), KEEP) and record.exit.error == "launcher 0 ended"
     assert life(Lost(7, 12.0, "again"), record=record) == (record, ())
 
 
@@ -348,9 +361,14 @@ def test_recovered_running():
     assert life(Recovered(50.0, Found(1234, 10.0, frozen=True)), record=RUNNING) == (PAUSED, (P,))
     assert life(Recovered(50.0, Found(1234, 10.0, frozen=False)), record=PAUSED) == (RUNNING, (P,))
     ended = Found(1234, 10.0, exit=DONE)
-    assert life(Recovered(50.0, ended), record=RUNNING)[1] == (P, NotifyWaiters(DONE), Release(), ForgetChild(7))
+    assert life(Recovered(50.0, ended), record=RUNNING)[1] == (
+        P,
+        NotifyWaiters(DONE),
+        KEEP,
+        ForgetChild(7),
+    )
     record, actions = life(Recovered(50.0, None, "the launcher ended"), record=RUNNING)
-    assert actions == (P, NotifyWaiters(record.exit), Release()) and record.exit.error == "the launcher ended"
+    assert actions == (P, NotifyWaiters(record.exit), KEEP) and record.exit.error == "the launcher ended"
 
 
 def test_recovered_stopping_goes_on_with_the_time_that_is_left():
@@ -370,17 +388,18 @@ def test_recovered_while_launching():
     record, actions = life(Recovered(13.0, Found(1234, 10.0)), record=STARTING)
     assert record == RUNNING and actions == (P,)
     record, actions = life(Recovered(13.0, Found(1234, 10.0, exit=DONE)), record=STARTING)
-    assert actions == (P, NotifyWaiters(DONE), Release(), ForgetChild(7)) and record.started == 10.0
+    assert actions == (P, NotifyWaiters(DONE), KEEP, ForgetChild(7)) and record.started == 10.0
     record, actions = life(Recovered(13.0), record=STARTING)
-    assert actions == (P, NotifyWaiters(record.exit), Release()) and record.exit.code == 125 and record.exit.error
+    assert actions == (P, NotifyWaiters(record.exit), CLEAR)
+    assert record.exit.code == 125 and record.exit.error
     stopping = life(StopAsked(5.0, 9.0), record=STARTING)[0]
     assert life(Recovered(13.0, Found(1234, 10.0)), record=stopping)[1][1] == SendSignal(15)
 
 
 def test_recovered_while_clearing_clears_again():
-    assert life(Recovered(13.0), record=EXITED) == (EXITED, (Release(),))
+    assert life(Recovered(13.0), record=EXITED) == (EXITED, (KEEP,))
     queued = life(StartAsked(8), record=EXITED)[0]
-    assert life(Recovered(13.0), record=queued) == (queued, (Release(),))
+    assert life(Recovered(13.0), record=queued) == (queued, (KEEP,))
     assert life(Recovered(13.0), record=CLEARED) == (CLEARED, ())
     assert life(Recovered(13.0), record=Record()) == (Record(), ())
 
@@ -388,6 +407,10 @@ def test_recovered_while_clearing_clears_again():
 def test_recovered_gone_is_removed_at_last():
     gone = life(RemoveAsked(False))[0]
     assert life(Recovered(13.0), record=gone)[1] == (RemoveRecord(),)
+    for record in (life(RemoveAsked(False), record=EXITED)[0], life(RemoveAsked(False), record=CLEARED)[0]):
+        record, actions = life(Recovered(13.0), record=record)
+        assert actions[-1] == CLEAR
+        assert life(Cleared(), record=record)[1] == (RemoveRecord(),)
 
 
 # ---- what users see
@@ -435,7 +458,7 @@ class World:
     launched: list[int] = field(default_factory=list)
     notified: int = 0
     released: int = 0
-    recovered_releases: int = 0
+    files: bool = False
     removed: bool = False
 
     def feed(self, event):
@@ -471,18 +494,20 @@ class World:
             case NotifyWaiters(exit):
                 self.notified += 1
                 assert self.notified <= len(self.launched) and self.record.exit == exit
-            case Release():
+            case Release(files):
                 assert not self.clearing and not self.alive() and not self.launching and not self.frozen
                 self.clearing = True
-                if recovering and self.notified == self.released:
-                    self.recovered_releases += 1
-                else:
+                if self.released < self.notified:  # that of the run's end
                     self.released += 1
+                else:
+                    assert recovering or (files and self.record.phase is Phase.REMOVING)
+                if files:
+                    self.files = False
             case ForgetChild(key):
                 assert self.children.get(key, Exit(code=0)) is not None, "forgets a living child"
                 self.children.pop(key, None)
             case RemoveRecord():
-                assert not self.launching and not self.alive() and not self.clearing
+                assert not self.launching and not self.alive() and not self.clearing and not self.files
                 self.removed = True
 
     def alive(self):
@@ -505,6 +530,7 @@ class World:
         assert record.early is None or record.run is Run.LAUNCHING
         assert record.stop_by is None or (record.phase is Phase.STOPPING and record.run is Run.ALIVE)
         assert self.removed == record.gone
+        assert record.files == self.files or record.run in (Run.LAUNCHING, Run.ALIVE)
 
     # -- what may happen: each returns the event, or None if it cannot happen now
 
@@ -520,6 +546,7 @@ class World:
         """The launcher has made the process, its answer is under way."""
         if self.launching and self.launching not in self.children:
             self.children[self.launching] = None
+            self.files = True
 
     def child_ends(self):
         for key, exit in self.children.items():
@@ -616,7 +643,7 @@ def test_random_lives_keep_every_promise(names, remove):
             break
         live(world, name)
     # However it went: removal by force, and the world doing its part, always leaves nothing.
-    for name in ("remove force", "answer", "child ends", "clear", "clear"):
+    for name in ("remove force", "answer", "child ends", "clear", "clear", "clear"):
         if not world.removed:
             live(world, name)
     assert world.removed and world.notified == world.released == len(world.launched)

@@ -17,7 +17,8 @@ over, changes nothing; a late or repeated exit is acknowledged again.
 
 Who performs the actions does so in their order, and answers each Launch by Launched or LaunchFailed and each Release by
 Cleared, once; after a restart of the engine the first event of every record is Recovered instead. For every Launch
-there is one NotifyWaiters and one Release, and nothing is held any more when RemoveRecord comes.
+there is one NotifyWaiters and one Release; the files stay for the next run, and go by a Release of their own when the
+sandbox is removed later. Nothing is held any more when RemoveRecord comes.
 """
 
 from __future__ import annotations
@@ -69,7 +70,7 @@ from joey.engine.record import (
 from joey.model.errors import Conflict
 from joey.model.views import Exit
 
-_PERSIST, _FREEZE, _THAW, _RELEASE, _REMOVE = Persist(), Freeze(), Thaw(), Release(), RemoveRecord()
+_PERSIST, _FREEZE, _THAW, _REMOVE = Persist(), Freeze(), Thaw(), RemoveRecord()
 _LOST = 125  # the engine's own failure: nobody knows how the process ended
 
 Step: TypeAlias = tuple[Record, Actions]
@@ -179,7 +180,22 @@ def _remove(record: Record, event: RemoveAsked) -> Step:
     after = replace(record, phase=Phase.REMOVING, stopping=None, stop_by=None)
     if record.run is Run.ALIVE:
         return after, (SendSignal(SIGKILL), _THAW) if record.phase is Phase.PAUSED else (SendSignal(SIGKILL),)
-    return after, (_REMOVE,) if after.gone else ()
+    return _dispose(after) if record.run is Run.NONE else (after, ())
+
+
+def _dispose(record: Record) -> Step:
+    """Of one that is to be removed and has no run. What is being released already is waited for."""
+    if record.held:
+        return record, ()
+    if not record.files:
+        return record, (_REMOVE,)
+    after, release = _release(record)
+    return after, (release,)
+
+
+def _release(record: Record) -> tuple[Record, Release]:
+    keep = record.files and record.phase is not Phase.REMOVING
+    return replace(record, held=True, files=keep), Release(files=not keep)
 
 
 def _conflict(record: Record, verb: str, remedy: str = "") -> Conflict:
@@ -204,7 +220,9 @@ def _launched(record: Record, event: Launched) -> Step:
     if record.run is not Run.LAUNCHING or event.key != record.key:
         return record, ()
     early, stopping = record.early, record.stopping
-    after = replace(record, run=Run.ALIVE, pid=event.pid, started=event.at, finished=None, early=None, stopping=None)
+    after = replace(
+        record, run=Run.ALIVE, files=True, pid=event.pid, started=event.at, finished=None, early=None, stopping=None
+    )
     if early is not None:
         return _exited(after, early) if isinstance(early, Exited) else _lost(after, early)
     if record.phase is Phase.REMOVING:
@@ -218,7 +236,7 @@ def _launch_failed(record: Record, event: LaunchFailed) -> Step:
     if record.run is not Run.LAUNCHING or event.key != record.key:
         return record, ()
     if isinstance(record.early, Exited):  # it ran and ended, only the answer was lost
-        return _end(record, record.early.exit, ForgetChild(event.key))
+        return _end(replace(record, files=True), record.early.exit, ForgetChild(event.key))
     return _end(record, event.exit)
 
 
@@ -252,8 +270,9 @@ def _end(record: Record, exit: Exit, *forget: ForgetChild) -> Step:
         stop_by=None,
         early=None,
     )
+    after, release = _release(after)
     thaw = (_THAW,) if record.phase is Phase.PAUSED else ()  # others in there must be able to die
-    return after, (*thaw, NotifyWaiters(exit), _RELEASE, *forget)
+    return after, (*thaw, NotifyWaiters(exit), release, *forget)
 
 
 def _cleared(record: Record, event: Cleared) -> Step:
@@ -262,7 +281,7 @@ def _cleared(record: Record, event: Cleared) -> Step:
     after = replace(record, held=False)
     if after.run is Run.QUEUED:
         return _launch(after)
-    return after, (_REMOVE,) if after.gone else ()
+    return _dispose(after) if after.phase is Phase.REMOVING else (after, ())
 
 
 # --- after a restart of the engine -----------------------------------------------------------------------------------
@@ -274,8 +293,9 @@ def _recovered(record: Record, event: Recovered) -> Step:
     if record.run is Run.LAUNCHING:
         return _answer(record, event)
     if record.held:  # so it is if a start is queued: Cleared goes on with it
-        return record, (_RELEASE,)
-    return record, (_REMOVE,) if record.gone else ()
+        after, release = _release(record)
+        return after, (release,)
+    return _dispose(record) if record.phase is Phase.REMOVING else (record, ())
 
 
 def _adopt(record: Record, event: Recovered) -> Step:

@@ -223,7 +223,11 @@ class NotifyWaiters:
 
 @dataclass(frozen=True, slots=True)
 class Release:
-    """Kill what is left in the sandbox's cgroups, clear and give back its slot; then Cleared. May find nothing."""
+    """Kill what is left in the sandbox's cgroups and clear its slot; with `files` also its writable layer and claim on
+    ids, without it those stay for the next run. Then Cleared. May find nothing.
+    """
+
+    files: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,7 +256,8 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
 
     key       of the present or last run, 0 before the first
     pid       of the host, None unless `run` is ALIVE
-    held      a slot, or part of one, may be taken: Release has not been answered
+    held      a run may have left something: Release has not been answered
+    files     a writable layer and claim on ids are kept, for the present or the next run
     exit      of the last run that ended, also of a launch that failed
     stopping  the timeout to stop with once the launch is answered
     stop_by   when SIGKILL is due, None if it is not
@@ -265,6 +270,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     key: int = 0
     pid: int | None = None
     held: bool = False
+    files: bool = False
     started: float | None = None
     finished: float | None = None
     exit: Exit | None = None
@@ -280,7 +286,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def gone(self) -> bool:
         """Whether RemoveRecord has been asked for."""
-        return self.phase is Phase.REMOVING and self.run is Run.NONE and not self.held
+        return self.phase is Phase.REMOVING and self.run is Run.NONE and not (self.held or self.files)
 
 
 def view_state(record: Record) -> State:
