@@ -1,0 +1,144 @@
+/* joey-launcher: the parent of every contained process. It is sent plans (plan.h), runs them, and keeps what it knows of its children
+ * until it is told to forget them; whoever tells it may crash and come back.
+ *
+ *	joey-launcher --listen-fd N [--idle-exit SECONDS]
+ *
+ * N is a bound, listening SOCK_SEQPACKET socket; the peer's uid must be the launcher's own. Without client and child it ends after
+ * SECONDS (10). SIGTERM ends it when it has no child. Standard error is where it says why it cannot go on. */
+#define _GNU_SOURCE
+#include "launcher.h"
+#include <errno.h>
+#include <limits.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/prctl.h>
+#include <sys/signalfd.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+static int epoll = -1, signals = -1, log_fd = 2;
+
+void say(const char *what, int error)
+{
+	char line[256] = "joey-launcher: ";
+	strncat(line, what, 160);
+	if (error) {
+		strcat(line, ": ");
+		strncat(line, strerrordesc_np(error) ? strerrordesc_np(error) : "unknown error", 64);
+	}
+	strcat(line, "\n");
+	(void)!write(log_fd, line, strlen(line));
+}
+void die(const char *what, int error)
+{
+	say(what, error);
+	_exit(70);
+}
+int watch(int operation, int fd, uint32_t events, enum source source, uint32_t index)
+{
+	struct epoll_event event = {.events = events, .data.u64 = (uint64_t)source << 32 | index};
+	return epoll_ctl(epoll, operation, fd, &event);
+}
+
+/* ---- start */
+
+static int number(const char *text, const char *option)
+{
+	char *end;
+	long value = text ? strtol(text, &end, 10) : -1;
+	if (!text || end == text || *end || value < 0 || value > INT_MAX / 1000) die(option, EINVAL);
+	return (int)value;
+}
+/* Descriptors 0..LOW-1 become /dev/null, the listener and the log move up, everything else that was inherited is closed. */
+static int arrange_descriptors(int listener)
+{
+	struct rlimit limit;
+	if (!getrlimit(RLIMIT_NOFILE, &limit)) {
+		limit.rlim_cur = limit.rlim_max;
+		setrlimit(RLIMIT_NOFILE, &limit);
+	}
+	int moved = fcntl(listener, F_DUPFD_CLOEXEC, LOW);
+	if (moved < 0) die("--listen-fd", errno);
+	int log = fcntl(2, F_DUPFD_CLOEXEC, moved + 1);
+	unsigned last = (unsigned)(log < 0 ? moved : log);
+	if (moved > LOW) syscall(SYS_close_range, LOW, moved - 1, 0);
+	if (log > moved + 1) syscall(SYS_close_range, moved + 1, log - 1, 0);
+	syscall(SYS_close_range, last + 1, ~0u, 0);
+	log_fd = log;
+	int null = open("/dev/null", O_RDWR | O_CLOEXEC);
+	if (null < 0) die("/dev/null", errno);
+	for (int fd = 0; fd < LOW; fd++)
+		if (fd != null && dup3(null, fd, O_CLOEXEC) < 0) die("descriptors", errno);
+	if (null >= LOW) close(null);
+	return moved;
+}
+static void arrange_signals(void)
+{
+	const struct sigaction plain = {.sa_handler = SIG_DFL};
+	sigset_t set;
+	for (int number = 1; number <= SIGRTMAX; number++) sigaction(number, &plain, NULL);	/* what is ignored stays so across exec */
+	sigfillset(&set);
+	sigprocmask(SIG_SETMASK, &set, NULL);	/* all: SIGPIPE, too, is an errno to us */
+	sigemptyset(&set);
+	sigaddset(&set, SIGCHLD);
+	sigaddset(&set, SIGTERM);
+	signals = signalfd(-1, &set, SFD_NONBLOCK | SFD_CLOEXEC);
+	if (signals < 0) die("signalfd", errno);
+}
+
+/* ---- the loop */
+
+static void on_signal(void)
+{
+	struct signalfd_siginfo seen;
+	while (read(signals, &seen, sizeof seen) == sizeof seen)
+		if (seen.ssi_signo == SIGTERM && !child_count()) stopping = true;
+	children_reap();
+}
+static void loop(int idle_ms)
+{
+	struct epoll_event events[32];
+	while (!stopping) {
+		bool idle = !client_count() && !child_count();
+		int count = epoll_wait(epoll, events, 32, idle ? idle_ms : -1);
+		if (!count && idle) return;
+		for (int i = 0; i < count; i++) {
+			uint32_t index = (uint32_t)events[i].data.u64;
+			switch ((enum source)(events[i].data.u64 >> 32)) {
+			case FROM_SIGNAL: on_signal(); break;
+			case FROM_LISTENER: client_accept(); break;
+			case FROM_CLIENT: client_event(index, events[i].events); break;
+			case FROM_CHILD: child_report(index); break;
+			}
+		}
+		exits_send();
+	}
+}
+int main(int argc, char **argv)
+{
+	int listener = -1, idle = 10;
+	for (int i = 1; i < argc; i += 2) {
+		if (!strcmp(argv[i], "--listen-fd")) listener = number(argv[i + 1], argv[i]);
+		else if (!strcmp(argv[i], "--idle-exit")) idle = number(argv[i + 1], argv[i]);
+		else die("usage: joey-launcher --listen-fd N [--idle-exit SECONDS]", 0);
+	}
+	if (listener < 0) die("usage: joey-launcher --listen-fd N [--idle-exit SECONDS]", 0);
+
+	/* its memory, which children share or copy while they have a sandbox's ids already, is nobody's business */
+	if (prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)) die("PR_SET_DUMPABLE", errno);
+	setsid();
+	umask(0);
+	if (chdir("/")) die("/", errno);
+	listener = arrange_descriptors(listener);
+	arrange_signals();
+	epoll = epoll_create1(EPOLL_CLOEXEC);
+	if (epoll < 0 || watch(EPOLL_CTL_ADD, signals, EPOLLIN, FROM_SIGNAL, 0)) die("epoll", errno);
+	run_init();
+	ops_init();
+	messages_init(listener);
+	loop(idle * 1000);
+	return 0;
+}

@@ -1,0 +1,416 @@
+/* Clients and their messages. Nothing here waits for a client: one whose queue is full has at most one answer waiting for it, is not
+ * read from until that is gone, and finds the outcome of its forked children and all exits where they are kept anyway, in the table. */
+#define _GNU_SOURCE
+#include "launcher.h"
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/memfd.h>
+#include <signal.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/mman.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#define CLIENTS 64
+#define PAGE 500		/* children in one message */
+#define BURST 8			/* messages of one client before others have their turn */
+
+struct client {
+	int fd;			/* -1: free */
+	uint32_t serial;	/* what pending children know it by */
+	bool blocked;		/* its queue was full */
+	bool waiting;		/* `answer` is to be sent, or LISTED to be made again for it */
+	struct msg_header answer;
+	int fds[PLAN_ROLES], count;
+};
+struct request { struct msg_header head; const char *body; int fds[PLAN_MAX_FDS], count; };
+
+bool stopping;
+static struct client clients[CLIENTS];
+static unsigned connected;
+static uint32_t serials, subscriber;	/* serial, or 0 */
+static int listener, spare;
+static struct msg_child page[PAGE];
+static struct { struct msg_header head; char body[MSG_INLINE]; } packet __attribute__((aligned(8)));
+static char large[PLAN_MAX_BYTES] __attribute__((aligned(4096)));
+
+unsigned client_count(void) { return connected; }
+static struct client *client_find(uint32_t serial)
+{
+	for (struct client *c = clients; c < clients + CLIENTS; c++)
+		if (c->fd >= 0 && c->serial == serial) return c;
+	return NULL;
+}
+
+/* ---- sending */
+
+static void client_watch(struct client *c)
+{
+	watch(EPOLL_CTL_MOD, c->fd, c->blocked ? EPOLLOUT : EPOLLIN, FROM_CLIENT, (uint32_t)(c - clients));
+}
+/* true if it is sent, or never can be; false: later, the client's queue is full */
+static bool put(struct client *c, struct msg_header *head, const void *data, const int *fds, int count)
+{
+	struct iovec parts[2] = {{head, sizeof *head}, {(void *)(uintptr_t)data, head->data}};
+	union { struct cmsghdr header; char room[CMSG_SPACE(sizeof(int) * PLAN_ROLES)]; } control;
+	struct msghdr message = {.msg_iov = parts, .msg_iovlen = head->data ? 2 : 1};
+	if (count) {
+		memset(&control, 0, sizeof control);
+		control.header = (struct cmsghdr){.cmsg_level = SOL_SOCKET, .cmsg_type = SCM_RIGHTS, .cmsg_len = CMSG_LEN(sizeof(int) * (size_t)count)};
+		memcpy(CMSG_DATA(&control.header), fds, sizeof(int) * (size_t)count);
+		message.msg_control = &control;
+		message.msg_controllen = CMSG_SPACE(sizeof(int) * (size_t)count);
+	}
+	if (sendmsg(c->fd, &message, MSG_DONTWAIT | MSG_NOSIGNAL) >= 0) return true;
+	if (errno == EAGAIN || errno == ENOBUFS || errno == ENOMEM) {
+		c->blocked = true;
+		client_watch(c);
+		return false;
+	}
+	shutdown(c->fd, SHUT_RDWR);	/* the next event on it is its end */
+	return true;
+}
+static void answer(struct client *c, struct msg_header head, const int *fds, int count)
+{
+	head.type = MSG_DONE;
+	head.data = 0;
+	if (put(c, &head, NULL, fds, count)) return;
+	c->answer = head;
+	c->waiting = true;
+	for (c->count = 0; c->count < count; c->count++)
+		if ((c->fds[c->count] = fcntl(fds[c->count], F_DUPFD_CLOEXEC, LOW)) < 0) break;
+	if (c->count < count) shutdown(c->fd, SHUT_RDWR);	/* it cannot be served; it finds everything when it comes back */
+}
+static void answer_error(struct client *c, struct msg_header head, int error)
+{
+	head.error = (uint32_t)error;
+	head.op = -1;
+	head.value = 0;
+	answer(c, head, NULL, 0);
+}
+static void answer_list(struct client *c, struct msg_header head)
+{
+	head.type = MSG_LISTED;
+	head.data = child_list(head.key, page, PAGE) * (uint32_t)sizeof *page;
+	if (put(c, &head, page, NULL, 0)) return;
+	c->answer = head;
+	c->waiting = true;
+	c->count = 0;
+}
+void exits_send(void)
+{
+	while (subscriber && unsent.first) {
+		struct client *c = client_find(subscriber);
+		if (!c || c->blocked) return;
+		uint32_t count = 0;
+		for (uint32_t i = unsent.first; i && count < PAGE; i = child_at(i)->next) page[count++] = child_at(i)->info;
+		struct msg_header head = {.type = MSG_EXITED, .op = -1, .data = count * (uint32_t)sizeof *page};
+		if (!put(c, &head, page, NULL, 0)) return;
+		while (count--) list_remove(&unsent, child_at(unsent.first));
+	}
+}
+/* roles in ascending order */
+static int collect(const struct child *child, uint32_t roles, int *fds)
+{
+	int count = 0;
+	for (int role = 0; role < PLAN_ROLES; role++)
+		if (roles >> role & 1) fds[count++] = child->fds[role];
+	return count;
+}
+
+/* ---- forked children, whose RUN is answered when they have executed */
+
+static void settle(struct child *child)
+{
+	list_remove(&pending, child);
+	if (!child->executes) {
+		child->state = CHILD_EXITED;
+		child_forget(child);
+		return;
+	}
+	child_release(child, child->back & ~child->info.held);
+	child->state = child->exited ? CHILD_EXITED : CHILD_RUNNING;
+	if (child->exited) list_append(&unsent, child);
+}
+/* called when the outcome is known, and again when the client can be sent to */
+void child_settled(struct child *child)
+{
+	struct client *c = client_find(child->client);
+	if (c && c->blocked) return;
+	if (c) {
+		struct msg_header head = {.type = MSG_DONE, .request = child->request, .key = child->info.key, .op = -1};
+		int fds[PLAN_ROLES], count = 0;
+		if (child->executes) {
+			head.value = child->info.pid;
+			count = collect(child, child->back, fds);
+		} else {
+			head.error = (uint32_t)child->last.error;
+			head.op = child->last.op;
+		}
+		if (!put(c, &head, NULL, fds, count)) return;
+	}
+	settle(child);
+}
+static void settle_all(uint32_t serial)
+{
+	for (uint32_t i = pending.first, next; i; i = next) {
+		struct child *child = child_at(i);
+		next = child->next;
+		if (child->report < 0 && child->client == serial) child_settled(child);
+	}
+}
+
+/* ---- coming and going */
+
+static void client_drop(struct client *c)
+{
+	uint32_t serial = c->serial;
+	watch(EPOLL_CTL_DEL, c->fd, 0, FROM_CLIENT, 0);
+	close(c->fd);
+	if (c->waiting) close_fds(c->fds, c->count);
+	*c = (struct client){.fd = -1};
+	connected--;
+	if (subscriber == serial) subscriber = 0;
+	settle_all(serial);
+}
+static bool is_owner(int fd)
+{
+	struct ucred peer;
+	socklen_t size = sizeof peer;
+	return !getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &size) && peer.uid == geteuid();
+}
+void client_accept(void)
+{
+	int fd = accept4(listener, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
+	if (fd < 0 && (errno == EMFILE || errno == ENFILE) && spare >= 0) {	/* refuse it, or it would knock for ever */
+		close(spare);
+		fd = accept4(listener, NULL, NULL, SOCK_CLOEXEC);
+		close_fds(&fd, 1);
+		spare = fcntl(0, F_DUPFD_CLOEXEC, LOW);
+		return;
+	}
+	if (fd < 0) return;
+	struct client *c = clients;
+	while (c < clients + CLIENTS && c->fd >= 0) c++;
+	if (c == clients + CLIENTS || !is_owner(fd) || watch(EPOLL_CTL_ADD, fd, EPOLLIN, FROM_CLIENT, (uint32_t)(c - clients))) {
+		close(fd);
+		return;
+	}
+	*c = (struct client){.fd = fd, .serial = ++serials};
+	connected++;
+}
+
+/* ---- requests; each handler returns an errno for the answer, or -1 when it has answered itself */
+
+static int read_plan(struct request *r, const void **bytes, size_t *size)
+{
+	if (r->head.data) {
+		*bytes = r->body;
+		*size = r->head.data;
+		return 0;
+	}
+	if (!r->count) return EINVAL;
+	const int wanted = F_SEAL_WRITE | F_SEAL_SHRINK, fd = r->fds[0];
+	struct stat is;
+	int seals = fcntl(fd, F_GET_SEALS), error = 0;
+	if (seals < 0 || (seals & wanted) != wanted || fstat(fd, &is) || is.st_size > PLAN_MAX_BYTES) error = EINVAL;
+	else if (pread(fd, large, (size_t)is.st_size, 0) != is.st_size) error = EIO;
+	if (!error) *size = (size_t)is.st_size;
+	*bytes = large;
+	close(fd);
+	memmove(r->fds, r->fds + 1, sizeof *r->fds * (size_t)--r->count);
+	return error;
+}
+static int run_pending(struct client *c, const struct request *r, struct child *child, struct outcome *out)
+{
+	child->state = CHILD_PENDING;
+	child->client = c->serial;
+	child->request = r->head.request;
+	child->back = out->back;
+	child->report = out->report;
+	list_append(&pending, child);
+	if (!watch(EPOLL_CTL_ADD, child->report, EPOLLIN, FROM_CHILD, child_index(child))) return -1;
+	int error = errno;
+	kill(child->info.pid, SIGKILL);
+	child_forget(child);
+	return error;
+}
+static int run_finish(struct client *c, struct request *r, struct outcome *out)
+{
+	struct child child, *kept = &child;
+	memset(child.fds, -1, sizeof child.fds);
+	child.info.held = 0;
+	if (out->pid) kept = child_add(r->head.key, out->pid);
+	memcpy(kept->fds, out->fds, sizeof kept->fds);
+	kept->info.held = out->keep;
+	if (out->pending) return run_pending(c, r, kept, out);
+	int fds[PLAN_ROLES], count = collect(kept, out->back, fds);
+	r->head.value = out->pid;
+	answer(c, r->head, fds, count);
+	child_release(kept, out->back & ~(uint32_t)out->keep);
+	return -1;
+}
+static int on_run(struct client *c, struct request *r)
+{
+	static struct plan plan;	/* a child's, too */
+	struct outcome out = {.op = -1};
+	const void *bytes = NULL;
+	size_t size = 0;
+	bool memfd = !r->head.data;
+	int error = read_plan(r, &bytes, &size);
+
+	if (!error) error = plan_decode(&plan, bytes, size, (unsigned)r->count, &out.op);
+	if (!error && plan.clone >= 0) error = !r->head.key ? EINVAL : child_find(r->head.key) ? EEXIST : child_room() ? 0 : ENOSPC;
+	if (!error) {
+		run_plan(&plan, r->fds, r->count, &out);
+		r->count = 0;
+		error = out.error;
+	}
+	if (memfd) madvise(large, sizeof large, MADV_DONTNEED);
+	if (!error) error = run_finish(c, r, &out);
+	if (error <= 0) return error;
+	r->head.error = (uint32_t)error;
+	r->head.op = out.op;
+	r->head.value = 0;
+	answer(c, r->head, NULL, 0);
+	return -1;
+}
+static int on_signal(const struct request *r)
+{
+	const struct child *child = child_find(r->head.key);
+	if (!child || child->exited) return ESRCH;
+	if (r->head.value < 0 || r->head.value > SIGRTMAX) return EINVAL;
+	return kill(child->info.pid, (int)r->head.value) ? errno : 0;
+}
+static int on_fetch(struct client *c, struct request *r)
+{
+	const struct child *child = child_find(r->head.key);
+	int fds[PLAN_ROLES];
+	if (!child) return ENOENT;
+	r->head.value = child->info.held;
+	answer(c, r->head, fds, collect(child, child->info.held, fds));
+	return -1;
+}
+static int on_release(const struct request *r)
+{
+	struct child *child = child_find(r->head.key);
+	if (!child) return ENOENT;
+	child_release(child, (uint32_t)r->head.value & child->info.held);
+	return 0;
+}
+static int on_forget(const struct request *r)
+{
+	uint32_t count = r->head.data / sizeof(uint64_t);
+	int error = r->head.data % sizeof(uint64_t) ? EBADMSG : 0;
+	for (uint32_t i = 0; !error && i < (count ? count : 1); i++) {
+		uint64_t key = r->head.key;
+		if (count) memcpy(&key, r->body + i * sizeof key, sizeof key);
+		struct child *child = child_find(key);
+		if (!child) continue;	/* forgotten already */
+		if (child->state == CHILD_EXITED || (child->state == CHILD_RUNNING && !count && r->head.value == 1)) child_forget(child);
+		else error = EBUSY;
+	}
+	return error;
+}
+static int handle(struct client *c, struct request *r)
+{
+	switch (r->head.type) {
+	case MSG_HELLO:
+		if (r->head.value != MSG_VERSION) return EPROTONOSUPPORT;
+		r->head.value = getpid();
+		return 0;
+	case MSG_RUN: return on_run(c, r);
+	case MSG_SIGNAL: return on_signal(r);
+	case MSG_FETCH: return on_fetch(c, r);
+	case MSG_RELEASE: return on_release(r);
+	case MSG_FORGET: return on_forget(r);
+	case MSG_LIST:
+		answer_list(c, r->head);
+		return -1;
+	case MSG_SUBSCRIBE:
+		subscriber = c->serial;
+		child_send_again();
+		return 0;
+	case MSG_STOP:
+		if (child_count() && r->head.value != 1) return EBUSY;
+		stopping = true;
+		return 0;
+	default:
+		return ENOSYS;
+	}
+}
+
+/* ---- receiving */
+
+static void take_fds(struct msghdr *message, struct request *r)
+{
+	for (struct cmsghdr *part = CMSG_FIRSTHDR(message); part; part = CMSG_NXTHDR(message, part)) {
+		if (part->cmsg_level != SOL_SOCKET || part->cmsg_type != SCM_RIGHTS) continue;
+		r->count = (int)((part->cmsg_len - CMSG_LEN(0)) / sizeof(int));
+		memcpy(r->fds, CMSG_DATA(part), (size_t)r->count * sizeof(int));
+	}
+}
+/* one message; false when there is none, or the client is gone */
+static bool client_read(struct client *c)
+{
+	union { struct cmsghdr header; char room[CMSG_SPACE(sizeof(int) * PLAN_MAX_FDS)]; } control;
+	struct iovec part = {&packet, sizeof packet};
+	struct msghdr message = {.msg_iov = &part, .msg_iovlen = 1, .msg_control = &control, .msg_controllen = sizeof control};
+	struct request r = {.body = packet.body};
+	ssize_t size = recvmsg(c->fd, &message, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
+	if (size < 0 && (errno == EAGAIN || errno == EINTR)) return false;
+	if (size <= 0) {
+		client_drop(c);
+		return false;
+	}
+	take_fds(&message, &r);
+	int error = 0;
+	if ((size_t)size >= sizeof r.head) r.head = packet.head;
+	else error = EBADMSG;
+	if (message.msg_flags & MSG_TRUNC) error = EMSGSIZE;
+	else if (message.msg_flags & MSG_CTRUNC) error = r.count == PLAN_MAX_FDS ? E2BIG : EMFILE;
+	else if (!error && r.head.data != (size_t)size - sizeof r.head) error = EBADMSG;
+	r.head.error = 0;
+	r.head.op = -1;
+
+	if (!error) error = handle(c, &r);
+	close_fds(r.fds, r.count);
+	if (error > 0) answer_error(c, r.head, error);
+	else if (!error) answer(c, r.head, NULL, 0);
+	return true;
+}
+/* what was kept back for a client goes out, in the order of the requests as far as they are answered in order */
+static void client_unblock(struct client *c)
+{
+	c->blocked = false;
+	if (c->waiting) {
+		c->waiting = false;
+		if (c->answer.type == MSG_LISTED) answer_list(c, c->answer);
+		else if (put(c, &c->answer, NULL, c->fds, c->count)) close_fds(c->fds, c->count);
+		else c->waiting = true;
+	}
+	if (!c->blocked) settle_all(c->serial);
+	if (!c->blocked) exits_send();
+	if (!c->blocked) client_watch(c);
+}
+void client_event(uint32_t index, uint32_t events)
+{
+	struct client *c = &clients[index];
+	if (c->fd < 0) return;
+	if (c->blocked && (events & (EPOLLHUP | EPOLLERR))) {
+		client_drop(c);
+		return;
+	}
+	if (c->blocked && (events & EPOLLOUT)) client_unblock(c);
+	for (int i = 0; i < BURST && !c->blocked && !stopping; i++)
+		if (!client_read(c)) return;
+}
+void messages_init(int fd)
+{
+	listener = fd;
+	for (struct client *c = clients; c < clients + CLIENTS; c++) c->fd = -1;
+	spare = fcntl(0, F_DUPFD_CLOEXEC, LOW);
+	if (fcntl(fd, F_SETFL, O_NONBLOCK) || watch(EPOLL_CTL_ADD, fd, EPOLLIN, FROM_LISTENER, 0)) die("--listen-fd", errno);
+}
