@@ -28,9 +28,21 @@ NAME = f"joey-t{os.getpid()}"
 SLEEP = ["sleep", "60"]
 
 
+@pytest.fixture(params=["all", "v1"])
+def layout(request):
+    """What this host has, and what it would have without its v2 hierarchy."""
+    found = probe()
+    if request.param == "all":
+        return found
+    left = replace(found, hierarchies=tuple(h for h in found.hierarchies if h.version == 1))
+    if not all(left.of(c) for c in ("memory", "cpu", "pids", "freezer", "usage", "devices")):
+        pytest.skip("this host cannot do without its v2 hierarchy")
+    return left
+
+
 @pytest.fixture
-def instance():
-    cgroup = InstanceCgroup(probe(), NAME)
+def instance(layout):
+    cgroup = InstanceCgroup(layout, NAME)
     cgroup.create()
     yield cgroup
     cgroup.destroy()
@@ -83,8 +95,8 @@ def python(code):
 # --- the instance
 
 
-def test_create_twice_and_destroy_leaves_nothing():
-    cgroup = InstanceCgroup(probe(), NAME)
+def test_create_twice_and_destroy_leaves_nothing(layout):
+    cgroup = InstanceCgroup(layout, NAME)
     cgroup.create()
     cgroup.create()
     assert all(NAME in children(h.mount) for h in cgroup.layout.hierarchies)
@@ -101,8 +113,8 @@ def test_this_host_has_what_a_sandbox_needs(instance):
     settings(instance.layout, Resources.default())
 
 
-def test_a_ceiling_holds_for_all_sandboxes_together():
-    cgroup = InstanceCgroup(probe(), NAME)
+def test_a_ceiling_holds_for_all_sandboxes_together(layout):
+    cgroup = InstanceCgroup(layout, NAME)
     try:
         cgroup.create(ceiling=Resources(pids=7))
         pids = cgroup.layout.of("pids")
@@ -115,7 +127,7 @@ def test_a_ceiling_holds_for_all_sandboxes_together():
 def test_another_engine_finds_what_the_first_one_left(instance, spawn):
     limit(instance, "s1", Resources(pids=9))
     process = spawn("s1", SLEEP)
-    second = InstanceCgroup(probe(), NAME)
+    second = InstanceCgroup(instance.layout, NAME)
     assert second.adopt() == ["s1"]
     assert second.usage("s1").pids_max == 9
     assert second.procs("s1") == [process.pid]
@@ -198,7 +210,7 @@ def test_a_cpu_hog_gets_its_quota_and_no_more(instance, spawn):
     after, passed = instance.usage("s1"), time.monotonic() - began
     assert 0.02 < (after.cpu_ns - before.cpu_ns) / 1e9 / passed < 0.2
     assert after.throttled_ns > before.throttled_ns
-    assert after.cpu_user_ns > 0
+    assert after.cpu_user_ns + after.cpu_system_ns > 0  # split by sampling on many kernels
 
 
 def test_a_cpuset_is_entered_by_a_sandbox_that_runs(instance, spawn):
@@ -344,6 +356,7 @@ def test_kill_reaches_everything(instance, spawn, frozen):
     assert instance.procs("s1") == []
     assert process.wait(5) == -signal.SIGKILL
     assert bystander.poll() is None
+    assert not instance.is_frozen("s1")  # or what comes next in this slot would stand still
     instance.kill("s1")  # nobody there: no error
     instance.kill("s9")
 
@@ -356,9 +369,6 @@ def test_without_cgroup_kill_a_fork_bomb_is_killed_too(instance, spawn):
     without = tuple(replace(h, controllers=h.controllers - {"kill"}) for h in instance.layout.hierarchies)
     instance.layout = replace(instance.layout, hierarchies=without)
     assert instance.layout.of("kill") is None
-    instance.freeze("s1")  # else it forks as fast as it is killed
-    if instance.layout.of("freezer").version == 1:
-        instance.thaw("s1")
     instance.kill("s1", timeout=20)
     assert instance.procs("s1") == []
 
@@ -384,8 +394,8 @@ def test_cgroups_made_inside_a_sandbox_go_with_it(instance):
     assert instance.sweep() == []
 
 
-def test_destroy_kills_what_runs():
-    cgroup = InstanceCgroup(probe(), NAME)
+def test_destroy_kills_what_runs(layout):
+    cgroup = InstanceCgroup(layout, NAME)
     cgroup.create()
     limit(cgroup, "s1", Resources())
     with subprocess.Popen(SLEEP) as process:

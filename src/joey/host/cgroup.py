@@ -116,7 +116,11 @@ class InstanceCgroup:
             return
         directory = f"{self.directory(hierarchy)}/{DEFAULT_POLICY}"
         make(directory)
-        for file, value in list_writes(rules):
+        writes = list_writes(rules)
+        allowed = {value for file, value in writes if file == "devices.allow"}
+        if set((read(f"{directory}/devices.list") or "").splitlines()) == allowed:
+            return  # A v1 list cannot be swapped in one step, and running sandboxes would see it empty.
+        for file, value in writes:
             write(f"{directory}/{file}", value)
 
     @property
@@ -127,9 +131,9 @@ class InstanceCgroup:
             return ()
         return (f"{self.directory(hierarchy)}/{DEFAULT_POLICY}",)
 
-    def adopt(self) -> list[str]:
-        """Take over what an earlier engine of this instance left, sandboxes untouched. Returns the slots found."""
-        self.create()
+    def adopt(self, ceiling: Resources | None = None, devices: Iterable[DeviceRule] = DEFAULT_DEVICES) -> list[str]:
+        """`create` for an instance whose sandboxes may be running: they stay untouched. Returns the slots found."""
+        self.create(ceiling, devices)
         return self.sweep()
 
     def sweep(self) -> list[str]:
@@ -350,20 +354,35 @@ class InstanceCgroup:
         if hierarchy is not None and os.path.isdir(path := self.path(hierarchy, slot)):
             cgroup_v2.kill(path)
         deadline = time.monotonic() + timeout
-        while left := self._kill_round(slot):
+        while left := self._kill_round(slot, stop=hierarchy is None):
             if time.monotonic() > deadline:
                 raise CgroupError("kill everything in", self._first(slot), None, f"{left} processes are still there")
             time.sleep(0.001)
+        self._unfreeze(slot)  # or the slot's next process would never start
 
-    def _kill_round(self, slot: str) -> int:
-        """Signal whoever is in any hierarchy of the slot; v1's freezer holds SIGKILL back, so thaw."""
+    def _kill_round(self, slot: str, stop: bool) -> int:
+        """Signal whoever is in any cgroup of the slot; how many there were.
+
+        stop: freeze first, or a fork bomb makes more of itself than are killed. Thaw after: v1's freezer holds even
+        SIGKILL back.
+        """
+        if not any(processes(self.path(h, slot)) for h in self.layout.hierarchies):
+            return 0
+        if stop and self.layout.of("freezer") is not None:
+            backend, path = self._freezer(slot)
+            if os.path.isdir(path):
+                backend.set_frozen(path, True)
         left = 0
         for hierarchy in self.layout.hierarchies:
             left = max(left, cgroup_v1.signal_all(self.path(hierarchy, slot), signal.SIGKILL))
-        freezer = self.layout.of("freezer")
-        if left and freezer is not None and freezer.version == 1 and os.path.isdir(path := self.path(freezer, slot)):
-            cgroup_v1.set_frozen(path, False)
+        self._unfreeze(slot)
         return left
+
+    def _unfreeze(self, slot: str) -> None:
+        if self.layout.of("freezer") is not None:
+            backend, path = self._freezer(slot)
+            if os.path.isdir(path):
+                backend.set_frozen(path, False)
 
     def remove(self, slot: str, timeout: float = 0.5) -> bool:
         """Remove its cgroups everywhere; False if processes keep them busy for `timeout` s: it then stays in

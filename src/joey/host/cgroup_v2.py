@@ -83,15 +83,19 @@ def reclaim(directory: str, size: int) -> None:
 
 
 def enable(directory: str, controllers: frozenset[str]) -> None:
-    """Let children of `directory` use those of `controllers` that it has. Raises CgroupError, EBUSY if it has
-    processes.
+    """Let children of `directory` use those of `controllers` it has. Raises CgroupError, EBUSY if it has processes.
 
-    A controller the kernel refuses for another reason (cpu, while real-time processes run outside the root) is left
-    out; the caller sees that in what the child then has.
+    A controller that the kernel refuses for another reason (cpu, while real-time processes run outside of the root) is
+    left out; the caller sees that in what the child then has.
     """
     have = set((read(f"{directory}/cgroup.controllers") or "").split())
     enabled = set((read(f"{directory}/cgroup.subtree_control") or "").split())
-    for controller in sorted((controllers & have) - enabled):
+    wanted = sorted((controllers & have) - enabled)
+    # Not left to the kernel: it lets cpu and pids pass, makes a threaded domain of it and then refuses memory.
+    # The root of all, which alone has no cgroup.type, may hold both processes and controllers.
+    if wanted and read(f"{directory}/cgroup.type") is not None and read(f"{directory}/cgroup.procs"):
+        raise CgroupError("enable controllers in", directory, OSError(errno.EBUSY, "processes are in it"))
+    for controller in wanted:
         try:
             write(f"{directory}/cgroup.subtree_control", f"+{controller}")
         except CgroupError as error:
