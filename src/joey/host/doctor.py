@@ -62,7 +62,7 @@ _CONTROLLERS = {
     "cpu": (True, "a sandbox could take all CPU time", _ENABLE),
     "pids": (True, "a fork bomb could fill the process table", _ENABLE),
     "freezer": (True, "sandboxes cannot be paused, nor killed without a race", _ENABLE),
-    "devices": (False, "device rules are refused", "a kernel with CONFIG_CGROUP_BPF, or mount the v1 devices hierarchy"),
+    "devices": (False, "device rules are refused", "a kernel with CONFIG_CGROUP_BPF, or mount v1 devices"),
     "cpuset": (False, "cpuset_cpus and cpuset_mems are refused", _ENABLE),
     "io": (False, "io_weight and io_limits are refused", f"{_ENABLE}; CONFIG_BLK_CGROUP"),
     "usage": (False, "stats show no CPU time", "mount the v1 cpuacct hierarchy"),
@@ -89,7 +89,10 @@ def examine(facts: HostFacts) -> tuple[Check, ...]:
         *_abilities(facts),
         *_controllers(facts.cgroups),
         *_swap(facts),
-        *(Check(name="cgroup", state="limited", found=problem) for problem in facts.cgroup_problems),
+        *(
+            Check(name="cgroup", state="limited", found=problem, remedy="make it writable for the engine")
+            for problem in facts.cgroup_problems
+        ),
         *_disk(facts),
         *_room(facts),
         *_surroundings(facts),

@@ -17,13 +17,12 @@ The price: /usr cannot be written to. Python packages go into a virtual environm
 
 from __future__ import annotations
 
-import hashlib
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from joey.host import python as host_python
-from joey.images import skeleton
+from joey.images import rootfs, skeleton
 from joey.model.errors import ImageError, from_os
 from joey.model.image import DEFAULT_PATH, Bind, Image, Layer
 
@@ -61,6 +60,5 @@ def prepare(instance: Instance, python: host_python.HostPython | None = None, ho
 
 
 def _layer(source: Path, word: str) -> Layer:
-    """Another directory under the same name (a new Python, a daemon started elsewhere) is another layer."""
-    place = os.path.realpath(source)
-    return Layer(f"host-{word}-{hashlib.sha256(os.fsencode(place)).hexdigest()[:8]}", place)
+    real = os.path.realpath(source)
+    return Layer(rootfs.identity(f"host-{word}", real), real)

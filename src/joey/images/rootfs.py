@@ -35,11 +35,15 @@ def prepare(path: str, home: Path | None = None) -> Image:
         raise ImageError(
             "rootfs", f"{path} holds Joey's own state ({inside})", "use a directory that holds only the system"
         )
-    return Image(name=path, layers=(Layer(_identity(real), real),), env={"PATH": DEFAULT_PATH}, argv=("/bin/sh",))
+    layer = Layer(identity("rootfs", real), real)
+    return Image(name=path, layers=(layer,), env={"PATH": DEFAULT_PATH}, argv=("/bin/sh",))
 
 
-def _identity(real: str) -> str:
-    """Another name as soon as the directory is another one: inode numbers are used again, times of birth are not."""
-    found = os.stat(real)
-    text = f"{real}\0{found.st_dev}\0{found.st_ino}\0{kernel.birth_time(real)}"
-    return f"rootfs-{hashlib.sha256(os.fsencode(text)).hexdigest()[:16]}"
+def identity(word: str, path: str) -> str:
+    """A layer id that starts with `word`: another one as soon as `path` is another directory.
+
+    Inode numbers are used again, times of birth are not. Raises OSError.
+    """
+    found = os.stat(path)
+    text = f"{path}\0{found.st_dev}\0{found.st_ino}\0{kernel.birth_time(path)}"
+    return f"{word}-{hashlib.sha256(os.fsencode(text)).hexdigest()[:16]}"
