@@ -68,7 +68,7 @@ BARE = ("-nostdlib", "-static-pie", "-Wl,-z,noseparate-code", "-Wl,-z,norelro", 
 PROGRAMS = (
     Program("joey-launcher", "launcher.c", "*.c", (*HARDEN, "-fPIE"), ("-static-pie", *LINK)),
     Program("joey-init", "init.c", "", FREESTANDING, BARE, sanitize=False),
-    Program("joey-probe", "probe.c", "", (*HARDEN, "-fPIE"), ("-static-pie", *LINK)),
+    Program("joey-probe", "probe.c", "", (*HARDEN, "-fPIE"), ("-static-pie", "-Wl,-e,early_start", *LINK)),
 )
 
 

@@ -5,41 +5,15 @@
  * With CMD: runs it (-s: in a session of its own, with descriptor 0 as controlling terminal if it is one), passes on the signals that
  * processes send to it, reaps whatever ends, and ends as CMD did: its code, or 128 + signal; 126 or 127 if CMD cannot be run. Signals
  * of the terminal reach CMD by themselves. Without CMD: reaps, and ends with 0 on SIGTERM or SIGINT. */
+#include "raw.h"
 #include <errno.h>
 #include <limits.h>
 #include <signal.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <sys/ioctl.h>
-#include <sys/syscall.h>
 
-/* ---- the system call, and what the compiler expects to find */
-
-#if defined(__x86_64__)
-static inline long call(long number, long a, long b, long c, long d)
-{
-	long result;
-	register long r10 __asm__("r10") = d;
-	__asm__ volatile("syscall" : "=a"(result) : "a"(number), "D"(a), "S"(b), "d"(c), "r"(r10) : "rcx", "r11", "memory");
-	return result;
-}
-__asm__(".text\n.globl _start\n_start:\n	xor %ebp, %ebp\n	mov %rsp, %rdi\n	and $-16, %rsp\n	call begin\n	hlt\n");
-#elif defined(__aarch64__)
-static inline long call(long number, long a, long b, long c, long d)
-{
-	register long x8 __asm__("x8") = number;
-	register long x0 __asm__("x0") = a;
-	register long x1 __asm__("x1") = b;
-	register long x2 __asm__("x2") = c;
-	register long x3 __asm__("x3") = d;
-	__asm__ volatile("svc #0" : "+r"(x0) : "r"(x8), "r"(x1), "r"(x2), "r"(x3) : "memory");
-	return x0;
-}
-__asm__(".text\n.globl _start\n_start:\n	mov x29, xzr\n	mov x30, xzr\n	mov x0, sp\n	bl begin\n	brk #0\n");
-#else
-#error "joey-init runs on x86_64 and aarch64"
-#endif
-#define CALL(name, a, b, c, d) call(SYS_##name, (long)(a), (long)(b), (long)(c), (long)(d))
+/* ---- what the compiler expects to find */
 
 void *memcpy(void *restrict to, const void *restrict from, size_t size)
 {
@@ -51,28 +25,12 @@ void *memset(void *to, int value, size_t size)
 	for (size_t i = 0; i < size; i++) ((char *)to)[i] = (char)value;
 	return to;
 }
-static size_t length(const char *text)
-{
-	size_t size = 0;
-	while (text[size]) size++;
-	return size;
-}
-static int equal(const char *a, const char *b)
-{
-	while (*a && *a == *b) a++, b++;
-	return *a == *b;
-}
-static _Noreturn void leave(int code)
-{
-	for (;;) CALL(exit_group, code, 0, 0, 0);
-}
-
 /* ---- the program */
 
 static void complain(const char *program, const char *what)
 {
 	const char *parts[] = {"joey-init: ", program, what};
-	for (int i = 0; i < 3; i++) CALL(write, 2, parts[i], length(parts[i]), 0);
+	for (int i = 0; i < 3; i++) RAW(write, 2, parts[i], raw_length(parts[i]), 0);
 }
 static const char *find_path(char **env)
 {
@@ -84,10 +42,10 @@ static const char *find_path(char **env)
 static long execute(char **argv, char **env)
 {
 	char file[PATH_MAX];
-	size_t name = length(argv[0]);
+	size_t name = raw_length(argv[0]);
 	long seen = -ENOENT;
 	for (const char *c = argv[0]; *c; c++)
-		if (*c == '/') return CALL(execve, argv[0], argv, env, 0);
+		if (*c == '/') return RAW(execve, argv[0], argv, env, 0);
 	for (const char *at = find_path(env), *end; name; at = end + 1) {
 		for (end = at; *end && *end != ':'; end++) {}
 		size_t directory = (size_t)(end - at);
@@ -95,7 +53,7 @@ static long execute(char **argv, char **env)
 			memcpy(file, at, directory);
 			file[directory] = '/';
 			memcpy(file + directory + (directory > 0), argv[0], name + 1);
-			long error = CALL(execve, file, argv, env, 0);
+			long error = RAW(execve, file, argv, env, 0);
 			if (error == -EACCES) seen = error;
 			else if (error != -ENOENT && error != -ENOTDIR) return error;
 		}
@@ -107,13 +65,13 @@ static _Noreturn void child(char **argv, char **env, int session)
 {
 	const uint64_t none = 0;
 	if (session) {
-		CALL(setsid, 0, 0, 0, 0);
-		CALL(ioctl, 0, TIOCSCTTY, 0, 0);
+		RAW(setsid, 0, 0, 0, 0);
+		RAW(ioctl, 0, TIOCSCTTY, 0, 0);
 	}
-	CALL(rt_sigprocmask, SIG_SETMASK, &none, 0, sizeof none);
+	RAW(rt_sigprocmask, SIG_SETMASK, &none, 0, sizeof none);
 	long error = execute(argv, env);
 	complain(argv[0], error == -ENOENT ? ": not found\n" : error == -EACCES ? ": permission denied\n" : ": cannot be executed\n");
-	leave(error == -ENOENT ? 127 : 126);
+	raw_exit(error == -ENOENT ? 127 : 126);
 }
 
 /* ---- PID 1 */
@@ -122,10 +80,10 @@ static _Noreturn void child(char **argv, char **env, int session)
 static void reap(long main_pid)
 {
 	int status;
-	for (long pid; (pid = CALL(wait4, -1, &status, 1 /* WNOHANG */, 0)) > 0;)
-		if (pid == main_pid) leave(status & 0x7f ? 128 + (status & 0x7f) : status >> 8 & 0xff);
+	for (long pid; (pid = RAW(wait4, -1, &status, 1 /* WNOHANG */, 0)) > 0;)
+		if (pid == main_pid) raw_exit(status & 0x7f ? 128 + (status & 0x7f) : status >> 8 & 0xff);
 }
-__attribute__((used)) _Noreturn void begin(long *stack)
+__attribute__((used)) void begin(long *stack)
 {
 	long argc = stack[0], main_pid = 0;
 	char **argv = (char **)(stack + 1), **env = argv + argc + 1, **command = argv + (argc > 0);
@@ -133,31 +91,33 @@ __attribute__((used)) _Noreturn void begin(long *stack)
 	int session = 0;
 
 	for (; *command && (*command)[0] == '-'; command++) {
-		if (equal(*command, "--")) {
+		if (raw_equal(*command, "--")) {
 			command++;
 			break;
 		}
-		if (!equal(*command, "-s")) {
+		if (!raw_equal(*command, "-s")) {
 			complain(*command, ": unknown option\n");
-			leave(125);
+			raw_exit(125);
 		}
 		session = 1;
 	}
-	CALL(rt_sigprocmask, SIG_SETMASK, &all, 0, sizeof all);
+	RAW(rt_sigprocmask, SIG_SETMASK, &all, 0, sizeof all);
 	if (*command) {
-		main_pid = CALL(clone, SIGCHLD, 0, 0, 0);
+		main_pid = RAW(clone, SIGCHLD, 0, 0, 0);
 		if (!main_pid) child(command, env, session);
 		if (main_pid < 0) {
 			complain(command[0], ": no process for it\n");
-			leave(126);
+			raw_exit(126);
 		}
 	}
 	for (;;) {
 		siginfo_t info;
-		long number = CALL(rt_sigtimedwait, &all, &info, 0, sizeof all);
+		long number = RAW(rt_sigtimedwait, &all, &info, 0, sizeof all);
 		if (number == SIGCHLD) reap(main_pid);
 		else if (number <= 0 || info.si_code > 0) continue;	/* by the kernel: the terminal's, and not ours to pass on */
-		else if (main_pid) CALL(kill, main_pid, number, 0, 0);
-		else if (number == SIGTERM || number == SIGINT) leave(0);
+		else if (main_pid) RAW(kill, main_pid, number, 0, 0);
+		else if (number == SIGTERM || number == SIGINT) raw_exit(0);
 	}
 }
+RAW_ENTRY("_start", "begin");
+RAW_THEN("begin");	/* it does not return */

@@ -9,6 +9,7 @@
 #include "launcher.h"
 #include <errno.h>
 #include <limits.h>
+#include <linux/keyctl.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
@@ -75,6 +76,13 @@ static int arrange_descriptors(int listener)
 	if (null >= LOW) close(null);
 	return moved;
 }
+/* Children would have the session keyring of whoever started this in common. One that nobody may use takes its place. */
+static void arrange_keyring(void)
+{
+	long keyring = syscall(SYS_keyctl, KEYCTL_JOIN_SESSION_KEYRING, NULL);
+	if (keyring >= 0) syscall(SYS_keyctl, KEYCTL_SETPERM, keyring, 0);
+	else if (errno != ENOSYS) die("session keyring", errno);
+}
 static void arrange_signals(void)
 {
 	const struct sigaction plain = {.sa_handler = SIG_DFL};
@@ -134,6 +142,7 @@ int main(int argc, char **argv)
 	if (chdir("/")) die("/", errno);
 	listener = arrange_descriptors(listener);
 	arrange_signals();
+	arrange_keyring();
 	epoll = epoll_create1(EPOLL_CLOEXEC);
 	if (epoll < 0 || watch(EPOLL_CTL_ADD, signals, EPOLLIN, FROM_SIGNAL, 0)) die("epoll", errno);
 	run_init();

@@ -95,20 +95,28 @@ static int op_child(struct run *run, const struct plan_op *op)
 
 /* ---- namespaces and place; what the launcher leaves it returns to */
 
+/* A change of ids sets the memory to fs.suid_dumpable, which may be 1; but until exec it is, or shows, the launcher's. */
+static int stay_private(uint64_t change) { return change & CLONE_NEWUSER ? result(prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)) : 0; }
+static int op_set_id(long call, uint64_t id)
+{
+	return syscall(call, id, id, id) ? errno : stay_private(CLONE_NEWUSER);
+}
 static int op_unshare(struct run *run, const struct plan_op *op)
 {
 	if (!run->child) run->left |= (unsigned)op->n[0];
-	return result(unshare((int)op->n[0]));
+	int error = result(unshare((int)op->n[0]));
+	return error ? error : stay_private(op->n[0]);
 }
 static int op_setns(struct run *run, const struct plan_op *op)
 {
 	if (!run->child) run->left |= (unsigned)op->n[0];
-	return result(setns(run->regs[op->r[0]], (int)op->n[0]));
+	int error = result(setns(run->regs[op->r[0]], (int)op->n[0]));
+	return error ? error : stay_private(op->n[0]);
 }
 static int op_home(struct run *run)
 {
 	int error = home_take();
-	if (!error) run->left = 0;
+	if (!error) run->left &= LEFT_CWD;
 	return error;
 }
 static int op_pivot_root(struct run *run, const struct plan_op *op)
@@ -191,8 +199,8 @@ int op_run(struct run *run, const struct plan_op *op)
 	case OP_CTTY: return result(ioctl(0, TIOCSCTTY, 0));
 	case OP_RLIMIT: return op_rlimit(op);
 	case OP_GROUPS: return op_groups(run, op);
-	case OP_SETGID: return result(syscall(SYS_setresgid, n[0], n[0], n[0]));
-	case OP_SETUID: return result(syscall(SYS_setresuid, n[0], n[0], n[0]));
+	case OP_SETGID: return op_set_id(SYS_setresgid, n[0]);
+	case OP_SETUID: return op_set_id(SYS_setresuid, n[0]);
 	case OP_BOUNDING: return op_bounding(n[0]);
 	case OP_CAPSET: return op_capset(n[0], n[1], n[2]);
 	case OP_AMBIENT: return op_ambient(n[0]);

@@ -1,6 +1,7 @@
 /* Operations that take a few calls: user namespaces, terminals, interfaces. */
 #define _GNU_SOURCE
 #include "launcher.h"
+#include "raw.h"
 #include <errno.h>
 #include <linux/magic.h>
 #include <linux/openat2.h>
@@ -22,28 +23,11 @@ static int result(long returned) { return returned < 0 ? errno : 0; }
 
 /* ---- USERNS: a namespace needs a process to be born with it. It runs beside the launcher in the same memory, so it touches none of it. */
 
-static long raw_call(long number, long a, long b, long c, long d)
-{
-#if defined(__x86_64__)
-	long returned;
-	register long r10 __asm__("r10") = d;
-	__asm__ volatile("syscall" : "=a"(returned) : "a"(number), "D"(a), "S"(b), "d"(c), "r"(r10) : "rcx", "r11", "memory");
-	return returned;
-#else
-	register long x8 __asm__("x8") = number;
-	register long x0 __asm__("x0") = a;
-	register long x1 __asm__("x1") = b;
-	register long x2 __asm__("x2") = c;
-	register long x3 __asm__("x3") = d;
-	__asm__ volatile("svc #0" : "+r"(x0) : "r"(x8), "r"(x1), "r"(x2), "r"(x3) : "memory");
-	return x0;
-#endif
-}
 __attribute__((no_stack_protector, noinline)) static void idle(void *unused)
 {
 	(void)unused;
-	raw_call(SYS_prctl, PR_SET_PDEATHSIG, SIGKILL, 0, 0);
-	for (;;) raw_call(SYS_ppoll, 0, 0, 0, 0);
+	RAW(prctl, PR_SET_PDEATHSIG, SIGKILL, 0, 0);
+	for (;;) RAW(ppoll, 0, 0, 0, 0);
 }
 static int write_map(int proc, pid_t pid, const char *file, const char *map)
 {
