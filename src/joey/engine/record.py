@@ -45,7 +45,7 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True):
 
 
 # --- events ----------------------------------------------------------------------------------------------------------
-# Times are seconds since the epoch.
+# Times are seconds since the epoch. The two that a record may hold are structs, as it is.
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,16 +70,14 @@ class LaunchFailed:
     exit: Exit
 
 
-@dataclass(frozen=True, slots=True)
-class Exited:
+class Exited(msgspec.Struct, frozen=True, tag=True):
     """The process has ended, says the launcher, which says so again until ForgetChild is done."""
 
     key: int
     exit: Exit
 
 
-@dataclass(frozen=True, slots=True)
-class Lost:
+class Lost(msgspec.Struct, frozen=True, tag=True):
     """The launcher that was the process's parent is gone: nobody will tell its end, so this is it."""
 
     key: int

@@ -1,0 +1,262 @@
+"""What survives a restart of the engine: SQLite in one file, written by one thread in groups.
+
+`save` and `delete` only note what is to be written; the writer thread commits what was noted in the last 20 ms as one
+transaction, of several saves of one sandbox only the last. What is committed survives the end of this process at once,
+a power failure from the next checkpoint on (WAL with synchronous=NORMAL, sqlite.org/wal.html). `flush` waits until all
+noted so far is committed.
+
+A commit that fails (disk full) loses nothing: it is tried again every second, and `flush` reports it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import sqlite3
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+import msgspec
+
+from joey.engine.schema import COLUMNS, Row, damaged, explain, from_columns, open_database, to_columns
+from joey.model.errors import Broken, JoeyError
+from joey.model.image import Layer
+
+Counter: TypeAlias = Literal["key", "slot"]
+
+_COUNTERS: tuple[Counter, ...] = ("key", "slot")
+_GROUP_SECONDS = 0.02
+_RETRY_SECONDS = 1.0
+_SKIPPED = 1 << 16
+"""Numbers a counter leaves out after a crash: more than can have been given since its last commit."""
+
+_INSERT = f"INSERT INTO sandboxes ({', '.join(COLUMNS)}) VALUES ({', '.join('?' * len(COLUMNS))})"
+_DELETE = "DELETE FROM sandboxes WHERE id = ?"
+_log = logging.getLogger(__name__)
+
+
+class Loaded(msgspec.Struct, frozen=True):
+    """What was on disk: rows in order of creation, layers by id."""
+
+    rows: tuple[Row, ...]
+    layers: dict[str, Layer]
+
+
+class _Batch:
+    """What is noted and not committed: id -> value, None for what is deleted."""
+
+    def __init__(self) -> None:
+        self.sandboxes: dict[str, Row | None] = {}
+        self.layers: dict[str, Layer | None] = {}
+
+    def update(self, newer: _Batch) -> None:
+        self.sandboxes.update(newer.sandboxes)
+        self.layers.update(newer.layers)
+
+
+class Store:
+    """The database at `path`. All but its writer belongs to one thread, `flush` and `close` to that one's loop."""
+
+    def __init__(self, path: Path, *, group_seconds: float = _GROUP_SECONDS) -> None:
+        """Open it, made or migrated if need be. Raises Broken (damaged, or of a newer Joey), Exhausted, NotPermitted;
+        each names the file and what to do.
+        """
+        self._path = path
+        self._group_seconds = group_seconds
+        self._db = open_database(path)
+        try:
+            self._counters = self._open_counters()
+        except sqlite3.Error as error:
+            self._db.close()
+            raise explain(path, error) from error
+        self._counters_saved = dict(self._counters)
+        self._batch = _Batch()
+        self._waiting: list[Callable[[JoeyError | None], None]] = []
+        self._lock = threading.Lock()  # of batch and waiting
+        self._work = threading.Event()
+        self._hurry = threading.Event()
+        self._closing = False
+        self._thread = threading.Thread(target=self._write, name="joey-store", daemon=True)
+        self._thread.start()
+
+    def load_all(self) -> Loaded:
+        """What is on disk. To be called before anything is saved. Raises Broken naming a sandbox that is damaged."""
+        try:
+            rows = self._db.execute(f"SELECT {', '.join(COLUMNS)} FROM sandboxes ORDER BY created, id").fetchall()
+            layers = self._db.execute("SELECT id, source FROM layers").fetchall()
+        except sqlite3.Error as error:
+            raise explain(self._path, error) from error
+        return Loaded(tuple(map(self._row, rows)), {id: Layer(id, source) for id, source in layers})
+
+    def _row(self, values: tuple[object, ...]) -> Row:
+        try:
+            return from_columns(values)
+        except (ValueError, msgspec.MsgspecError) as error:
+            raise damaged(self._path, f"sandbox {values[0]}: {error}") from error
+
+    # --- noting ------------------------------------------------------------------------------------------------------
+
+    def save(self, row: Row) -> None:
+        """Note a sandbox as it is now. Costs about a microsecond."""
+        with self._lock:
+            self._batch.sandboxes[row.id] = row
+        self._wake()
+
+    def delete(self, id: str) -> None:
+        """Note that a sandbox is gone; nothing if there is none."""
+        with self._lock:
+            self._batch.sandboxes[id] = None
+        self._wake()
+
+    def save_layer(self, layer: Layer) -> None:
+        with self._lock:
+            self._batch.layers[layer.id] = layer
+        self._wake()
+
+    def delete_layer(self, id: str) -> None:
+        with self._lock:
+            self._batch.layers[id] = None
+        self._wake()
+
+    def next_number(self, counter: Counter) -> int:
+        """A number this counter has never given, not even before a crash. They count up from 1."""
+        number = self._counters[counter]
+        self._counters[counter] = number + 1
+        self._wake()
+        return number
+
+    async def flush(self) -> None:
+        """Return when all that was noted before is committed. Raises what prevents it; it will be tried again."""
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[JoeyError | None] = loop.create_future()
+
+        def set_result(error: JoeyError | None) -> None:
+            if not future.done():
+                future.set_result(error)
+
+        def tell(error: JoeyError | None) -> None:
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+                loop.call_soon_threadsafe(set_result, error)
+
+        with self._lock:
+            if self._closing:
+                raise Broken(str(self._path), "closed")
+            self._waiting.append(tell)
+        self._hurry.set()
+        self._work.set()
+        if error := await future:
+            raise error
+
+    async def close(self) -> None:
+        """Commit and close. Raises what prevents the commit; it is closed all the same. Done again: nothing."""
+        if self._closing:
+            return
+        try:
+            await self.flush()
+        finally:
+            with self._lock:
+                self._closing = True
+            self._hurry.set()
+            self._work.set()
+            await asyncio.to_thread(self._thread.join)
+
+    def _wake(self) -> None:
+        if not self._work.is_set():
+            self._work.set()
+
+    # --- the writer thread -------------------------------------------------------------------------------------------
+
+    def _write(self) -> None:
+        pending, error, closing = _Batch(), None, False
+        while not closing:
+            if error is None:
+                self._work.wait()
+            self._hurry.wait(_RETRY_SECONDS if error else self._group_seconds)
+            with self._lock:
+                self._hurry.clear()
+                self._work.clear()
+                newer, self._batch = self._batch, _Batch()
+                waiting, self._waiting = self._waiting, []
+                closing = self._closing
+            pending.update(newer)
+            error = self._commit(pending, exact=closing)
+            if error is None:
+                pending = _Batch()
+            for tell in waiting:
+                tell(error)
+        self._db.close()
+
+    def _commit(self, batch: _Batch, *, exact: bool) -> JoeyError | None:
+        """One transaction."""
+        counters = dict(self._counters)
+        if not (batch.sandboxes or batch.layers or exact or counters != self._counters_saved):
+            return None
+        try:
+            self._db.execute("BEGIN IMMEDIATE")
+            self._write_sandboxes(batch.sandboxes)
+            self._write_layers(batch.layers)
+            self._write_counters(counters, exact=exact)
+            self._db.execute("COMMIT")
+        except Exception as error:  # whatever it is, this thread must live to try again
+            with contextlib.suppress(sqlite3.Error):
+                self._db.execute("ROLLBACK")
+            told = explain(self._path, error)
+            _log.error("%s; trying again", told)
+            return told
+        self._counters_saved = counters
+        return None
+
+    def _write_sandboxes(self, changed: dict[str, Row | None]) -> None:
+        """All rows go before any comes: within one batch a name may have passed from one sandbox to another. A row that
+        cannot be written at all must not keep the others from disk: it is logged and left out.
+        """
+        rows = []
+        for id, row in changed.items():
+            try:
+                if row is not None:
+                    rows.append(to_columns(row))
+            except ValueError as error:
+                _log.error("%s: sandbox %s is not saved: %s", self._path, id, error)
+        ids = [(id,) for id in changed]
+        self._db.executemany(_DELETE, ids)
+        try:
+            self._db.executemany(_INSERT, rows)
+        except sqlite3.IntegrityError:
+            self._db.executemany(_DELETE, ids)
+            for columns in rows:
+                self._write_alone(columns)
+
+    def _write_alone(self, columns: tuple[object, ...]) -> None:
+        try:
+            self._db.execute(_INSERT, columns)
+        except sqlite3.IntegrityError as error:
+            _log.error("%s: sandbox %s is not saved: %s", self._path, columns[0], error)
+
+    def _write_layers(self, changed: dict[str, Layer | None]) -> None:
+        for id, layer in changed.items():
+            if layer is None:
+                self._db.execute("DELETE FROM layers WHERE id = ?", (id,))
+            else:
+                self._db.execute("INSERT OR REPLACE INTO layers (id, source) VALUES (?, ?)", (id, layer.source))
+
+    # --- counters ----------------------------------------------------------------------------------------------------
+    # Written with each commit. After a clean close they go on where they were (exact), after a crash further up.
+
+    def _open_counters(self) -> dict[str, int]:
+        stored = self._db.execute("SELECT name, next, exact FROM counters").fetchall()
+        found = {name: next if exact else next + _SKIPPED for name, next, exact in stored}
+        counters: dict[str, int] = {name: found.get(name, 1) for name in _COUNTERS}
+        with self._db:
+            self._db.execute("BEGIN IMMEDIATE")
+            self._write_counters(counters, exact=False)
+        return counters
+
+    def _write_counters(self, counters: dict[str, int], *, exact: bool) -> None:
+        rows = [(name, next, exact) for name, next in counters.items()]
+        self._db.executemany("INSERT OR REPLACE INTO counters (name, next, exact) VALUES (?, ?, ?)", rows)
+
+
+__all__ = ["Counter", "Loaded", "Row", "Store"]
