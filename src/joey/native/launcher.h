@@ -30,6 +30,8 @@ struct plan_rule { char where[2], regs[5], offsets[5]; };
 extern const struct plan_rule plan_rules[];
 int plan_decode(struct plan *plan, const void *bytes, size_t size, unsigned fds, int *bad_op);
 const char *plan_bytes(const struct plan *plan, uint32_t offset, uint32_t *count);
+const char *substituted(const struct plan *plan, const int *regs, uint32_t offset, int slot);
+char *decimal(char *out, unsigned value);
 static inline const char *plan_string(const struct plan *plan, uint32_t offset) { return plan->blob + offset; }
 
 /* run.c: a plan being run */
@@ -100,11 +102,9 @@ int fill(struct run *run, uint8_t reg, long fd);
 struct place { int dir, opened; const char *name; };	/* a name in a directory */
 int place_find(struct run *run, uint8_t reg, const char *path, struct place *out);
 void place_leave(struct run *run, const struct place *place);
-const char *substituted(const struct run *run, uint32_t offset, int slot);
 int child_defaults(struct run *run);
 void ops_init(void);
 static inline int reg_fd(const struct run *run, uint8_t reg) { return reg == PLAN_NO_REG ? AT_FDCWD : run->regs[reg]; }
-char *decimal(char *out, unsigned value);
 
 /* children.c */
 enum child_state { CHILD_FREE, CHILD_PENDING, CHILD_RUNNING, CHILD_EXITED };

@@ -1,40 +1,24 @@
 /* Clients and their messages. Nothing here waits for a client: one whose queue is full has at most one answer waiting for it, is not
  * read from until that is gone, and finds the outcome of its forked children and all exits where they are kept anyway, in the table. */
 #define _GNU_SOURCE
-#include "launcher.h"
+#include "messages.h"
 #include <errno.h>
 #include <fcntl.h>
-#include <linux/memfd.h>
-#include <signal.h>
 #include <string.h>
 #include <sys/epoll.h>
-#include <sys/mman.h>
 #include <sys/socket.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 #define CLIENTS 64
 #define PAGE 500		/* children in one message */
 #define BURST 8			/* messages of one client before others have their turn */
 
-struct client {
-	int fd;			/* -1: free */
-	uint32_t serial;	/* what pending children know it by */
-	bool blocked;		/* its queue was full */
-	bool waiting;		/* `answer` is to be sent, or LISTED to be made again for it */
-	struct msg_header answer;
-	int fds[PLAN_ROLES], count;
-};
-struct request { struct msg_header head; const char *body; int fds[PLAN_MAX_FDS], count; };
-
-bool stopping;
 static struct client clients[CLIENTS];
 static unsigned connected;
 static uint32_t serials, subscriber;	/* serial, or 0 */
 static int listener, spare;
 static struct msg_child page[PAGE];
 static struct { struct msg_header head; char body[MSG_INLINE]; } packet __attribute__((aligned(8)));
-static char large[PLAN_MAX_BYTES] __attribute__((aligned(4096)));
 
 unsigned client_count(void) { return connected; }
 static struct client *client_find(uint32_t serial)
@@ -72,7 +56,7 @@ static bool put(struct client *c, struct msg_header *head, const void *data, con
 	shutdown(c->fd, SHUT_RDWR);	/* the next event on it is its end */
 	return true;
 }
-static void answer(struct client *c, struct msg_header head, const int *fds, int count)
+void answer(struct client *c, struct msg_header head, const int *fds, int count)
 {
 	head.type = MSG_DONE;
 	head.data = 0;
@@ -90,7 +74,7 @@ static void answer_error(struct client *c, struct msg_header head, int error)
 	head.value = 0;
 	answer(c, head, NULL, 0);
 }
-static void answer_list(struct client *c, struct msg_header head)
+void answer_list(struct client *c, struct msg_header head)
 {
 	head.type = MSG_LISTED;
 	head.data = child_list(head.key, page, PAGE) * (uint32_t)sizeof *page;
@@ -111,8 +95,13 @@ void exits_send(void)
 		while (count--) list_remove(&unsent, child_at(unsent.first));
 	}
 }
+void subscribe(const struct client *c)
+{
+	subscriber = c->serial;
+	child_send_again();
+}
 /* roles in ascending order */
-static int collect(const struct child *child, uint32_t roles, int *fds)
+int collect(const struct child *child, uint32_t roles, int *fds)
 {
 	int count = 0;
 	for (int role = 0; role < PLAN_ROLES; role++)
@@ -200,146 +189,6 @@ void client_accept(void)
 	}
 	*c = (struct client){.fd = fd, .serial = ++serials};
 	connected++;
-}
-
-/* ---- requests; each handler returns an errno for the answer, or -1 when it has answered itself */
-
-static int read_plan(struct request *r, const void **bytes, size_t *size)
-{
-	if (r->head.data) {
-		*bytes = r->body;
-		*size = r->head.data;
-		return 0;
-	}
-	if (!r->count) return EINVAL;
-	const int wanted = F_SEAL_WRITE | F_SEAL_SHRINK, fd = r->fds[0];
-	struct stat is;
-	int seals = fcntl(fd, F_GET_SEALS), error = 0;
-	if (seals < 0 || (seals & wanted) != wanted || fstat(fd, &is) || is.st_size > PLAN_MAX_BYTES) error = EINVAL;
-	else if (pread(fd, large, (size_t)is.st_size, 0) != is.st_size) error = EIO;
-	if (!error) *size = (size_t)is.st_size;
-	*bytes = large;
-	close(fd);
-	memmove(r->fds, r->fds + 1, sizeof *r->fds * (size_t)--r->count);
-	return error;
-}
-static int run_pending(struct client *c, const struct request *r, struct child *child, struct outcome *out)
-{
-	child->state = CHILD_PENDING;
-	child->client = c->serial;
-	child->request = r->head.request;
-	child->back = out->back;
-	child->report = out->report;
-	list_append(&pending, child);
-	if (!watch(EPOLL_CTL_ADD, child->report, EPOLLIN, FROM_CHILD, child_index(child))) return -1;
-	int error = errno;
-	kill(child->info.pid, SIGKILL);
-	child_forget(child);
-	return error;
-}
-static int run_finish(struct client *c, struct request *r, struct outcome *out)
-{
-	struct child child, *kept = &child;
-	memset(child.fds, -1, sizeof child.fds);
-	child.info.held = 0;
-	if (out->pid) kept = child_add(r->head.key, out->pid);
-	memcpy(kept->fds, out->fds, sizeof kept->fds);
-	kept->info.held = out->keep;
-	if (out->pending) return run_pending(c, r, kept, out);
-	int fds[PLAN_ROLES], count = collect(kept, out->back, fds);
-	r->head.value = out->pid;
-	answer(c, r->head, fds, count);
-	child_release(kept, out->back & ~(uint32_t)out->keep);
-	return -1;
-}
-static int on_run(struct client *c, struct request *r)
-{
-	static struct plan plan;	/* a child's, too */
-	struct outcome out = {.op = -1};
-	const void *bytes = NULL;
-	size_t size = 0;
-	bool memfd = !r->head.data;
-	int error = read_plan(r, &bytes, &size);
-
-	if (!error) error = plan_decode(&plan, bytes, size, (unsigned)r->count, &out.op);
-	if (!error && plan.clone >= 0) error = !r->head.key ? EINVAL : child_find(r->head.key) ? EEXIST : child_room() ? 0 : ENOSPC;
-	if (!error) {
-		run_plan(&plan, r->fds, r->count, &out);
-		r->count = 0;
-		error = out.error;
-	}
-	if (memfd) madvise(large, sizeof large, MADV_DONTNEED);
-	if (!error) error = run_finish(c, r, &out);
-	if (error <= 0) return error;
-	r->head.error = (uint32_t)error;
-	r->head.op = out.op;
-	r->head.value = 0;
-	answer(c, r->head, NULL, 0);
-	return -1;
-}
-static int on_signal(const struct request *r)
-{
-	const struct child *child = child_find(r->head.key);
-	if (!child || child->exited) return ESRCH;
-	if (r->head.value < 0 || r->head.value > SIGRTMAX) return EINVAL;
-	return kill(child->info.pid, (int)r->head.value) ? errno : 0;
-}
-static int on_fetch(struct client *c, struct request *r)
-{
-	const struct child *child = child_find(r->head.key);
-	int fds[PLAN_ROLES];
-	if (!child) return ENOENT;
-	r->head.value = child->info.held;
-	answer(c, r->head, fds, collect(child, child->info.held, fds));
-	return -1;
-}
-static int on_release(const struct request *r)
-{
-	struct child *child = child_find(r->head.key);
-	if (!child) return ENOENT;
-	child_release(child, (uint32_t)r->head.value & child->info.held);
-	return 0;
-}
-static int on_forget(const struct request *r)
-{
-	uint32_t count = r->head.data / sizeof(uint64_t);
-	int error = r->head.data % sizeof(uint64_t) ? EBADMSG : 0;
-	for (uint32_t i = 0; !error && i < (count ? count : 1); i++) {
-		uint64_t key = r->head.key;
-		if (count) memcpy(&key, r->body + i * sizeof key, sizeof key);
-		struct child *child = child_find(key);
-		if (!child) continue;	/* forgotten already */
-		if (child->state == CHILD_EXITED || (child->state == CHILD_RUNNING && !count && r->head.value == 1)) child_forget(child);
-		else error = EBUSY;
-	}
-	return error;
-}
-static int handle(struct client *c, struct request *r)
-{
-	switch (r->head.type) {
-	case MSG_HELLO:
-		if (r->head.value != MSG_VERSION) return EPROTONOSUPPORT;
-		r->head.value = getpid();
-		return 0;
-	case MSG_RUN: return on_run(c, r);
-	case MSG_SIGNAL: return on_signal(r);
-	case MSG_FETCH: return on_fetch(c, r);
-	case MSG_RELEASE: return on_release(r);
-	case MSG_FORGET: return on_forget(r);
-	case MSG_LIST:
-		answer_list(c, r->head);
-		return -1;
-	case MSG_SUBSCRIBE:
-		subscriber = c->serial;
-		child_send_again();
-		return 0;
-	case MSG_STOP:
-		if (child_count() && r->head.value != 1) return EBUSY;
-		stopping = true;
-		return 0;
-	default:
-		return ENOSYS;
-	}
 }
 
 /* ---- receiving */

@@ -36,30 +36,6 @@ int fill(struct run *run, uint8_t reg, long fd)
 	if (old >= 0) close(old);
 	return 0;
 }
-char *decimal(char *out, unsigned value)
-{
-	char digits[DIGITS];
-	int count = 0;
-	do digits[count++] = (char)('0' + value % 10); while (value /= 10);
-	while (count) *out++ = digits[--count];
-	*out = 0;
-	return out;
-}
-/* a string with the numbers of descriptors in it; up to four at a time */
-const char *substituted(const struct run *run, uint32_t offset, int slot)
-{
-	static char room[4][MAX_SUBSTITUTED];
-	const char *text = plan_string(run->plan, offset);
-	if (!strchr(text, 1)) return text;
-	char *out = room[slot];
-	for (; *text; text++) {
-		if (*text == 1) out = decimal(out, (unsigned)run->regs[(unsigned char)*++text - 32]);
-		else *out++ = *text;
-	}
-	*out = 0;
-	return room[slot];
-}
-
 /* ---- descriptors */
 
 static int op_open(struct run *run, const struct plan_op *op)

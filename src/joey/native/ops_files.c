@@ -110,7 +110,7 @@ int op_chown(struct run *run, const struct plan_op *op)
 /* one write(2), so that the kernel's files see the whole; O_NONBLOCK, so that a fifo in the way stops nobody */
 int op_write(struct run *run, const struct plan_op *op)
 {
-	const char *path = substituted(run, op->s[0], 0), *text = substituted(run, op->s[1], 1);
+	const char *path = substituted(run->plan, run->regs, op->s[0], 0), *text = substituted(run->plan, run->regs, op->s[1], 1);
 	int dir = reg_fd(run, op->r[1]);
 	size_t size = strlen(text);
 	uint64_t flags = op->n[0] | O_WRONLY | O_NONBLOCK | O_NOCTTY;

@@ -68,7 +68,7 @@ int op_fsopen(struct run *run, const struct plan_op *op)
 int op_fsconfig(struct run *run, const struct plan_op *op)
 {
 	unsigned command = (unsigned)op->n[0];
-	const char *key = substituted(run, op->s[0], 0), *value = substituted(run, op->s[1], 1);
+	const char *key = substituted(run->plan, run->regs, op->s[0], 0), *value = substituted(run->plan, run->regs, op->s[1], 1);
 	int aux = 0;
 	switch (command) {
 	case FSCONFIG_CMD_CREATE: case FSCONFIG_CMD_RECONFIGURE: case FSCONFIG_CMD_CREATE_EXCL_:
@@ -96,7 +96,7 @@ int op_fsmount(struct run *run, const struct plan_op *op)
 int op_mount(struct run *run, const struct plan_op *op)
 {
 	const char *text[4];
-	for (int i = 0; i < 4; i++) text[i] = substituted(run, op->s[i], i);
+	for (int i = 0; i < 4; i++) text[i] = substituted(run->plan, run->regs, op->s[i], i);
 	return result(mount(or_null(text[0]), text[1], or_null(text[2]), op->n[0], or_null(text[3])));
 }
 

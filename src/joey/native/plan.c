@@ -47,6 +47,29 @@ const char *plan_bytes(const struct plan *plan, uint32_t offset, uint32_t *count
 	memcpy(count, plan->blob + offset, sizeof *count);
 	return plan->blob + offset + sizeof *count;
 }
+char *decimal(char *out, unsigned value)
+{
+	char digits[DIGITS];
+	int count = 0;
+	do digits[count++] = (char)('0' + value % 10); while (value /= 10);
+	while (count) *out++ = digits[--count];
+	*out = 0;
+	return out;
+}
+/* a string with the numbers of descriptors in it; up to four at a time, in slots of their own */
+const char *substituted(const struct plan *plan, const int *regs, uint32_t offset, int slot)
+{
+	static char room[4][MAX_SUBSTITUTED];
+	const char *text = plan_string(plan, offset);
+	if (!strchr(text, 1)) return text;
+	char *out = room[slot];
+	for (; *text; text++) {
+		if (*text == 1) out = decimal(out, (unsigned)regs[(unsigned char)*++text - 32]);
+		else *out++ = *text;
+	}
+	*out = 0;
+	return room[slot];
+}
 static bool counted(const struct plan *plan, uint32_t offset, uint32_t width, uint32_t most, const char **items, uint32_t *count)
 {
 	uint32_t room = plan->blob_size - offset;
