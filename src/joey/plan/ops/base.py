@@ -46,7 +46,8 @@ def fd(number: Reg) -> str:
     """The text that the launcher replaces by the number of the descriptor in a local register (WRITE, FSCONFIG,
     MOUNT).
     """
-    return f"\x01{chr(32 + number)}"
+    # One byte, also for registers above 95, which is no character of its own in UTF-8.
+    return "\x01" + bytes((32 + number,)).decode("utf-8", "surrogateescape")
 
 
 def reg(number: Reg) -> str:
@@ -62,5 +63,5 @@ def readable(text: str) -> str:
     out, rest = "", text
     while "\x01" in rest:
         before, _, rest = rest.partition("\x01")
-        out, rest = f"{out}{before}{{r{ord(rest[0]) - 32}}}", rest[1:]
+        out, rest = f"{out}{before}{{r{(ord(rest[0]) & 0xFF) - 32}}}", rest[1:]
     return (out + rest).replace("\n", "\\n")
