@@ -163,6 +163,4 @@ def explain(path: Path, error: Exception) -> JoeyError:
         return Broken(str(path), str(error), "another program has it locked: end that program")
     if code in _REFUSED:
         return NotPermitted(str(path), str(error), "run the engine as root, on a file system that can be written")
-    return Broken(
-        str(path), f"{type(error).__name__}: {error}", f"see that {path.parent} is a directory that can be written"
-    )
+    return Broken(str(path), f"{type(error).__name__}: {error}", f"see that {path.parent} is there and can be written")
