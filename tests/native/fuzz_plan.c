@@ -204,7 +204,7 @@ static size_t mutate(uint8_t *data, size_t size)
 }
 static void load(const char *path)
 {
-	static uint8_t data[LARGEST];
+	static uint8_t data[1 << 20];
 	int fd = open(path, O_RDONLY);
 	ssize_t size = fd < 0 ? -1 : read(fd, data, sizeof data);
 	if (size < 0) perror(path), exit(2);
@@ -226,6 +226,8 @@ int main(int argc, char **argv)
 	double seconds = atof(argv[1]);
 	seed = strtoull(argv[2], NULL, 0) | 1;
 	for (int i = 4; i < argc; i++) load(argv[i]);
+	for (int i = 0; i < count; i++)
+		if (corpus[i].size > LARGEST) corpus[i].size = LARGEST;
 	int fd = open(argv[3], O_RDWR | O_CREAT | O_TRUNC, 0644), given = count;
 	if (fd < 0 || ftruncate(fd, LARGEST)) return 2;
 	uint8_t *data = mmap(NULL, LARGEST, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);

@@ -38,9 +38,7 @@ def test_flags_of_each_program_give_a_program_that_runs(folder, like):
         return
     if "-Wl,-e,early_start" in like.ldflags:
         jump = {"x86_64": "jmp", "aarch64": "b"}[os.uname().machine]
-        (folder / "hello.c").write_text(
-            HELLO + f'__asm__(".globl early_start\\nearly_start: {jump} _start\\n");\n'
-        )
+        (folder / "hello.c").write_text(HELLO + f'__asm__(".globl early_start\\nearly_start: {jump} _start\\n");\n')
     path = build.build(hello(like), folder / "bin", folder=folder)
     assert output(path) == "42\n"
     assert os.listdir(folder / "bin") == ["hello"]

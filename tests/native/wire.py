@@ -1,6 +1,7 @@
-"""A second, independent client of the launcher, for its tests: plans from tuples, blocking calls, and the process itself.
+"""A second, independent client of the launcher, for its tests: plans from tuples, blocking calls, the process itself.
 
-The numbers come from native/plan.h, so that a test says `op("OPEN", …)`. Nothing here checks a plan: broken ones are wanted.
+The numbers come from native/plan.h, so that a test says `op("OPEN", …)`. Nothing here checks a plan: broken ones are
+wanted, too.
 """
 
 from __future__ import annotations
@@ -73,7 +74,7 @@ def encode(ops: Sequence[Op], magic: int = MAGIC, version: int = VERSION, tail: 
         return at
 
     for one in ops:
-        code, _, regs, kinds = OPS[one.name]
+        code, _, _, kinds = OPS[one.name]
         r = list(one.r) + [NO_REG] * (4 - len(one.r))
         items = list(one.s) + [{"s": "", "-": Raw(0)}.get(kind, []) for kind in kinds[len(one.s) :]]
         s = [put(item, kind) for item, kind in zip(items, kinds, strict=True)]
@@ -265,3 +266,33 @@ def read_line(fd: int, timeout: float = 10.0) -> bytes:
     if not select.select([fd], [], [], timeout)[0]:
         raise TimeoutError("no line")
     return os.read(fd, 4096)
+
+
+# ---- plans
+
+
+PROBE = os.fspath(joey.native.BIN / "joey-probe")
+NO_STDIO = op("STDIO", s=([], []))
+
+
+def execute(*argv: str, env: Sequence[str] = ()) -> Op:
+    return op("EXEC", s=(PROBE, [PROBE, *argv], list(env), ""))
+
+
+def quiet(*argv: str, flags: int = FAST, before: Sequence[Op] = (), inside: Sequence[Op] = ()) -> list[Op]:
+    """A child that runs the probe and says nothing."""
+    return [*before, op("CLONE", n=(flags,)), *inside, NO_STDIO, execute(*argv)]
+
+
+def talking(*argv: str, flags: int = FAST, before: Sequence[Op] = (), inside: Sequence[Op] = ()) -> list[Op]:
+    """A child whose output comes back as the first descriptor (registers 0 and 1)."""
+    pipe = [op("PIPE", 0, 1), op("HOLD", 0, n=(1, 2))]
+    stdio = op("STDIO", NO_REG, 1, 1, s=([], []))
+    return [*before, *pipe, op("CLONE", n=(flags,)), *inside, stdio, execute(*argv)]
+
+
+def output(client: Client, key: int, ops: Sequence[Op], fds: Sequence[int] = ()) -> str:
+    """What the child of such a plan wrote. Raises AssertionError if the plan failed."""
+    reply = client.run(key, ops, fds)
+    assert reply.error == 0, (os.strerror(reply.error), reply.op, ops[reply.op] if reply.op >= 0 else None)
+    return drain(reply.fds[0]).decode()
