@@ -7,7 +7,7 @@ import os
 
 from joey._version import __version__
 from joey.api.light import web
-from joey.api.requests import boolean, json_object, query, sandbox_spec
+from joey.api.requests import json_object, query, sandbox_spec
 from joey.api.sandboxes import engine_of, reply, whole
 
 
@@ -46,8 +46,8 @@ async def reset(request: web.Request) -> web.Response:
 
 
 async def shutdown(request: web.Request) -> web.Response:
-    """POST: end the engine; sandboxes go on. `launcher`: also end the launcher if it holds nothing."""
-    request.app["stop_launcher"] = query(request, launcher=boolean).get("launcher", False)
+    """POST: end the engine; sandboxes go on."""
+    query(request)
     _end(request)
     return reply({"pid": os.getpid()})
 

@@ -48,7 +48,6 @@ def make_app(engine: Engine) -> web.Application:
     app = web.Application(middlewares=[count, problem.middleware], client_max_size=MAX_BODY)
     app["engine"] = engine
     app["ended"] = asyncio.Event()
-    app["stop_launcher"] = False
     app["activity"] = activity
     sandboxes.add_routes(app)
     node.add_routes(app)

@@ -110,7 +110,7 @@ class Response:
         connection = self._connection
         if self.headers.get("transfer-encoding", "").lower() == "chunked":
             return connection._chunks()
-        length = self.headers.get("content-length")
+        length = "0" if self.status in (204, 304) else self.headers.get("content-length")
         if length is None:
             return connection._until_closed()
         return connection._exactly(int(length))

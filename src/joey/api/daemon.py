@@ -1,0 +1,196 @@
+"""The engine's process: `joey daemon`, and what the command line starts when no engine answers.
+
+    python -P -m joey.api.daemon [--idle-exit SECONDS] [--detached] [--ready-fd N]
+    python -P -m joey.api.daemon --reset | --doctor
+
+One engine serves an instance: it holds run/daemon.lock. When it listens it writes `ready` to the descriptor --ready-fd
+and closes it. SIGTERM and SIGINT end it, sandboxes go on; a second one ends it at once. --reset and --doctor do their
+work without serving, for when an engine cannot, and print JSON. Errors: `joey: WHERE: WHAT` and `try: REMEDY` on
+stderr, exit code 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import fcntl
+import gc
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from joey.engine.interface import Engine, Filter
+from joey.model import codec
+from joey.model.errors import Conflict, JoeyError
+
+log = logging.getLogger("joey.daemon")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run until told to end. Returns the exit code."""
+    options = _options(argv)
+    if options.detached:
+        _detach(options.ready_fd)
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(name)s: %(message)s")
+    try:
+        if options.doctor:
+            return _doctor()
+        instance = _instance()
+        with exclusive(instance.daemon_lock):
+            if options.reset:
+                return _reset(make_engine(instance))
+            asyncio.run(serve(make_engine(instance), instance.api_socket, _told(options.ready_fd), options.idle_exit))
+        return 0
+    except JoeyError as error:
+        _complain(str(error), error.remedy)
+    except PermissionError as error:
+        _complain(f"engine: {error.filename}: {error.strerror}", "run it as root: sudo joey daemon")
+    except OSError as error:
+        _complain(f"engine: {error.filename or 'system'}: {error.strerror or error}", "")
+    return 1
+
+
+def _options(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="joey daemon", allow_abbrev=False)
+    parser.add_argument("--idle-exit", type=float, default=None)
+    parser.add_argument("--detached", action="store_true")
+    parser.add_argument("--ready-fd", type=int, default=None)
+    work = parser.add_mutually_exclusive_group()
+    work.add_argument("--reset", action="store_true")
+    work.add_argument("--doctor", action="store_true")
+    return parser.parse_args(argv)
+
+
+def _detach(keep: int | None) -> None:
+    """Let go of what the command that started us had open: a pipe held here would keep its reader waiting."""
+    last = os.sysconf("SC_OPEN_MAX")
+    if keep is not None and keep > 2:
+        os.closerange(3, keep)
+        os.closerange(keep + 1, last)
+    else:
+        os.closerange(3, last)
+    os.chdir("/")
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
+        signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+
+
+def _complain(message: str, remedy: str) -> None:
+    print(f"joey: {message}", file=sys.stderr)
+    print(f"try: {remedy or 'joey doctor'}", file=sys.stderr)
+
+
+def _instance() -> Any:
+    from joey.host.instance import Instance
+
+    instance = Instance.open()
+    instance.prepare()
+    return instance
+
+
+def make_engine(instance: Any) -> Engine:
+    """The real engine of an instance."""
+    from joey.engine.supervisor import Engine as Supervisor
+
+    engine: Engine = Supervisor(instance)
+    return engine
+
+
+def _doctor() -> int:
+    from joey.host.doctor import examine
+    from joey.host.instance import Instance
+    from joey.host.probe import probe
+
+    print(codec.encode(examine(probe(Instance.open()))).decode())
+    return 0
+
+
+def _reset(engine: Engine) -> int:
+    print(codec.encode(asyncio.run(engine.reset())).decode())
+    return 0
+
+
+@contextlib.contextmanager
+def exclusive(path: Path) -> Iterator[None]:
+    """Hold the lock file `path`, which names our pid. Raises Conflict if another process holds it."""
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except FileNotFoundError:
+        # A reset has just removed the instance; nobody holds a lock that is not there.
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.pread(fd, 32, 0).decode(errors="replace").strip() or "?"
+            message = f"an engine serves {path.parent.parent} already, pid {holder}"
+            raise Conflict("engine", message, f"kill {holder}, then wait for it to end") from None
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
+        yield
+    finally:
+        os.close(fd)
+
+
+def _told(fd: int | None) -> Callable[[], None]:
+    def tell() -> None:
+        if fd is not None:
+            os.write(fd, b"ready\n")
+            os.close(fd)
+
+    return tell
+
+
+async def serve(engine: Engine, path: Path, ready: Callable[[], None], idle_exit: float | None = None) -> None:
+    """Open the engine, serve it on the unix socket `path` until told to end, close it. Raises JoeyError, OSError."""
+    from joey.api.server import listen, make_app, running
+
+    await engine.open()
+    try:
+        app = make_app(engine)
+        ended: asyncio.Event = app["ended"]
+        _end_on_signal(ended)
+        async with running(app, listen(path)):
+            log.info("serving %s", path)
+            # What was made so far stays for ever: the collector need not look at it again.
+            gc.collect()
+            gc.freeze()
+            ready()
+            watcher = asyncio.ensure_future(_idle(engine, app["activity"], idle_exit, ended))
+            await ended.wait()
+            watcher.cancel()
+            path.unlink(missing_ok=True)
+    finally:
+        await engine.close(stop_launcher=True)
+    log.info("ended")
+
+
+def _end_on_signal(ended: asyncio.Event) -> None:
+    def told() -> None:
+        if ended.is_set():
+            os._exit(1)
+        ended.set()
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, told)
+
+
+async def _idle(engine: Engine, activity: Any, limit: float | None, ended: asyncio.Event) -> None:
+    """End when nobody asked for anything for `limit` seconds and there is no sandbox in any state."""
+    while limit is not None:
+        await asyncio.sleep(max(0.05, min(limit - activity.idle_seconds, 60.0)))
+        if activity.idle_seconds >= limit and not await engine.list(Filter(all=True, limit=1)):
+            log.info("idle for %.0f s", limit)
+            ended.set()
+            return
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,84 @@
+"""The command `joey`: a thin client of the engine's HTTP API. One module a verb or noun, imported when it is called.
+
+`main` returns the exit code. What `joey run` imports is held small by tests/unit/test_cli_imports.py: no argparse,
+json, re, enum, socket, subprocess, asyncio or typing.
+"""
+
+import sys
+
+# verb -> (module, summary). The order is that of `joey --help`.
+VERBS = {
+    "run": ("run", "Run a program in a new sandbox"),
+    "exec": ("exec", "Run a program in a running sandbox"),
+    "ps": ("ps", "List sandboxes"),
+    "logs": ("logs", "Show what a sandbox has printed"),
+    "attach": ("exec", "Follow a running sandbox, and type into it"),
+    "stop": ("change", "Stop sandboxes: signal, wait, kill"),
+    "start": ("change", "Start stopped sandboxes again"),
+    "kill": ("change", "Send sandboxes a signal"),
+    "pause": ("change", "Freeze sandboxes"),
+    "unpause": ("change", "Let frozen sandboxes go on"),
+    "wait": ("change", "Wait for sandboxes to end and print their exit codes"),
+    "rename": ("change", "Give a sandbox another name"),
+    "rm": ("change", "Remove sandboxes"),
+    "inspect": ("inspect", "Show everything about sandboxes, as JSON"),
+    "stats": ("stats", "Show what sandboxes use"),
+    "explain": ("explain", "Print what joey run would do, a line an operation"),
+    "doctor": ("doctor", "Say what this host can do, what it lacks, and how to get it"),
+    "system": ("system", "The instance as a whole: info, df, reset"),
+    "daemon": ("daemon", "Run the engine in the foreground"),
+    "bench": ("bench", "Measure launches, density and latency on this machine"),
+    "completion": ("completion", "Print completions for a shell"),
+    "version": ("system", "Print the version"),
+}
+
+
+def load(verb):
+    """The command of a verb: a dict as joey.cli.options describes, with its `name`."""
+    module = "joey.cli." + VERBS[verb][0]
+    __import__(module)
+    command = sys.modules[module].COMMANDS[verb]
+    command["name"] = verb
+    return command
+
+
+def main(argv=None):
+    """Run one command; its exit code. `argv` without the program's name, sys.argv's by default."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if not words or words[0] in ("-h", "--help", "help"):
+        from joey.cli.top import overview
+
+        return overview(words)
+    verb, *words = words
+    if verb in ("-v", "--version"):
+        verb = "version"
+    if verb not in VERBS:
+        from joey.cli.top import unknown
+
+        return unknown(verb)
+    command = load(verb)
+    failure = command.get("failure", 1)
+    try:
+        return _run(command, words)
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        return 141  # as a shell reports SIGPIPE
+    except Exception as error:
+        from joey.cli.top import explain
+
+        return explain(error, command, failure)
+
+
+def _run(command, words):
+    if command.get("raw"):
+        return command["run"](words)
+    from joey.cli.options import help_text, parse
+
+    values, arguments = parse(command, words)
+    if values.get("help"):
+        from joey.cli.output import write
+
+        write(1, help_text(command).encode())
+        return 0
+    return command["run"](values, arguments) or 0
