@@ -109,7 +109,8 @@ def host(tmp_path):
     files = {
         "services": "ssh 22/tcp", "shadow": "root:hash", "pip.conf": "password", "environment": "TOKEN=1",
         "ssl/private/key.pem": "x", "ssl/certs/own.pem": "-----BEGIN RSA PRIVATE KEY-----",
-        "ssl/certs/ca.pem": "public", "ssl/certs/server.key": "x", "python3/debian_config": "x", "fonts/closed": "x", "rpc": "x",
+        "ssl/certs/ca.pem": "public", "ssl/certs/server.key": "x", "python3/debian_config": "x", "fonts/closed": "x",
+        "rpc": "x",
     }  # fmt: skip
     for name, text in files.items():
         (root / "etc" / name).write_text(text)

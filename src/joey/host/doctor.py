@@ -49,6 +49,10 @@ _NEEDED = {
     "devpts": ("pseudo-terminals", "-t does not work", "a kernel with CONFIG_UNIX98_PTYS"),
 }  # fmt: skip
 _USEFUL = {
+    "overlay_detached": (
+        "layers attached nowhere", "layers are attached before they are used, which costs a system call each",
+        "Linux 6.15 or newer",
+    ),
     "overlay_fd_layers": (
         "layers by descriptor", "layers are given to overlay by path; some hundred fit", "Linux 6.13 or newer",
     ),

@@ -8,7 +8,7 @@
         .images/SLOT.ext4        else an image of the size asked for, on a loop device, mounted below .limited
         .templates/SIZE.ext4     formatted once, copied
 
-One tmpfs for all, because every superblock costs every memory cgroup (LIMITS, trap 2); a sandbox gets one of its own
+One tmpfs for all, because every superblock costs every memory cgroup (docs/limits.md); a sandbox gets one of its own
 only when it asks for a disk limit. A limit bounds the file system, its tables included: of a loop image some 2 % are
 ext4's own.
 """

@@ -69,26 +69,31 @@ def _works(trial: Callable[[], object]) -> bool:
 
 def _mounts(layers: Path, userns: int | None) -> dict[str, bool]:
     """Abilities around overlay. Everything is on a tmpfs stacked over /, where only its descriptor leads."""
-    names = ("mount_api", "mount_setattr", "overlay", "overlay_fd_layers", "idmap", "idmap_tmpfs")
+    names = ("mount_api", "mount_setattr", "overlay", "overlay_detached", "overlay_fd_layers", "idmap", "idmap_tmpfs")
     found = dict.fromkeys(names, False)
     try:
         top = _mounted("tmpfs")
         kernel.move_mount(top, "", kernel.AT_FDCWD, "/", kernel.MOVE_MOUNT_F_EMPTY_PATH)
-        for name in ("lower", "upper", "work"):
+        for name in ("lower", "upper", "work", "place"):
             os.mkdir(name, dir_fd=top)
-        lower = kernel.open_tree(top, "lower", kernel.OPEN_TREE_CLONE)
+        lower = os.open("lower", os.O_PATH | os.O_CLOEXEC, dir_fd=top)
+        detached = kernel.open_tree(top, "lower", kernel.OPEN_TREE_CLONE)
     except OSError:
         return found
     found["mount_api"] = True
-    found["mount_setattr"] = _works(lambda: _set_nosuid(lower))
-    found["overlay"] = _works(lambda: _overlay(top, lower, by_fd=False))
+    found["mount_setattr"] = _works(lambda: _set_nosuid(detached))
+    found["overlay"] = _works(lambda: _overlay(top, lower))
+    found["overlay_detached"] = _works(lambda: _overlay(top, detached))
     found["overlay_fd_layers"] = _works(lambda: _overlay(top, lower, by_fd=True))
     if userns is not None:
         found["idmap_tmpfs"] = _works(lambda: _idmapped(top, "lower", userns))
-        found["idmap"] = found["overlay"] and _works(
-            lambda: _overlay(top, _idmapped(kernel.AT_FDCWD, str(layers), userns), by_fd=found["overlay_fd_layers"])
-        )
+        found["idmap"] = _works(lambda: _overlay(top, _attached(top, _idmapped(kernel.AT_FDCWD, str(layers), userns))))
     return found
+
+
+def _attached(top: int, tree: int) -> int:
+    kernel.move_mount(tree, "", top, "place", kernel.MOVE_MOUNT_F_EMPTY_PATH)
+    return tree
 
 
 def _mounted(kind: str) -> int:
@@ -116,7 +121,7 @@ def _idmapped(directory: int, path: str, userns: int) -> int:
     return tree
 
 
-def _overlay(top: int, lower: int, *, by_fd: bool) -> None:
+def _overlay(top: int, lower: int, by_fd: bool = False) -> None:
     """Mount an overlay of `lower` under the tmpfs and write to it."""
     context = kernel.fsopen("overlay")
     try:
