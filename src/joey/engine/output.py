@@ -1,0 +1,229 @@
+"""The pump of one process's streams: from its pipes or terminal to its log and to everybody attached.
+
+A client that reads slowly makes us stop reading the process's pipes, so that the process waits and nothing is lost.
+With neither log nor client output is read and dropped. A pipe that a grandchild still holds is read for a second after
+the process's end, then what is in it, and no more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import os
+import termios
+from typing import Literal, Protocol
+
+from joey.engine.attached import Attached, Input
+
+PIECE = 1 << 16
+GRACE_SECONDS = 1.0
+
+_PIECES_A_TURN = 8  # then others get theirs
+_BUSY = 4  # full pieces in a row, after which a larger pipe saves waking up
+_BUSY_PIPE = 1 << 20
+_F_SETPIPE_SZ = fcntl.F_SETPIPE_SZ
+_dropped = bytearray(PIECE)
+
+
+class Sink(Protocol):
+    """Where output is kept: `joey.engine.logs.Log`."""
+
+    def write(self, stream: Literal[1, 2], data: bytes) -> None: ...
+
+
+class _Stream:
+    """One descriptor that is read. rest: bytes still to be read at most, None before the grace is over."""
+
+    __slots__ = ("fd", "full", "number", "rest")
+
+    def __init__(self, fd: int, number: Literal[1, 2]) -> None:
+        self.fd = fd
+        self.number: Literal[1, 2] = number
+        self.full = 0
+        self.rest: int | None = None
+
+
+class Output:
+    """Reads from now on, at the loop's next turn: an attachment made before that misses nothing.
+
+    The descriptors belong to it; they are made non-blocking, and closed once. `closed` is done when the last of stdout,
+    stderr or terminal has ended. Tell `exited` when the process has, else readers never see the end.
+    """
+
+    __slots__ = (
+        "_attached", "_blocked", "_exited", "_grace", "_log", "_loop", "_streams", "_terminal", "closed", "input",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        stdin: int | None = None,
+        stdout: int | None = None,
+        stderr: int | None = None,
+        terminal: int | None = None,
+        log: Sink | None = None,
+    ) -> None:
+        self._loop = loop
+        self._log = log
+        self._attached: tuple[Attached, ...] = ()
+        self._blocked: set[Attached] = set()
+        self._exited = False
+        self._grace: asyncio.TimerHandle | None = None
+        self._terminal = terminal
+        self._streams: list[_Stream] = []
+        self.closed: asyncio.Future[None] = loop.create_future()
+        self.input = Input(loop, stdin) if terminal is None else Input(loop, terminal, pipe=False)
+        if stdin is not None:
+            os.set_blocking(stdin, False)
+        for fd, number in ((stdout, 1), (stderr, 2), (terminal, 1)):
+            if fd is not None:
+                os.set_blocking(fd, False)
+                self._streams.append(_Stream(fd, 1 if number == 1 else 2))
+        self._listen()
+        if not self._streams:
+            self.closed.set_result(None)
+
+    # --- of the engine -----------------------------------------------------------------------------------------------
+
+    def attach(self, attached: Attached) -> None:
+        """From now on it gets the output. After the end: at once the end."""
+        attached.bind(self)
+        if self._done:
+            attached.end()
+        else:
+            self._attached = (*self._attached, attached)
+
+    def exited(self) -> None:
+        """The process has ended. What it has written is still read, what others write for GRACE_SECONDS more."""
+        if self._exited:
+            return
+        self._exited = True
+        self.input.close()
+        if self._streams:
+            self._grace = self._loop.call_later(GRACE_SECONDS, self._grace_over)
+        else:
+            self._finish()
+
+    def close(self) -> None:
+        """Close all, reading no more: attachments get what is queued for them. Done again: nothing."""
+        self._exited = True
+        self.input.close()
+        for stream in tuple(self._streams):
+            self._end(stream)
+        self._finish()
+
+    @property
+    def _done(self) -> bool:
+        return self._exited and not self._streams
+
+    # --- of attachments ----------------------------------------------------------------------------------------------
+
+    def detach(self, attached: Attached) -> None:
+        """It gets nothing any more, and nothing waits for it."""
+        self._attached = tuple(one for one in self._attached if one is not attached)
+        self.drained(attached)
+
+    def drained(self, attached: Attached) -> None:
+        """It has room again."""
+        if attached in self._blocked:
+            self._blocked.remove(attached)
+            if not self._blocked:
+                self._listen()
+
+    def resize(self, rows: int, cols: int) -> None:
+        """Set the terminal's size; nothing without one or after its end."""
+        if self._terminal is not None:
+            with contextlib.suppress(OSError, termios.error):
+                termios.tcsetwinsize(self._terminal, (rows, cols))
+
+    # --- reading -----------------------------------------------------------------------------------------------------
+
+    def _listen(self) -> None:
+        for stream in self._streams:
+            self._loop.add_reader(stream.fd, self._ready, stream)
+            if stream.rest is not None:  # nothing may be left to wake us
+                self._loop.call_soon(self._ready, stream)
+
+    def _ready(self, stream: _Stream) -> None:
+        for _ in range(_PIECES_A_TURN):
+            if stream.fd < 0 or self._blocked:
+                return
+            size = self._read(stream)
+            if size <= 0:
+                if size == 0 or stream.rest is not None:
+                    self._end(stream)
+                return
+            if stream.rest is not None:
+                stream.rest -= size
+                if stream.rest <= 0:
+                    self._end(stream)
+            elif size < PIECE:
+                stream.full = 0
+                return  # most likely empty; if not, we are called again
+            else:
+                self._enlarge(stream)
+        if stream.rest is not None:
+            self._loop.call_soon(self._ready, stream)
+
+    def _read(self, stream: _Stream) -> int:
+        """Read and pass on one piece: its size, 0 at the end, -1 if there is nothing now."""
+        try:
+            if not self._attached and self._log is None:
+                return os.readv(stream.fd, (_dropped,))
+            data = os.read(stream.fd, PIECE)
+        except BlockingIOError:
+            return -1
+        except OSError:  # EIO: nobody has the terminal open any more (ioctl_tty(2), pty(7))
+            return 0
+        if data:
+            self._pass_on(stream.number, data)
+        return len(data)
+
+    def _pass_on(self, number: Literal[1, 2], data: bytes) -> None:
+        if self._log is not None:
+            self._log.write(number, data)
+        for attached in self._attached:
+            if not attached.put(number, data):
+                self._blocked.add(attached)
+        if self._blocked:
+            for stream in self._streams:
+                self._loop.remove_reader(stream.fd)
+
+    def _enlarge(self, stream: _Stream) -> None:
+        stream.full += 1
+        if stream.full == _BUSY and self._terminal is None:
+            with contextlib.suppress(OSError):  # EPERM: the user's pipes have enough (pipe(7), pipe-user-pages-soft)
+                fcntl.fcntl(stream.fd, _F_SETPIPE_SZ, _BUSY_PIPE)
+
+    # --- ends --------------------------------------------------------------------------------------------------------
+
+    def _grace_over(self) -> None:
+        """Read what is there, once; a client that is still behind may take its time."""
+        self._grace = None
+        for stream in tuple(self._streams):
+            stream.rest = PIECE if self._terminal is not None else fcntl.fcntl(stream.fd, fcntl.F_GETPIPE_SZ)
+            self._ready(stream)
+
+    def _end(self, stream: _Stream) -> None:
+        self._streams.remove(stream)
+        if self._terminal is not None:
+            self.input.close()
+            self._terminal = None
+        self._loop.remove_reader(stream.fd)
+        os.close(stream.fd)
+        stream.fd = -1
+        if not self._streams:
+            if not self.closed.done():
+                self.closed.set_result(None)
+            if self._exited:
+                self._finish()
+
+    def _finish(self) -> None:
+        """Both the process and its output have ended."""
+        if self._grace:
+            self._grace.cancel()
+            self._grace = None
+        attached, self._attached = self._attached, ()
+        for one in attached:
+            one.end()
