@@ -42,6 +42,20 @@ def load(verb):
     return command
 
 
+def console():
+    """The program `joey`. Ends the process without Python's own tear-down, which frees what the kernel frees anyway
+    (1.5 ms).
+    """
+    code = main()
+    if "threading" in sys.modules:  # somebody may have left a thread, or work for the end
+        sys.exit(code)
+    import os
+
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
 def main(argv=None):
     """Run one command; its exit code. `argv` without the program's name, sys.argv's by default."""
     words = list(sys.argv[1:] if argv is None else argv)

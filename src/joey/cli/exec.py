@@ -89,7 +89,7 @@ COMMANDS = {
             ("-u --user", "USER[:GROUP]", "User and group, by name or number"),
             ("--detach-keys", "KEYS", "Keys that leave it running (ctrl-p,ctrl-q)"),
         ),
-        "refused": {"--privileged": "name what the sandbox needs when it is made: --cap-add, --device"},
+        "refused": {"--privileged": ("", "joey run --cap-add, --device: name what the sandbox needs when it is made")},
         "run": execute,
     },
     "attach": {

@@ -7,7 +7,7 @@ An option is (names, value, help): `("-e --env", "NAME[=VALUE]…", "Set an envi
 flag; one that ends in `…` may be repeated. A string instead of a tuple begins a section of the help.
 A command is a dict: `usage`, `summary`, `options`, `run` (called with the values and the arguments), and if wanted
 `text` (more help), `arguments` (least, most; None: any), `leading` (options end at the first argument), `refused`
-(name -> why it does not exist).
+(name -> why it does not exist, or (why, remedy)).
 """
 
 WIDTH = 96
@@ -103,7 +103,8 @@ def _take(command, table, name, value, words, values):
 def _unknown(command, table, name):
     why = command.get("refused", {}).get(name)
     if why is not None:
-        return UsageError(f"not supported yet: {name}" if not why else f"not supported yet: {name}: {why}")
+        reason, remedy = (why, "") if isinstance(why, str) else why
+        return UsageError(f"not supported yet: {name}{': ' if reason else ''}{reason}", remedy)
     near = closest(name, [*table]) if name[:2] == "--" else ""
     return UsageError(f"unknown option {name}", f"{near}?" if near else f"joey {command['name']} --help")
 

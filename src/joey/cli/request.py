@@ -62,7 +62,7 @@ OPTIONS = (
     "Isolation",
     ("--cap-add", "NAME…", "Another capability; ALL for every one"),
     ("--cap-drop", "NAME…", "One capability less; ALL for none"),
-    ("--security-opt", "OPTION…", "seccomp=FILE, seccomp=unconfined, no-new-privileges=false, systempaths=unconfined"),
+    ("--security-opt", "OPTION…", "seccomp=FILE|unconfined, no-new-privileges=false, systempaths=unconfined"),
     ("--device", "SRC[:DST][:rwm]…", "A device of the host"),
     ("--sysctl", "NAME=VALUE…", "A kernel parameter of its own namespaces"),
     ("--network --net", "none|host", "Network: none, or the host's own"),
@@ -87,9 +87,9 @@ REFUSED = {
     **dict.fromkeys(("--blkio-weight-device", "--device-cgroup-rule", "--kernel-memory", "--memory-swappiness"), ""),
     **dict.fromkeys(("--cpu-rt-period", "--cpu-rt-runtime", "--cpu-count", "--cpu-percent", "--use-api-socket"), ""),
     **dict.fromkeys(("-a", "--attach"), "output always comes, input with -i"),
-    "--gpus": "use --device for each device node",
+    "--gpus": ("", "--device for each device node"),
     "--restart": "restart policies",
-    "--privileged": "name what it needs: --cap-add, --device, --security-opt",
+    "--privileged": ("all at once", "name what it needs: --cap-add, --device, --security-opt"),
 }
 
 

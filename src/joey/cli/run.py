@@ -78,8 +78,8 @@ COMMANDS = {
         "usage": "[OPTIONS] IMAGE [COMMAND] [ARG…]",
         "summary": "Run a program in a new sandbox",
         "text": """
-The exit code is the program's; 128 and the signal's number if a signal ended it; 125 if joey failed,
-126 if the program cannot be executed, 127 if there is no such program.
+The exit code is the program's, or 128 and the number of the signal that ended it; 125 if joey
+failed, 126 if the program cannot be executed, 127 if there is no such program.
 
 IMAGE is host, this machine's own programs without its data; or use --rootfs DIR and no IMAGE.""",
         "options": request.OPTIONS,

@@ -72,7 +72,7 @@ COMMANDS = {
             ("--no-stream", "", "Look once, not every second"),
             ("--json", "", "As JSON, an array each time"),
         ),
-        "refused": {"-a": "", "--all": "", "--format": "use --json", "--no-trunc": ""},
+        "refused": {"-a": "", "--all": "", "--format": ("", "--json"), "--no-trunc": ""},
         "run": stats,
     }
 }
