@@ -3,12 +3,15 @@
 import enum
 from typing import Literal
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from joey.model import codec
 from joey.model.errors import Invalid
+from joey.model.resources import Resources
+from joey.model.seccomp import ALLOW, EPERM, SeccompPolicy, SyscallRule, low32
 from joey.model.spec import Mount, Process, SandboxSpec
 from joey.model.value import Value
 
@@ -119,3 +122,37 @@ def test_no_json_makes_anything_but_invalid(data):
         codec.convert(Outer, data)
     except Invalid as error:
         assert error.message
+
+
+def structs(info, seen):
+    """Every struct and dataclass type reachable from a type of msgspec.inspect."""
+    if isinstance(info, (msgspec.inspect.StructType, msgspec.inspect.DataclassType)):
+        if info.cls in seen:
+            return
+        seen[info.cls] = info
+        for field in info.fields:
+            structs(field.type, seen)
+    for name in ("types", "item_types"):
+        for one in getattr(info, name, ()):
+            structs(one, seen)
+    for name in ("item_type", "key_type", "value_type"):
+        if hasattr(info, name):
+            structs(getattr(info, name), seen)
+
+
+def test_unknown_fields_are_refused_in_every_part_of_a_request():
+    found = {}
+    structs(msgspec.inspect.type_info(SandboxSpec), found)
+    assert len(found) >= 10
+    lax = [cls.__name__ for cls, info in found.items() if not getattr(info, "forbid_unknown_fields", False)]
+    assert lax == []
+
+
+def test_a_whole_policy_survives_the_way_there_and_back():
+    rule = SyscallRule(("ptrace",), EPERM, (low32(0, 1),), "why")
+    spec = SandboxSpec(image="host", seccomp=SeccompPolicy(ALLOW, (rule,)), resources=Resources(memory=64 << 20))
+    assert codec.decode(SandboxSpec, codec.encode(spec)) == spec
+    with pytest.raises(Invalid, match=r"^seccomp\.rules\[0\]\.syscalls\.names: empty"):
+        codec.convert(
+            SandboxSpec, {"seccomp": {"default_action": {"kind": 0}, "rules": [{"names": [], "action": {"kind": 0}}]}}
+        )

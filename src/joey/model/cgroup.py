@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+from joey.model import errors
+
 # Ability -> the v1 controller that has it.
 V1_NAMES = {"io": "blkio", "usage": "cpuacct"}
 
@@ -92,15 +94,15 @@ class Setting:
         return f"{self.hierarchy}: {self.file} = {self.value}"
 
 
-class Unenforceable(ValueError):
+class Unenforceable(errors.Unenforceable, ValueError):
     """A limit that this host cannot enforce; such a request is refused, never ignored.
 
     field: of Resources. reason: what the host lacks. remedy: how to get it, or what to ask instead.
     """
 
     def __init__(self, field: str, reason: str, remedy: str) -> None:
-        super().__init__(f"{field}: cannot be enforced on this host: {reason}; {remedy}")
-        self.field, self.reason, self.remedy = field, reason, remedy
+        super().__init__(field, f"cannot be enforced on this host: {reason}", remedy)
+        self.field, self.reason = field, reason
 
 
 @dataclass(frozen=True, slots=True)

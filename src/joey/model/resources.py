@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from typing import Literal
 
-import msgspec
-
 from joey.model.units import MIB, format_size, parse_cpu_list
+from joey.model.value import Value
 
 MEMORY_FLOOR = 6 * MIB
 """Below this a process cannot even exec reliably: its page tables, stack and the kernel's own pages are charged too."""
@@ -19,8 +17,7 @@ _PIDS_TOP = 4 * 1024 * 1024  # PID_MAX_LIMIT of a 64-bit kernel
 _INT64_TOP = (1 << 63) - 1
 
 
-@dataclass(frozen=True, slots=True)
-class HostLimits:
+class HostLimits(Value, frozen=True):
     """What a request is checked against: numbers of the CPUs and memory nodes online. None skips that check.
 
     A memory limit above the host's memory is not an error: it is a ceiling, not a claim.
@@ -30,7 +27,7 @@ class HostLimits:
     mems: frozenset[int] | None = None
 
 
-class IoLimit(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class IoLimit(Value, frozen=True):
     """A ceiling for one block device: `rate` bytes (bps) or requests (iops) a second, for reads or for writes."""
 
     major: int
@@ -39,7 +36,7 @@ class IoLimit(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     rate: int
 
 
-class Resources(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Resources(Value, frozen=True, kw_only=True):
     """Limits of one sandbox; None means no limit of that kind.
 
     memory: bytes of anonymous memory, page cache and kernel memory together. memory_reservation: bytes kept for it when

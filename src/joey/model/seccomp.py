@@ -21,9 +21,9 @@ from __future__ import annotations
 import enum
 import errno as _errno
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from joey.model import syscalls
+from joey.model.value import Value
 
 U32 = 0xFFFF_FFFF
 U64 = 0xFFFF_FFFF_FFFF_FFFF
@@ -47,8 +47,7 @@ class ActionKind(enum.Enum):
 _STRICTNESS = {kind: rank for rank, kind in enumerate(ActionKind)}
 
 
-@dataclass(frozen=True, slots=True)
-class Action:
+class Action(Value, frozen=True):
     """What the kernel does. `data`: errno (0 to 4095) for ERRNO, the tracer's message (16 bits) for TRACE, else 0."""
 
     kind: ActionKind
@@ -93,8 +92,7 @@ class Op(enum.Enum):
     MASKED_EQ = "&"
 
 
-@dataclass(frozen=True, slots=True)
-class ArgTest:
+class ArgTest(Value, frozen=True):
     """A condition on argument `index` (0 to 5). MASKED_EQ: argument & value == value_two.
 
     On 32-bit ABIs, where arguments have 32 bits, the low 32 bits of the values are used (as libseccomp does), so that a
@@ -142,8 +140,7 @@ def low32(index: int, value: int) -> ArgTest:
     return ArgTest(index, Op.MASKED_EQ, U32, value & U32)
 
 
-@dataclass(frozen=True, slots=True)
-class SyscallRule:
+class SyscallRule(Value, frozen=True):
     """`action` for the calls in `names` whose arguments meet every condition in `args`. `reason`: for people only."""
 
     names: tuple[str, ...]
@@ -167,8 +164,7 @@ FLAGS: dict[str, int] = {
 """OCI `flags` → seccomp(2) bits."""
 
 
-@dataclass(frozen=True, slots=True)
-class SeccompPolicy:
+class SeccompPolicy(Value, frozen=True):
     """A whole policy. `architectures`: ABIs besides the native one that are judged by the same rules (names of
     joey.model.syscalls.ARCHES); those this machine's kernel cannot meet are of no effect. `flags`: names of FLAGS.
     `listener_path`, `listener_metadata`: where OCI wants the notification descriptor of NOTIFY sent."""

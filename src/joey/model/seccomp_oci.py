@@ -12,8 +12,9 @@ defaultErrnoRet). Where libseccomp-based runtimes and this reader differ:
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Literal
+
+from msgspec import structs
 
 from joey.model import syscalls
 from joey.model.seccomp import ENOSYS, Action, ActionKind, ArgTest, Op, SeccompPolicy, SyscallRule
@@ -99,7 +100,7 @@ def _without_absorbed(rules: list[SyscallRule]) -> list[SyscallRule]:
             names = tuple(name for name in rule.names if rule.action.strictness < strictest.get(name, len(ActionKind)))
             if not names:
                 continue
-            rule = replace(rule, names=names)
+            rule = structs.replace(rule, names=names)
         result.append(rule)
     return result
 
