@@ -40,7 +40,8 @@ def start(privileged: None, program: Path, tmp_path: Path) -> Iterator[Callable[
     with contextlib.ExitStack() as stack:
         yield lambda **options: stack.enter_context(wire.launcher(program, env=env, **options))
     said = "\n".join(path.read_text() for path in tmp_path.glob("sanitizer*"))
-    assert not said, said
+    # On the stack of a child that shares memory ASan only warns that it does not know it.
+    assert "ERROR" not in said and "runtime error" not in said, said
 
 
 @pytest.fixture

@@ -191,12 +191,12 @@ class Launcher:
         return self.clients[-1]
 
     def fds(self) -> dict[int, str]:
-        """What it has open, by number."""
+        """What it has open, by number; not a sanitizer's own file."""
         found = {}
         for name in os.listdir(f"/proc/{self.pid}/fd"):
             with contextlib.suppress(FileNotFoundError):
                 found[int(name)] = os.readlink(f"/proc/{self.pid}/fd/{name}")
-        return found
+        return {number: name for number, name in found.items() if "/sanitizer." not in name}
 
     def rss_kib(self) -> int:
         status = Path(f"/proc/{self.pid}/status").read_text()

@@ -127,6 +127,7 @@ static void settle(struct child *child)
 void child_settled(struct child *child)
 {
 	struct client *c = client_find(child->client);
+	if (!child->executes) child_release(child, ~0u);	/* whoever hears of a failure finds nothing left of it */
 	if (c && c->blocked) return;
 	if (c) {
 		struct msg_header head = {.type = MSG_DONE, .request = child->request, .key = child->info.key, .op = -1};

@@ -80,6 +80,8 @@ static int on_run(struct client *c, struct request *r)
 	if (memfd) madvise(large, sizeof large, MADV_DONTNEED);
 	if (!error) error = run_finish(c, r, &out);
 	if (error <= 0) return error;
+	close_fds(r->fds, r->count);
+	r->count = 0;
 	r->head.error = (uint32_t)error;
 	r->head.op = out.op;
 	r->head.value = 0;
