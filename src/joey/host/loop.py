@@ -9,9 +9,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import shutil
 import struct
-import subprocess
 from pathlib import Path
 
 from joey.host import sys as kernel
@@ -48,7 +46,10 @@ def supported() -> bool:
 
 def mke2fs() -> str | None:
     """Path of mke2fs, which is seldom in an ordinary user's PATH; None if e2fsprogs is not installed."""
-    return shutil.which("mke2fs", path=os.environ.get("PATH", os.defpath) + ":/usr/sbin:/sbin")
+    for directory in (*os.get_exec_path(), "/usr/sbin", "/sbin"):
+        if os.access(f"{directory}/mke2fs", os.X_OK):
+            return f"{directory}/mke2fs"
+    return None
 
 
 def make_image(path: Path, size: int, templates: Path) -> None:
@@ -60,6 +61,8 @@ def make_image(path: Path, size: int, templates: Path) -> None:
 
 
 def _format(template: Path, size: int) -> None:
+    import subprocess  # costs the start of every engine some milliseconds, and is seldom needed
+
     program = mke2fs()
     if program is None:
         raise FileNotFoundError(errno.ENOENT, "mke2fs is not installed: install e2fsprogs", "mke2fs")

@@ -9,13 +9,13 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-import shutil
 import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
 from joey.host import sys as kernel
+from joey.host import trees
 from joey.host.python import TARGET, HostPython
 from joey.model.value import Value
 
@@ -111,7 +111,7 @@ def write(entries: list[Entry], target: Path) -> None:
         return
     target.parent.mkdir(parents=True, exist_ok=True)
     for stale in target.parent.glob(f"{target.name}.*"):
-        shutil.rmtree(stale)
+        trees.remove(stale)
     fresh = target.with_name(f"{target.name}.{os.getpid()}")
     try:
         for entry in entries:
@@ -126,8 +126,7 @@ def write(entries: list[Entry], target: Path) -> None:
         fresh.rename(target)
     finally:
         for left in (fresh, Path(f"{fresh}.old")):
-            if left.exists():
-                shutil.rmtree(left)
+            trees.remove(left)
 
 
 def matches(entries: list[Entry], target: Path) -> bool:
