@@ -149,12 +149,13 @@ def _told(fd: int | None) -> Callable[[], None]:
 
 async def serve(engine: Engine, path: Path, ready: Callable[[], None], idle_exit: float | None = None) -> None:
     """Open the engine, serve it on the unix socket `path` until told to end, close it. Raises JoeyError, OSError."""
+    from joey.api.keys import ACTIVITY, ENDED
     from joey.api.server import listen, make_app, running
 
     await engine.open()
     try:
         app = make_app(engine)
-        ended: asyncio.Event = app["ended"]
+        ended = app[ENDED]
         _end_on_signal(ended)
         async with running(app, listen(path)):
             log.info("serving %s", path)
@@ -162,7 +163,7 @@ async def serve(engine: Engine, path: Path, ready: Callable[[], None], idle_exit
             gc.collect()
             gc.freeze()
             ready()
-            watcher = asyncio.ensure_future(_idle(engine, app["activity"], idle_exit, ended))
+            watcher = asyncio.ensure_future(_idle(engine, app[ACTIVITY], idle_exit, ended))
             await ended.wait()
             watcher.cancel()
             path.unlink(missing_ok=True)

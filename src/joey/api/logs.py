@@ -5,9 +5,10 @@ from __future__ import annotations
 import time
 
 from joey.api import problem
+from joey.api.keys import ENGINE
 from joey.api.light import web
 from joey.api.requests import boolean, count, query, seconds
-from joey.engine.interface import Engine, LogQuery
+from joey.engine.interface import LogQuery
 from joey.model import codec, frames
 from joey.model.errors import Invalid, JoeyError
 from joey.model.views import LogEntry
@@ -37,7 +38,7 @@ class Stamper:
 
 async def logs(request: web.Request) -> web.StreamResponse:
     """Follows until the sandbox ends or the client leaves."""
-    engine: Engine = request.app["engine"]
+    engine = request.app[ENGINE]
     asked = query(
         request,
         follow=boolean,

@@ -6,6 +6,7 @@ import asyncio
 import os
 
 from joey._version import __version__
+from joey.api.keys import ENDED
 from joey.api.light import web
 from joey.api.requests import json_object, query, sandbox_spec
 from joey.api.sandboxes import engine_of, reply, whole
@@ -53,7 +54,7 @@ async def shutdown(request: web.Request) -> web.Response:
 
 
 def _end(request: web.Request) -> None:
-    ended: asyncio.Event = request.app["ended"]
+    ended = request.app[ENDED]
     # After this answer is on its way: closing the server waits for it.
     asyncio.get_running_loop().call_soon(ended.set)
 

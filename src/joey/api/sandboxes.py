@@ -7,6 +7,7 @@ from collections.abc import Coroutine
 from typing import Any, TypeVar
 
 from joey.api import streams
+from joey.api.keys import ENGINE
 from joey.api.light import web
 from joey.api.logs import logs
 from joey.api.requests import Many, boolean, count, json_object, query, sandbox_spec, seconds, signal_number
@@ -25,8 +26,7 @@ def reply(value: object, status: int = 200) -> web.Response:
 
 def engine_of(request: web.Request) -> Engine:
     """The engine this application serves."""
-    engine: Engine = request.app["engine"]
-    return engine
+    return request.app[ENGINE]
 
 
 async def whole(work: Coroutine[Any, Any, T]) -> T:

@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 from joey.api import node, problem, sandboxes
+from joey.api.keys import ACTIVITY, ENDED, ENGINE, Activity
 from joey.api.light import web
 from joey.engine.interface import Engine
 
@@ -19,21 +20,8 @@ MAX_BODY = 4 << 20
 _SUN_PATH = 107
 
 
-class Activity:
-    """Whether anybody asked for anything: what --idle-exit looks at."""
-
-    def __init__(self) -> None:
-        self.open = 0
-        self.last = time.monotonic()
-
-    @property
-    def idle_seconds(self) -> float:
-        """Seconds since the last request ended; 0 while there is one."""
-        return 0.0 if self.open else time.monotonic() - self.last
-
-
 def make_app(engine: Engine) -> web.Application:
-    """The application: errors are problem documents, bodies are bounded. `app["ended"]` is set to make it end."""
+    """The application: errors are problem documents, bodies are bounded. `app[ENDED]` is set to make it end."""
     activity = Activity()
 
     @web.middleware
@@ -46,9 +34,9 @@ def make_app(engine: Engine) -> web.Application:
             activity.last = time.monotonic()
 
     app = web.Application(middlewares=[count, problem.middleware], client_max_size=MAX_BODY)
-    app["engine"] = engine
-    app["ended"] = asyncio.Event()
-    app["activity"] = activity
+    app[ENGINE] = engine
+    app[ENDED] = asyncio.Event()
+    app[ACTIVITY] = activity
     sandboxes.add_routes(app)
     node.add_routes(app)
     return app

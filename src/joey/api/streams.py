@@ -10,6 +10,7 @@ stuck.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import deque
 from typing import Any
 
@@ -21,6 +22,7 @@ from joey.model.errors import Invalid, JoeyError
 
 _HIGH_WATER = 1 << 18
 _READ_LIMIT = 2 * frames.WINDOW
+_PARTING = 0.5
 
 
 class FrameConnection(asyncio.Protocol):
@@ -161,6 +163,8 @@ async def serve(connection: FrameConnection, attachment: Attachment) -> None:
     try:
         # Input may end before output; that the client is gone, or output ended, ends the whole.
         await asyncio.wait([tasks[0], gone], return_when=asyncio.FIRST_COMPLETED)
+        if connection.gone.is_set():
+            await asyncio.wait([tasks[1]], timeout=2 * _PARTING)
         if tasks[0].done() and (failure := tasks[0].exception()) is not None:
             await _report(connection, failure)
     finally:
@@ -191,6 +195,9 @@ async def _input(connection: FrameConnection, attachment: Attachment) -> None:
                 await queue.put(None)
             else:
                 await _control(attachment, kind, payload)
+        # Gone, but what was typed before that still counts, if the program takes it.
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(queue.empty.wait(), _PARTING)
     except JoeyError as error:
         await _report(connection, error)
         connection.close()
@@ -207,11 +214,14 @@ class _InputQueue:
         self._size = 0
         self._filled = asyncio.Event()
         self._room = asyncio.Event()
+        self.empty = asyncio.Event()
+        self.empty.set()
 
     async def put(self, piece: bytes | None) -> None:
         self._pieces.append(piece)
         self._size += len(piece or b"")
         self._filled.set()
+        self.empty.clear()
         while self._size > frames.WINDOW:
             self._room.clear()
             await self._room.wait()
@@ -219,6 +229,7 @@ class _InputQueue:
     async def feed(self, connection: FrameConnection, attachment: Attachment) -> None:
         while True:
             while not self._pieces:
+                self.empty.set()
                 self._filled.clear()
                 await self._filled.wait()
             piece = self._pieces.popleft()

@@ -148,7 +148,7 @@ def wrap(text, indent, width=WIDTH):
 def label(option):
     """`-e, --env NAME[=VALUE]…` of an option."""
     names = option[0].split()
-    shown = ", ".join(names) if len(names[0]) == 2 or len(names) > 1 else "    " + names[0]
+    shown = ("" if len(names[0]) == 2 else "    ") + ", ".join(names)
     return f"{shown} {option[1]}".rstrip()
 
 

@@ -58,6 +58,8 @@ class Session:
             os.close(wake)
             os.close(alarm)
             self._sock.close()
+        if 1 in self._dead:
+            raise BrokenPipeError
         return self._exit
 
     def _install(self, alarm):
@@ -208,9 +210,6 @@ class Session:
         """Nobody reads our output. A program run directly would get SIGPIPE; from a terminal that is gone we just
         leave.
         """
-        if self._size is not None:
+        if self._size is not None or not self._proxy:
             raise Detached
-        if self._proxy:
-            self._send(frames.signal(signal.SIGKILL))
-            self._flush_last()
-        raise BrokenPipeError
+        self._send(frames.signal(signal.SIGKILL))

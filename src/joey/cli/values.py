@@ -12,7 +12,7 @@ def size(text, option):
     digits, unit = text, ""
     if text and text[-1].lower() in _EXPONENT:
         digits, unit = text[:-1], text[-1].lower()
-    if digits.isascii() and digits.isdigit() and len(digits) < 12 and _EXPONENT[unit] < 4:
+    if digits.isascii() and digits.isdigit() and len(digits) < 10 and _EXPONENT[unit] < 4:
         return int(digits) << (10 * _EXPONENT[unit])
     from joey.model.units import parse_size  # every other form; it needs `re`
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from joey.api.keys import ENDED
 from joey.api.server import listen, make_app, running
 from joey.engine.interface import Engine
 from joey.testing.engine import FakeEngine
@@ -45,12 +46,12 @@ def serving(home: Path, make: Callable[[], Engine] = FakeEngine) -> Iterator[Ser
         app = make_app(engine)
         (home / "run").mkdir(parents=True, exist_ok=True)
         path = home / "run" / "api.sock"
-        stop.append(lambda: loop.call_soon_threadsafe(app["ended"].set))
+        stop.append(lambda: loop.call_soon_threadsafe(app[ENDED].set))
         try:
             async with running(app, listen(path)):
                 found.append(Served(str(path), engine, loop))
                 ready.set()
-                await app["ended"].wait()
+                await app[ENDED].wait()
         finally:
             await engine.close(stop_launcher=True)
             path.unlink(missing_ok=True)

@@ -1,0 +1,27 @@
+"""The program `joey` against the fake engine: tests/scenarios_cli.py."""
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+pytest.register_assert_rewrite("scenarios_cli")
+
+from joey.testing.serving import Served, serving  # noqa: E402
+from scenarios_cli import *  # noqa: E402, F403
+from scenarios_cli import Joey  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def served() -> Iterator[Served]:
+    with tempfile.TemporaryDirectory(prefix="joey-cli-") as home, serving(Path(home)) as server:
+        yield server
+
+
+@pytest.fixture
+def joey(served: Served, monkeypatch: pytest.MonkeyPatch) -> Iterator[Joey]:
+    monkeypatch.setenv("JOEY_HOME", str(Path(served.path).parents[1]))
+    runner = Joey()
+    yield runner
+    runner.clean()
