@@ -215,15 +215,23 @@ class Launcher:
 
 
 @contextlib.contextmanager
-def launcher(program: Path, idle: int = 10, env: dict[str, str] | None = None) -> Iterator[Launcher]:
-    """Start one; at the end everything it runs is killed, then it is."""
+def launcher(
+    program: Path,
+    idle: int = 10,
+    env: dict[str, str] | None = None,
+    prefix: Sequence[str] = (),
+    pass_fds: Sequence[int] = (),
+) -> Iterator[Launcher]:
+    """Start one, by way of the command `prefix`; at the end everything it runs is killed, then it is."""
     with tempfile.TemporaryDirectory(prefix="joey-native-") as folder:
         path = Path(folder) / "launcher.sock"
         with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
             listener.bind(os.fspath(path))
             listener.listen(64)
-            command = [os.fspath(program), "--listen-fd", str(listener.fileno()), "--idle-exit", str(idle)]
-            process = subprocess.Popen(command, pass_fds=[listener.fileno()], stdin=subprocess.DEVNULL, env=env)
+            command = [*prefix, os.fspath(program), "--listen-fd", str(listener.fileno()), "--idle-exit", str(idle)]
+            environment = {**os.environ, **(env or {})}
+            fds = [listener.fileno(), *pass_fds]
+            process = subprocess.Popen(command, pass_fds=fds, stdin=subprocess.DEVNULL, env=environment)
         here = Launcher(path, process)
         try:
             yield here
