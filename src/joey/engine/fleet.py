@@ -15,9 +15,10 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from joey.host import sys
 from joey.host.cgroup import InstanceCgroup
 from joey.host.instance import Instance
-from joey.host.launcher import Done, Launcher, LauncherGone, connect, spawn
+from joey.host.launcher import Done, Launcher, LauncherError, LauncherGone, connect, spawn
 from joey.host.wire import Child
 from joey.model.cgroup import CgroupLayout
+from joey.model.errors import Broken
 from joey.model.image import Layer
 from joey.native import binary
 from joey.plan import setup
@@ -25,8 +26,7 @@ from joey.plan.encode import encode
 from joey.plan.ops import Plan
 
 CHILDREN_PER_LAUNCHER = 4000
-"""Two descriptors each for output, of the 20,000 a process may have where root lacks CAP_SYS_RESOURCE (LIMITS, trap
-9).
+"""Two descriptors each for output, of the 20,000 a process may have where root lacks CAP_SYS_RESOURCE (docs/limits.md).
 """
 MAX_LAUNCHERS = 16
 _SEALS = 0x1 | 0x2 | 0x4 | 0x8
@@ -141,9 +141,9 @@ class Fleet:
             boxes = {"memory": os.fspath(self._instance.scratch), "disk": os.fspath(self._instance.disk)}
             plan = setup.setup(self._layout, self._cgroup.name, os.fspath(self._instance.namespace_root), boxes)
             with _init_program() as init:
-                await launcher.run(0, encode(plan), (init,))
+                await _set_up(launcher, plan, init)
             for register, fd in enumerate(self._keep):
-                await launcher.run(0, encode(setup.keep(register)), (fd,))
+                await _set_up(launcher, setup.keep(register), fd)
             for directory in self._cgroup.launcher_directories:
                 with open(f"{directory}/cgroup.procs", "w") as procs:
                     procs.write(str(launcher.pid))
@@ -166,6 +166,14 @@ class Fleet:
 
     def _worker_gone(self) -> None:
         self._worker = None
+
+
+async def _set_up(launcher: Launcher, plan: Plan, fd: int) -> None:
+    try:
+        await launcher.run(0, encode(plan), (fd,))
+    except LauncherError as error:
+        step = plan.ops[error.op].describe() if error.op >= 0 else "launcher"
+        raise Broken(f"prepare the launcher: {step}", error.strerror or "failed", "run `joey doctor`") from error
 
 
 @contextlib.contextmanager

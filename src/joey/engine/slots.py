@@ -55,6 +55,7 @@ class SlotPool:
         self._gate = asyncio.Semaphore(_IN_FLIGHT)
         self._tasks: set[asyncio.Task[None]] = set()
         self._closing = False
+        self._default = tuple(h.name for h in layout.default)
         self.pending: set[str] = set()
         """Names of slots whose clearing has not succeeded yet."""
 
@@ -76,6 +77,11 @@ class SlotPool:
         self._refill()
         return await self._make()
 
+    async def revive(self, slot: Slot) -> Prepared:
+        """The slot of a sandbox that ran before, its files as it left them, all else new."""
+        async with self._gate:
+            return await self._make_in(slot, revive=True)
+
     async def prepare(self, count: int) -> None:
         """Make sure that `count` are ready; the pool keeps as many from then on."""
         self._target = count
@@ -83,10 +89,12 @@ class SlotPool:
             wanted = min(_IN_FLIGHT, count - self.ready)
             self._ready.extend(await asyncio.gather(*(self._make() for _ in range(wanted))))
 
-    def clear(self, slot: Slot, hierarchies: tuple[str, ...]) -> asyncio.Task[None]:
-        """Remove cgroups and directories of a slot in the background; retried until it has succeeded."""
+    def clear(self, slot: Slot, hierarchies: tuple[str, ...], *, files: bool = True) -> asyncio.Task[None]:
+        """Remove the cgroups of a slot, and with `files` its directories and claim on ids, in the background; retried
+        until it has succeeded.
+        """
         self.pending.add(slot.name)
-        return self._spawn(self._clear(slot, hierarchies))
+        return self._spawn(self._clear(slot, hierarchies, files))
 
     async def close(self) -> None:
         """Clear every slot nobody has taken, and wait for all clearing."""
@@ -94,7 +102,7 @@ class SlotPool:
         while self._ready:
             prepared = self._ready.popleft()
             prepared.close()
-            self.clear(prepared.slot, tuple(h.name for h in self._layout.default))
+            self.clear(prepared.slot, self._default)
         while self._tasks:
             await asyncio.wait(self._tasks)
 
@@ -102,22 +110,26 @@ class SlotPool:
         async with self._gate:
             name, self._next = f"s{self._next}", self._next + 1
             slot = Slot(name=name, base=self._ids.take(), prepared=Resources.default())
-            plan = setup.slot(self._layout, slot)
             try:
-                done = await retry_on_loss(lambda: self._run(plan))
-            except BaseException as error:
-                self.clear(slot, tuple(h.name for h in self._layout.default))
-                if isinstance(error, LauncherError):
-                    step = plan.ops[error.op].describe() if error.op >= 0 else "slot"
-                    raise Broken(step, error.strerror or "failed", "run `joey doctor`") from error
+                return await self._make_in(slot)
+            except BaseException:
+                self.clear(slot, self._default)
                 raise
-            return Prepared(slot, *done.fds)
+
+    async def _make_in(self, slot: Slot, *, revive: bool = False) -> Prepared:
+        plan = setup.slot(self._layout, slot, revive=revive)
+        try:
+            done = await retry_on_loss(lambda: self._run(plan))
+        except LauncherError as error:
+            step = plan.ops[error.op].describe() if error.op >= 0 else "slot"
+            raise Broken(step, error.strerror or "failed", "run `joey doctor`") from error
+        return Prepared(slot, *done.fds)
 
     async def _run(self, plan: Plan) -> Done:
         return await (await self._fleet.worker()).run(0, plan)
 
-    async def _clear(self, slot: Slot, hierarchies: tuple[str, ...]) -> None:
-        plan = setup.clear(hierarchies, tuple(BOXES), slot.name)
+    async def _clear(self, slot: Slot, hierarchies: tuple[str, ...], files: bool) -> None:
+        plan = setup.clear(hierarchies, tuple(BOXES) if files else (), slot.name)
         attempt = 0
         while True:
             try:
@@ -130,7 +142,8 @@ class SlotPool:
                 await asyncio.sleep(_RETRY_SECONDS[min(attempt, len(_RETRY_SECONDS) - 1)])
                 attempt += 1
         self.pending.discard(slot.name)
-        self._ids.give_back(slot.base)
+        if files:
+            self._ids.give_back(slot.base)
 
     def _refill(self) -> None:
         if not self._closing and self.ready + self._making < self._target:

@@ -270,13 +270,12 @@ async def spawn(path: Path, program: Path | None = None) -> Launcher:
         path.chmod(0o600)
         listener.listen(16)
         command = [os.fspath(program or binary("joey-launcher")), "--listen-fd", str(listener.fileno())]
-        process = subprocess.Popen(
-            command,
-            pass_fds=(listener.fileno(),),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            start_new_session=True,
-        )
+        # Not our own stderr: who waits for the end of our output must not wait for a launcher that outlives us.
+        with path.with_name("launcher.log").open("ab") as log:
+            process = subprocess.Popen(
+                command, pass_fds=(listener.fileno(),), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=log,
+                start_new_session=True,
+            )  # fmt: skip
     _reap_later(process)
     try:
         return await connect(path)

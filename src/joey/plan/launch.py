@@ -75,7 +75,7 @@ def launch(
         *_kernel_files(spec, facts, slot),
         *_contents(spec, image, slot, process.cwd, files),
         *_finish(spec, identity, slot, hostname, output, facts),
-        run.stdio(spec.process, output, (USERNS,)),
+        run.stdio(spec.process, output, (USERNS, at.INIT) if spec.init or not spec.process.argv else (USERNS,)),
         *([op.Ctty()] if spec.process.tty else []),
         *run.become(process, identity, USERNS, facts, spec.seccomp, owned),
         run.run(process, env, spec.init or not spec.process.argv),
@@ -201,7 +201,7 @@ def _private_dev(spec: SandboxSpec, slot: Slot) -> list[op.Op]:
 
 
 def _tmpfs_sources(spec: SandboxSpec, slot: Slot) -> list[op.Op]:
-    """A tmpfs without a size is a directory of the box: no superblock of its own (LIMITS, trap 2)."""
+    """A tmpfs without a size is a directory of the box: no superblock of its own."""
     ops: list[op.Op] = []
     for number, tmpfs in enumerate(spec.tmpfs):
         if tmpfs.size is None:
@@ -255,7 +255,7 @@ def _enter(spec: SandboxSpec, facts: HostFacts, slot: Slot) -> list[op.Op]:
 
 
 def _root(spec: SandboxSpec) -> list[op.Op]:
-    """The new root covers the empty one and becomes / by chroot; LIMITS, trap 3 says why that cannot be climbed out
+    """The new root covers the empty one and becomes / by chroot; docs/limits.md says why that cannot be climbed out
     of.
     """
     ops: list[op.Op] = [

@@ -9,7 +9,7 @@ from joey.plan.ops import LOCALS, Reg
 
 EMPTY_NAMESPACE = Reg(LOCALS)
 """A mount namespace with nothing in it but an empty read-only directory; children are cloned out of it, so that a
-sandbox's namespace never holds more mounts than its own (LIMITS: a copy costs in proportion to the mounts in it)."""
+sandbox's namespace never holds more mounts than its own (copying one costs in proportion to them)."""
 INIT = Reg(LOCALS + 1)
 """joey-init as a sealed memfd: nothing inside a sandbox can write to it, and it needs no file there (CVE-2019-5736)."""
 EMPTY_DIRECTORY = "/empty"

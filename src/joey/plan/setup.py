@@ -21,7 +21,7 @@ _LINKS = (
 )  # fmt: skip
 _SYS = ("devices/system", "kernel/mm")
 """The parts of sysfs that ordinary programs read: processors and memory nodes, huge pages. Network devices, firmware
-tables and all other devices of the host stay out of sight, and no sandbox needs a sysfs of its own (LIMITS, trap 2)."""
+tables and all other devices of the host stay out of sight, and no sandbox needs a sysfs of its own."""
 
 
 def setup(layout: CgroupLayout, instance: str, root: str, boxes: dict[str, str]) -> op.Plan:
@@ -122,16 +122,17 @@ def detach(layer: str) -> op.Plan:
     return op.Plan((op.Umount(path), op.Remove(path, 1)))
 
 
-def slot(layout: CgroupLayout, slot: Slot) -> op.Plan:
-    """User namespace, network namespace with loopback, cgroups with the prepared limits, directories of the memory
-    box.
+def slot(layout: CgroupLayout, slot: Slot, *, revive: bool = False) -> op.Plan:
+    """User namespace, network namespace with loopback, cgroups with the prepared limits, directories of the memory box.
+
+    revive: the directories are there already, with what an earlier run of the sandbox wrote.
     """
     ops: list[op.Op] = make_cgroups(cgroups.hierarchies(layout, slot.prepared), slot.name)
     ops += write_settings(cgroups.settings(layout, slot.prepared), slot.name)
-    ops += _make_box(slot)
+    ops += [] if revive else _make_box(slot)
     ops += [op.Userns(Reg(0), slot.id_map, slot.id_map), op.Hold(Reg(0), f.ROLE_USERNS, keep=False)]
     ops += [op.Unshare(f.CLONE_NEWNET), op.IfUp("lo")]
-    # The namespace belongs to the initial user namespace: root inside has no power over it (LIMITS, trap 8), so what
+    # The namespace belongs to the initial user namespace: root inside has no power over it, so what
     # ordinary programs need power for is allowed to all: low ports, and ping.
     ops += [op.Write("/proc/sys/net/ipv4/ip_unprivileged_port_start", "0")]
     ops += [op.Write("/proc/sys/net/ipv4/ping_group_range", "0 2147483647")]
