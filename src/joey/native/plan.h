@@ -13,6 +13,12 @@
  *	  |<------------------------------------| EXITED key, status        (repeated at every SUBSCRIBE until FORGET)
  *	  | FORGET key                          |
  *	  |------------------------------------>| child and its held descriptors are dropped
+ *
+ * A plan has at most two CLONEs. The first shares the launcher's memory (CLONE_VM and CLONE_VFORK together, with or without
+ * CLONE_FILES) and the launcher waits until it executes, or is a plain fork. The second comes after a first that shares memory, has
+ * CLONE_PARENT and is a plain fork: the first ends, and nobody waits for the second. Whoever enters a running sandbox must be a second
+ * one, or a plain fork: as soon as it has the sandbox's ids, its cgroup or its pid namespace, others can stop it. DONE for a forked
+ * child comes when it executes. ECANCELED: it was killed before.
  */
 #ifndef JOEY_PLAN_H
 #define JOEY_PLAN_H
@@ -22,7 +28,7 @@
 #define PLAN_VERSION 1
 #define PLAN_MAX_OPS 1024
 #define PLAN_MAX_BYTES (4u << 20)
-#define PLAN_MAX_FDS 64		/* descriptors that may come with one message */
+#define PLAN_MAX_FDS 64		/* descriptors that may come with one message, a plan's memfd included (it is no register) */
 #define PLAN_LOCALS 192		/* registers 0..191: descriptors of one plan; the first ones are those that came with it */
 #define PLAN_GLOBALS 32		/* registers 192..223: descriptors the launcher keeps (KEEP) */
 #define PLAN_NO_REG 255		/* no descriptor: the working directory, where an operation takes a directory */
@@ -42,7 +48,10 @@ struct plan_op {
 
 /* OP(code, NAME, where it may stand, registers r0..r3, offsets s0..s3)
  *   where: L in the launcher, C in a child, A anywhere
- *   registers: o filled by it, i read by it, ? read or PLAN_NO_REG, - unused; offsets: as above, r registers (bytes), - unused
+ *   registers: o filled by it (what it held is closed), i read by it, ? read or PLAN_NO_REG, - unused, PLAN_NO_REG
+ *   offsets: as above, r registers (bytes), - unused, 0; numbers not named are 0
+ * A child's CLONE, STDIO, EXEC: exactly one STDIO after the first CLONE; EXEC ends every plan that has a CLONE. Where an operation
+ * that is given no RESOLVE_* takes a directory register, its path is looked up as if that were the root (RESOLVE_IN_ROOT).
  * Within the strings of WRITE, FSCONFIG and MOUNT, byte 1 followed by a byte 32 + local register stands for the number of that
  * descriptor. */
 #define PLAN_OPS(OP) \
@@ -67,10 +76,12 @@ struct plan_op {
 	OP(19, MKNOD,         A, "-?--", "s---")	/* n0 mode, n1 device, n2 1 may exist */ \
 	OP(20, SYMLINK,       A, "-?--", "ss--")	/* s0 target, s1 link */ \
 	OP(21, CHOWN,         A, "-?--", "s---")	/* n0 uid, n1 gid; a symlink itself; s0 "": r1 itself (AT_EMPTY_PATH) */ \
-	OP(22, WRITE,         A, "-?--", "ss--")	/* s1 to the file s0 in one write(2); n0 flags besides O_WRONLY */ \
-	OP(23, REMOVE,        L, "-?--", "s---")	/* n0 0 unlink, 1 rmdir, 2 the whole tree; n1 1 may be missing */ \
+	OP(22, WRITE,         A, "-?--", "ss--")	/* s1 to the file s0 in one write(2); n0 flags besides O_WRONLY; made with mode 0644 */ \
+	OP(23, REMOVE,        L, "-?--", "s---")	/* n0 0 unlink, 1 rmdir, 2 the whole tree; n1 1 may be missing; n2 of a tree \
+							   at most so many entries, then EAGAIN: repeat (0: all) */ \
 	OP(24, USERNS,        L, "o---", "ss--")	/* a user namespace with uid_map s0, gid_map s1 */ \
-	OP(25, UNSHARE,       A, "----", "----")	/* n0 CLONE_NEW*; what the launcher leaves, it returns to when the plan ends */ \
+	OP(25, UNSHARE,       A, "----", "----")	/* n0 CLONE_NEW*; what the launcher leaves (never its user or time namespace), \
+							   it returns to when the plan ends */ \
 	OP(26, SETNS,         A, "i---", "----")	/* n0 CLONE_NEW*; the same holds */ \
 	OP(27, HOME,          L, "----", "----")	/* the launcher's namespaces of now are its own from now on */ \
 	OP(28, CHILD,         L, "o---", "----")	/* a pidfd of the running child with key n0 */ \
@@ -94,8 +105,9 @@ struct plan_op {
 	OP(46, EXEC,          C, "?---", "svvs")	/* s0 program, s1 argv, s2 env, s3 PATH for a name without "/"; r0 a descriptor to run instead */ \
 	OP(47, WAIT,          C, "i---", "----")	/* until r0 is readable or closed; not in a child that shares memory */ \
 	OP(48, PERSONALITY,   C, "----", "----") \
-	OP(49, MASK,          C, "i---", "ss--")	/* hide s0: a file behind the file s1, a directory behind a clone of the empty directory r0; \
-							   what does not exist needs no hiding. s0 is opened O_PATH without following links */ \
+	OP(49, MASK,          C, "i---", "ss--")	/* hide s0: a file behind the file s1, a directory behind a clone of the empty directory r0, \
+							   which must be of this mount namespace (EINVAL); what does not exist needs no \
+							   hiding. s0 is opened O_PATH without following links */ \
 	OP(50, READONLY,      C, "----", "s---")	/* bind s0 on itself, then remount it read-only (keeping nosuid, nodev, noexec); may be missing */
 
 #define PLAN_ENUM(code, name, where, regs, offsets) OP_##name = code,
