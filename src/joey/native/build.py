@@ -61,7 +61,14 @@ FREESTANDING = (
     "-fno-tree-loop-distribute-patterns",
     "-fPIE",
 )
-BARE = ("-nostdlib", "-static-pie", "-Wl,-z,noseparate-code", "-Wl,-z,norelro", "-Wl,-z,noexecstack", "-Wl,--build-id=none")
+BARE = (
+    "-nostdlib",
+    "-static-pie",
+    "-Wl,-z,noseparate-code",
+    "-Wl,-z,norelro",
+    "-Wl,-z,noexecstack",
+    "-Wl,--build-id=none",
+)
 
 # All are static: init and probe run inside images that have no C library, and the launcher starts faster and has fewer
 # pages that a forked child must copy.
