@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from typing import Any
 
 from joey.bench import machine
-from joey.bench.lab import Lab, opened
+from joey.bench.lab import Lab, drive, opened
 from joey.bench.leftovers import cgroups_named, descendants, settle
 from joey.bench.machine import mem_available_kib
 from joey.bench.report import Progress, Row, number, quantiles, spread
@@ -69,19 +70,14 @@ class _Churn:
         self.growth = {name: states[1][name] - states[0][name] for name in states[0]}
 
     async def _half(self, until: float, progress: Progress) -> None:
-        from asyncio import TaskGroup
+        async def life(number: int) -> None:
+            await self._life(number)
+            progress.step()
 
-        async def lives() -> None:
-            while time.perf_counter() < until:
-                await self._life()
-                progress.step()
+        await drive(sys.maxsize, self._parallel, life, lambda: time.perf_counter() < until)
 
-        async with TaskGroup() as group:
-            for _ in range(self._parallel):
-                group.create_task(lives())
-
-    async def _life(self) -> None:
-        answer = await self._lab.probe(len(self.latencies), "answer")
+    async def _life(self, number: int) -> None:
+        answer = await self._lab.probe(number, "answer")
         if answer is None:
             return
         self.latencies.append(answer.seconds)

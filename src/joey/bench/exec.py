@@ -22,7 +22,7 @@ def arguments(parser: ArgumentParser) -> None:
 async def run(options: Namespace) -> dict[str, Any]:
     """count, failed, seconds, per_second, answer_ms (request → exit status), leftovers, machine."""
     async with opened() as lab:
-        started = await lab.engine.run(SandboxSpec(image="host"))
+        started = await lab.engine.run(SandboxSpec(image="host", process=Process(argv=("sleep", "infinity"))))
         lab.ids.append(started.sandbox.id)
         latencies: list[float] = []
         begin = time.perf_counter()

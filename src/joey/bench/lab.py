@@ -209,7 +209,7 @@ async def _answer(attachment: Attachment, text: bytes) -> None:
 
 
 @contextlib.asynccontextmanager
-async def opened(make: EngineFactory = real_engine) -> AsyncIterator[Lab]:
+async def opened(make: EngineFactory | None = None) -> AsyncIterator[Lab]:
     """A lab on a fresh temporary home. On the way out, also by an error or a signal, everything is removed."""
     with folder("bench") as path:
         home = path / "home"
@@ -217,7 +217,7 @@ async def opened(make: EngineFactory = real_engine) -> AsyncIterator[Lab]:
         instance = Instance.open(home)
         rootfs = make_rootfs(path / "rootfs")
         watch = Watch(instance)
-        engine = make(instance)
+        engine = (make or real_engine)(instance)
         lab = Lab(engine, instance, rootfs, watch)
         try:
             await engine.open()
@@ -226,14 +226,28 @@ async def opened(make: EngineFactory = real_engine) -> AsyncIterator[Lab]:
             await lab.close()
 
 
-async def drive(count: int, parallel: int, one: Callable[[int], Awaitable[Any]]) -> None:
-    """Call `one` with 0 … count-1, `parallel` at a time, in order of the numbers."""
+async def drive(
+    count: int, parallel: int, one: Callable[[int], Awaitable[Any]], more: Callable[[], bool] = lambda: True
+) -> None:
+    """Call `one` with 0 … count-1, `parallel` at a time, in order of the numbers, as long as `more` says so.
+
+    The first error, or being cancelled, ends all of it: no call begins after that, even if one under way survives its
+    own cancellation, as a step that must not be left half-done may.
+    """
     numbers = iter(range(count))
+    ended = False
 
     async def worker() -> None:
         for number in numbers:
+            if ended or not more():
+                return
             await one(number)
 
-    async with asyncio.TaskGroup() as group:
-        for _ in range(min(parallel, count)):
-            group.create_task(worker())
+    workers = [asyncio.create_task(worker()) for _ in range(min(parallel, count))]
+    try:
+        await asyncio.gather(*workers)
+    finally:
+        ended = True
+        for task in workers:
+            task.cancel()
+        await asyncio.gather(*workers, return_exceptions=True)

@@ -19,7 +19,7 @@ from joey.bench import machine, peers
 from joey.bench.demo import judge
 from joey.bench.demo.hostile import ATTACKS, Bait
 from joey.bench.demo.judge import Task
-from joey.bench.lab import EngineFactory, Lab, drive, opened, real_engine
+from joey.bench.lab import Lab, drive, opened
 from joey.bench.leftovers import settle
 from joey.bench.machine import Calibration, mem_available_kib
 from joey.bench.report import Progress, quantiles, say
@@ -67,11 +67,11 @@ class Recorder:
         return {**self._points, "answers_ms": self.answers_ms}
 
 
-async def demo(options: Namespace, make: EngineFactory = real_engine) -> tuple[dict[str, Any], dict[str, Any]]:
+async def demo(options: Namespace) -> tuple[dict[str, Any], dict[str, Any]]:
     """(figures, samples for the charts). Figures: start, work, peers, machine, leftovers, seconds."""
     began = time.perf_counter()
     with Calibration(256) as pages:
-        async with opened(make) as lab:
+        async with opened() as lab:
             start, first = await start_all(lab, options.count, options.start_parallel)
             pages.release()
             work, second = await judge_all(lab, options.count, options.parallel, options.seed)

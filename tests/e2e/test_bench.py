@@ -1,0 +1,126 @@
+"""The benchmarks and the demo for real, with tiny counts: their keys, and that nothing stays. Never their speed."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from joey.bench import peers
+from joey.bench.latency import joey
+
+COMMON = {"count", "failed", "leftovers", "machine"}
+RATES = {"seconds", "per_second", "answer_ms"}
+ELASTIC = COMMON | RATES | {"memory_per_sandbox_kib", "teardown_seconds", "peers", "memory"}
+
+
+@pytest.fixture
+def environment(homes):
+    """Temporary files where the leak fixture looks for what stays."""
+    folder = homes / "bench"
+    folder.mkdir()
+    yield {**os.environ, "TMPDIR": str(folder)}
+    assert os.listdir(folder) == []
+    folder.rmdir()
+
+
+def bench(environment, *words):
+    """The result of `joey bench WORDS --json`."""
+    done = subprocess.run([*joey(), "bench", *words, "--json"], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr + done.stdout
+    result = json.loads(done.stdout)
+    assert result["failed"] == 0 and result["leftovers"] == 0, result
+    assert {"cores", "memory_gib", "kernel", "fresh_page_us"} <= set(result["machine"])
+    return result
+
+
+def test_elastic(environment):
+    result = bench(environment, "elastic", "--count", "20", "--slots", "warm")
+    assert set(result) >= ELASTIC and result["count"] == 20
+    assert result["memory"] == "recycled" and result["fresh"]["memory"] == "fresh"
+    assert 0 < result["answer_ms"]["p50"] <= result["answer_ms"]["p99"] <= result["answer_ms"]["max"]
+
+
+def test_density(environment):
+    result = bench(environment, "density", "--count", "20")
+    assert set(result) >= ELASTIC | {"checkpoints", "alive"}
+    assert result["alive"] >= 20, "the kernel counts fewer processes than programs that answered"
+
+
+def test_flat(environment):
+    result = bench(environment, "flat", "--count", "20")
+    assert set(result) >= ELASTIC | {"first_ms", "last_ms", "ratio"}
+
+
+def test_latency(environment):
+    result = bench(environment, "latency", "--count", "5", "--commands", "2")
+    assert set(result) >= COMMON | {"answer_ms", "cpu_ms", "run_ms", "engine_mib", "launchers_mib"}
+    assert result["run_leftovers"] == 0
+    assert result["cpu_ms"]["launch"] > 0 and result["run_ms"]["p50"] > 0 and result["engine_mib"] > 0
+
+
+def test_exec(environment):
+    assert set(bench(environment, "exec", "--count", "5")) >= COMMON | RATES
+
+
+def test_churn(environment):
+    result = bench(environment, "churn", "--seconds", "1", "--parallel", "4")
+    assert set(result) >= COMMON | RATES | {"growth"} and result["count"] > 0
+
+
+@pytest.mark.parametrize("name", peers.NAMES)
+@pytest.mark.may_skip("the peers are other people's packages; the benchmark does without them")
+def test_a_peer_beside_us(environment, name):
+    if peers.find(name) is None:
+        pytest.skip(f"{name} is not installed")
+    result = bench(environment, "elastic", "--count", "3", "--fresh", "--peers", name, "--peer-seconds", "0.1")
+    peer = result["peers"][name]
+    assert {"per_second", "answer_ms", "times", "version", "parallel"} <= set(peer), peer
+
+
+def test_a_table_for_people(environment):
+    done = subprocess.run(
+        [*joey(), "bench", "elastic", "--count", "3", "--fresh"], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0 and "request to last answer" in done.stdout and "start" in done.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_stopped_half_way_it_leaves_nothing(environment, number):
+    process = subprocess.Popen(
+        [*joey(), "bench", "density", "--count", "20000", "--json"],
+        env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    _until_sandboxes_run(process, environment)
+    process.send_signal(number)
+    out, err = process.communicate(timeout=50)
+    assert process.returncode == 128 + number and out == b"" and b"stopping" in err
+    assert b"left behind" not in err
+
+
+def _until_sandboxes_run(process, environment):
+    """Until some sandboxes of the benchmark's own instance are there: their writable layers."""
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline and process.poll() is None:
+        cgroups = [path for path in Path("/sys/fs/cgroup").glob("**/joey-*/s*") if path.is_dir()]
+        if len(cgroups) > 50:
+            return
+        time.sleep(0.05)
+    pytest.fail(f"no sandboxes: {process.communicate()[1].decode() if process.poll() is not None else 'too slow'}")
+
+
+def test_the_demo(environment, tmp_path):
+    """Some of each kind, hostile ones too, and every verdict as it should be."""
+    page = tmp_path / "page.html"
+    words = ["--count", "24", "--peers", "", "--page", str(page), "--json"]
+    done = subprocess.run(
+        [sys.executable, "-m", "joey.bench.demo", *words], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr + done.stdout
+    work = json.loads(done.stdout)["work"]
+    assert work["as_expected"] == work["count"] == 24 and work["contained"] == work["attacks"] >= 8
+    assert page.read_text().startswith("<!doctype html>") and str(page) in done.stderr
