@@ -70,6 +70,10 @@ class Launching:
         self._storage = storage
         self._users: dict[tuple[str, str], Identity] = {}
 
+    def warm(self) -> None:
+        """Make the `host` image, which takes tens of milliseconds the first time."""
+        images.resolve(self._instance, SandboxSpec(image="host"))
+
     def complete(self, spec: SandboxSpec) -> Request:
         """Look at everything a spec names. Raises JoeyError naming the field; `check` finds the rest."""
         try:
@@ -113,32 +117,14 @@ class Launching:
             raise
 
     async def exec(
-        self,
-        process: Process,
-        request: Request,
-        slot: Slot,
-        shard: Shard,
-        of: int,
-        key: int,
-        *,
-        output: bool,
-        devpts: bool,
+        self, process: Process, request: Request, where: Launched, slot: Slot, key: int, *, output: bool, devpts: bool
     ) -> Launched:
-        """Run one more process in the sandbox whose first process is `of`. devpts: it has no terminals yet."""
+        """Run one more process in a running sandbox. devpts: mount its terminals first, there are none yet."""
         identity = self._identity(request.image, process) if process.user or process.groups else request.identity
         env = environment(request.image.env, process, identity, request.spec.hostname or slot.name)
-        plan = exec_(
-            process,
-            env,
-            identity,
-            request.spec,
-            self._facts,
-            slot,
-            of,
-            output=output,
-            add_devpts=devpts and process.tty,
-        )
-        return await self._run(shard, key, plan, ())
+        spec, facts = request.spec, self._facts
+        plan = exec_(process, env, identity, spec, facts, slot, where.key, output=output, add_devpts=devpts)
+        return await self._run(where.shard, key, plan, ())
 
     def _identity(self, image: Image, process: Process) -> Identity:
         """Who the process is. Remembered for images, which do not change; a rootfs directory may."""

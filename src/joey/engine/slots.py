@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 from collections import deque
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import NamedTuple
 
 from joey.engine.fleet import Fleet, retry_on_loss
@@ -40,15 +41,19 @@ class Prepared(NamedTuple):
 
 
 class SlotPool:
-    """`take` gives a slot to one sandbox, `clear` takes away all that was made for it. Slots are never used twice: a
-    user namespace, network namespace or cgroup that has had a tenant is destroyed, not cleaned.
+    """`take` gives a slot to one sandbox, `clear` takes away all that was made for it.
+
+    Slots are never used twice: a user namespace, network namespace or cgroup that has had a tenant is destroyed, not
+    cleaned. number: gives slots their numbers, none ever twice.
     """
 
-    def __init__(self, fleet: Fleet, layout: CgroupLayout, ids: IdRanges, first: int, target: int = 8) -> None:
+    def __init__(
+        self, fleet: Fleet, layout: CgroupLayout, ids: IdRanges, number: Callable[[], int], target: int
+    ) -> None:
         self._fleet = fleet
         self._layout = layout
         self._ids = ids
-        self._next = first
+        self._number = number
         self._ready: deque[Prepared] = deque()
         self._making = 0
         self._target = target
@@ -62,11 +67,6 @@ class SlotPool:
     @property
     def ready(self) -> int:
         return len(self._ready)
-
-    @property
-    def next_number(self) -> int:
-        """The number of the next slot made; kept in the store so that names are never used twice."""
-        return self._next
 
     async def take(self) -> Prepared:
         """A slot of one's own. Raises Busy when ids run out, Broken when the kernel refuses."""
@@ -108,8 +108,7 @@ class SlotPool:
 
     async def _make(self) -> Prepared:
         async with self._gate:
-            name, self._next = f"s{self._next}", self._next + 1
-            slot = Slot(name=name, base=self._ids.take(), prepared=Resources.default())
+            slot = Slot(name=f"s{self._number()}", base=self._ids.take(), prepared=Resources.default())
             try:
                 return await self._make_in(slot)
             except BaseException:
@@ -136,7 +135,9 @@ class SlotPool:
                 async with self._gate:
                     await retry_on_loss(lambda: self._run(plan))
                 break
-            except OSError:  # EBUSY: its last processes are not gone yet
+            except OSError as error:  # EBUSY: its last processes are not gone yet
+                if error.errno == errno.EAGAIN:
+                    continue
                 if self._closing and attempt > 2 * len(_RETRY_SECONDS):
                     return  # stays in `pending`; found again by name at the next start
                 await asyncio.sleep(_RETRY_SECONDS[min(attempt, len(_RETRY_SECONDS) - 1)])

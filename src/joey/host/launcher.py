@@ -11,6 +11,7 @@ import contextlib
 import errno
 import os
 import socket
+import struct
 import subprocess
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -85,11 +86,13 @@ class Launcher:
         """Let go of held descriptors: a mask of roles."""
         await self._ask(wire.RELEASE, key, roles)
 
-    async def forget(self, key: int, *, running: bool = False) -> None:
-        """Acknowledge an exit: the launcher drops the child. With `running`, drop it now, its exit will be told to
-        nobody.
-        """
-        await self._ask(wire.FORGET, key, int(running))
+    async def forget(self, keys: Sequence[int]) -> None:
+        """Acknowledge exits: the launcher drops these children. Keys it does not know are fine."""
+        await self._ask(wire.FORGET, data=struct.pack(f"<{len(keys)}Q", *keys))
+
+    async def disown(self, key: int) -> None:
+        """Drop a child that still runs: its end will be told to nobody."""
+        await self._ask(wire.FORGET, key, 1)
 
     async def list(self) -> list[Child]:
         """Every child it holds, running or not yet forgotten."""

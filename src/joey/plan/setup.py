@@ -161,10 +161,16 @@ def _make_box(slot: Slot) -> list[op.Op]:
     ]
 
 
+_ENTRIES_A_TURN = 4096
+
+
 def clear(hierarchies: tuple[str, ...], storages: tuple[str, ...], slot: str) -> op.Plan:
-    """Remove what is named after a slot; what is not there any more is fine. EBUSY: something still runs in it."""
+    """Remove what is named after a slot; what is not there any more is fine.
+
+    EBUSY: something still runs in it. EAGAIN: there are more files than the launcher shall be kept busy with; again.
+    """
     ops: list[op.Op] = [op.Remove(at.cgroup_path(name, slot), 1, missing_ok=True) for name in hierarchies]
-    ops += [op.Remove(at.box_path(storage, slot), 2, missing_ok=True) for storage in storages]
+    ops += [op.Remove(at.box_path(storage, slot), 2, missing_ok=True, budget=_ENTRIES_A_TURN) for storage in storages]
     return op.Plan(tuple(ops))
 
 

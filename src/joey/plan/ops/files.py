@@ -177,13 +177,14 @@ class Remove(Op, frozen=True):
     how: int = 0
     at: Reg = NO_REG
     missing_ok: bool = False
+    budget: int = 0
 
     def describe(self) -> str:
         how = ("unlink", "rmdir", "remove tree")[self.how]
         return f"{how} {at(self.at, self.path)}{' may be missing' if self.missing_ok else ''}"
 
     def pack(self, blob: Blob) -> Packed:
-        return (NO_REG, self.at), (blob.string(self.path),), (self.how, self.missing_ok)
+        return (NO_REG, self.at), (blob.string(self.path),), (self.how, self.missing_ok, self.budget)
 
 
 class Stdio(Op, frozen=True):

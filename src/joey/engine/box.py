@@ -1,0 +1,337 @@
+"""One sandbox in the engine: its record, and what performs the actions that `lifecycle.step` asks for."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import time
+from collections.abc import Awaitable
+from typing import Literal, Protocol
+
+from joey.engine.attached import Attached
+from joey.engine.launching import Launched, Request
+from joey.engine.lifecycle import step
+from joey.engine.logs import Logs
+from joey.engine.machine import Machine
+from joey.engine.output import Output
+from joey.engine.record import (
+    Action,
+    ArmKillTimer,
+    Cleared,
+    Event,
+    ForgetChild,
+    Freeze,
+    FreezerFailed,
+    KillTimer,
+    Launch,
+    LaunchFailed,
+    NotifyWaiters,
+    Persist,
+    Phase,
+    Policy,
+    Record,
+    Release,
+    RemoveRecord,
+    Run,
+    SendSignal,
+    Thaw,
+    view_state,
+)  # fmt: skip
+from joey.engine.record import Launched as HasLaunched
+from joey.engine.schema import Row
+from joey.engine.store import Store
+from joey.host.cgroup_files import CgroupError
+from joey.host.launcher import LauncherGone, is_gone
+from joey.model import codec
+from joey.model.errors import Broken, Conflict, Invalid, JoeyError, NotFound
+from joey.model.slot import Slot
+from joey.model.spec import SandboxSpec
+from joey.model.views import Exit, Sandbox
+from joey.plan import flags as f
+
+Keyed = Literal["key", "slot"]
+
+
+class Context(Protocol):
+    """What a box needs of the engine."""
+
+    machine: Machine
+    store: Store
+    kept: Logs
+    launches: asyncio.Semaphore
+
+    def forget(self, launched: Launched) -> None: ...
+    def expect(self, key: int, box: Box) -> None: ...
+    def gone(self, box: Box) -> None: ...
+
+
+def signal_number(name: str) -> int:
+    """`SIGTERM`, `TERM` or `15` → 15. Raises Invalid."""
+    text = name.upper()
+    with contextlib.suppress(ValueError):
+        return int(signal.Signals(int(text)))
+    with contextlib.suppress(KeyError):
+        return int(signal.Signals[text if text.startswith("SIG") else f"SIG{text}"])
+    raise Invalid("stop_signal", f"unknown signal {name!r}")
+
+
+class Box:
+    """The shell around a record. All of it belongs to the event loop; actions that wait are done one after another."""
+
+    def __init__(self, context: Context, id: str, name: str, spec: SandboxSpec, created: float) -> None:
+        self.id, self.name, self.spec, self.created = id, name, spec, created
+        self.record = Record(policy=Policy(remove=spec.remove, stop_signal=signal_number(spec.stop_signal)))
+        self.request: Request | None = None
+        self.slot: Slot | None = None
+        self.launched: Launched | None = None
+        self.output: Output | None = None
+        self.error: JoeyError | None = None
+        self.devpts = spec.devpts or spec.process.tty
+        self.removed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._context = context
+        self._machine = context.machine
+        self._early: list[Attached] = []
+        self._waiters: list[asyncio.Future[Exit]] = []
+        self._answers: list[asyncio.Future[None]] = []
+        self._timer: asyncio.TimerHandle | None = None
+        self._last: asyncio.Task[None] | None = None
+
+    # --- what is told of it ------------------------------------------------------------------------------------------
+
+    def view(self) -> Sandbox:
+        record, spec = self.record, self.request.spec if self.request else self.spec
+        return Sandbox(
+            id=self.id,
+            name=self.name,
+            image=spec.image or spec.rootfs,
+            argv=spec.process.argv,
+            state=view_state(record),
+            created=self.created,
+            started=record.started,
+            finished=record.finished,
+            pid=record.pid,
+            exit=record.exit,
+            tty=spec.process.tty,
+            labels=spec.labels,
+        )
+
+    def row(self) -> Row:
+        launcher = self.launched.shard.number if self.launched else 0
+        return Row(
+            id=self.id, name=self.name, spec=codec.encode(self.spec), created=self.created, image=self.spec.image,
+            slot=self.slot.name if self.slot else "", base=self.slot.base if self.slot else 0, launcher=launcher,
+            record=self.record,
+        )  # fmt: skip
+
+    @property
+    def alive(self) -> bool:
+        return self.record.run is Run.ALIVE
+
+    # --- events ------------------------------------------------------------------------------------------------------
+
+    def apply(self, event: Event) -> None:
+        """Take an event and do what follows. Raises Conflict if the state forbids it."""
+        self.record, actions = step(self.record, event)
+        for action in actions:
+            self._perform(action)
+
+    def _perform(self, action: Action) -> None:
+        match action:
+            case Persist():
+                self._context.store.save(self.row())
+            case Launch(key):
+                self._queue(self._launch(key))
+            case SendSignal(number):
+                self._queue(self._signal(number))
+            case ArmKillTimer(key, seconds):
+                self._disarm()
+                self._timer = asyncio.get_running_loop().call_later(seconds, self.apply, KillTimer(key))
+            case Freeze() | Thaw():
+                self._queue(self._freezer(isinstance(action, Freeze), self.record.key))
+            case NotifyWaiters(exit):
+                self._ended(exit)
+            case Release(files):
+                self._queue(self._release(files))
+            case ForgetChild():
+                if self.launched is not None:
+                    self._context.forget(self.launched)
+                    self.launched = None
+            case RemoveRecord():
+                self._remove()
+
+    def _queue(self, work: Awaitable[None]) -> None:
+        """One action after another: a signal that comes before a thaw is sent before it."""
+        previous = self._last
+
+        async def run() -> None:
+            if previous is not None and not previous.done():
+                await asyncio.wait((previous,))
+            await work
+
+        self._last = asyncio.ensure_future(run())
+
+    async def settled(self) -> None:
+        """Return when all that was queued is done. Raises what went wrong in the last of it."""
+        if self._last is not None:
+            await asyncio.shield(self._last)
+
+    # --- a run -------------------------------------------------------------------------------------------------------
+
+    async def _launch(self, key: int) -> None:
+        self._context.expect(key, self)
+        self.error = None
+        try:
+            async with self._context.launches:
+                launched = await self._start(key)
+        except JoeyError as error:
+            self._failed(key, error)
+        except Exception as error:  # a launch must have an end, whatever happens
+            self._failed(key, Broken("launch", f"{type(error).__name__}: {error}"))
+            raise
+        else:
+            self.took(launched)
+            self.apply(HasLaunched(key, launched.pid, time.time()))
+            self._answer(None)
+
+    async def _start(self, key: int) -> Launched:
+        launching, pool = self._machine.launching, self._machine.pool
+        if self.request is None:
+            self.request = launching.complete(self.spec)
+        prepared = await (pool.revive(self.slot) if self.slot else pool.take())
+        try:
+            self.slot = prepared.slot
+            self._context.store.save(self.row())
+            return await launching.start(self.request, prepared, key)
+        finally:
+            prepared.close()
+
+    def took(self, launched: Launched) -> None:
+        """The process is there: read its output, let those who wait for it in."""
+        self.launched = launched
+        log = self._context.kept.log(self.id)
+        log.begin()
+        fds = launched.fds
+        self.output = Output(
+            asyncio.get_running_loop(), fds.get(f.ROLE_STDIN), fds.get(f.ROLE_STDOUT), fds.get(f.ROLE_STDERR),
+            fds.get(f.ROLE_TERMINAL), log,
+        )  # fmt: skip
+        self.output.closed.add_done_callback(lambda _: log.end())
+        early, self._early = self._early, []
+        for attached in early:
+            attached.pid = launched.pid
+            self.output.attach(attached)
+
+    def _failed(self, key: int, error: JoeyError) -> None:
+        self.error = error
+        early, self._early = self._early, []
+        for attached in early:
+            attached.end()
+        self.apply(LaunchFailed(key, Exit(code=error.exit_code, at=time.time(), error=str(error))))
+        self._answer(error)
+
+    def _answer(self, error: JoeyError | None) -> None:
+        answers, self._answers = self._answers, []
+        for future in answers:
+            if future.done():
+                continue
+            if error is None:
+                future.set_result(None)
+            else:
+                future.set_exception(error)
+
+    def answer(self) -> asyncio.Future[None]:
+        """Done when the launch under way is; raises why it failed."""
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._answers.append(future)
+        return future
+
+    def _ended(self, exit: Exit) -> None:
+        self._disarm()
+        if self.output is not None:
+            self.output.exited()
+        waiters, self._waiters = self._waiters, []
+        for future in waiters:
+            if not future.done():
+                future.set_result(exit)
+
+    def _disarm(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    # --- what it is asked for ----------------------------------------------------------------------------------------
+
+    async def _signal(self, number: int) -> None:
+        if self.launched is None:
+            return
+        try:
+            await self.launched.shard.launcher.signal(self.launched.key, number)
+        except (OSError, LauncherGone) as error:
+            if not (is_gone(error) or isinstance(error, LauncherGone)):
+                raise
+
+    async def signal(self, number: int) -> None:
+        """For attachments: nothing when it has ended. Raises Invalid for a number the kernel does not have."""
+        if not 0 < number < signal.NSIG:
+            raise Invalid("signal", f"{number} is not a signal")
+        await self._signal(number)
+
+    async def _freezer(self, freeze: bool, key: int) -> None:
+        if self.slot is None:
+            return
+        cgroup, slot = self._machine.cgroup, self.slot.name
+        try:
+            await asyncio.to_thread(cgroup.freeze if freeze else cgroup.thaw, slot)
+        except (CgroupError, TimeoutError) as error:
+            self.apply(FreezerFailed(key, frozen=not freeze))
+            raise Broken("freeze" if freeze else "thaw", str(error), "try again, or kill it") from error
+
+    async def wait(self) -> Exit:
+        """The end of the present run, or of the last one. Raises NotFound if it is removed without one."""
+        if self.record.over:
+            assert self.record.exit is not None
+            return self.record.exit
+        future: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
+        self._waiters.append(future)
+        return await future
+
+    def attach(self) -> Attached:
+        """An attachment to the main process: of one that is not started yet, from its start. Raises Conflict."""
+        attached = Attached(self.wait, self.signal, pid=self.record.pid or 0)
+        if self.output is not None and (self.alive or self.record.phase is Phase.REMOVING):
+            self.output.attach(attached)
+        elif self.record.phase in (Phase.CREATED, Phase.STARTING):
+            self._early.append(attached)
+        else:
+            raise Conflict("state", "cannot attach to it: it is not running", "start it first, or read its log")
+        return attached
+
+    # --- the end -----------------------------------------------------------------------------------------------------
+
+    async def _release(self, files: bool) -> None:
+        slot, machine = self.slot, self._machine
+        if slot is not None:
+            if self.record.exit is not None and self.record.exit.error:  # nobody has seen its end
+                with contextlib.suppress(CgroupError):
+                    await asyncio.to_thread(machine.cgroup.kill, slot.name)
+            await machine.pool.clear(slot, machine.hierarchies(self.spec), files=files)
+            if files:
+                if self.spec.storage != "memory" or self.spec.resources.disk is not None:
+                    await asyncio.to_thread(machine.storage.remove, slot.name)
+                self.slot = None
+        self.apply(Cleared())
+
+    def _remove(self) -> None:
+        self._disarm()
+        for attached in self._early:
+            attached.end()
+        waiters, self._waiters = self._waiters, []
+        for future in waiters:
+            if not future.done():
+                future.set_exception(NotFound("sandbox", f"{self.name or self.id} was removed before it ran"))
+        self._context.store.delete(self.id)
+        self._context.kept.remove(self.id)
+        self._context.gone(self)
+        if not self.removed.done():
+            self.removed.set_result(None)

@@ -1,0 +1,129 @@
+"""Processes that exec started: they live and end beside a sandbox's main process, and leave no record."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from msgspec.structs import replace
+
+from joey.engine.attached import Attached
+from joey.engine.launching import Launched, Launching
+from joey.engine.output import Output
+from joey.engine.record import exit_of
+from joey.host.launcher import LauncherGone, is_gone
+from joey.model.capabilities import DEFAULT_CAPABILITIES
+from joey.model.errors import Invalid
+from joey.model.spec import Process, SandboxSpec
+from joey.model.views import Exit
+from joey.plan import flags as f
+
+if TYPE_CHECKING:
+    from joey.engine.box import Box
+    from joey.engine.fleet import Shard
+    from joey.engine.store import Store
+    from joey.host.wire import Child
+
+
+class _Exec:
+    """One process. `ended` is done with its end."""
+
+    def __init__(self) -> None:
+        self.ended: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
+        self.launched: Launched | None = None
+        self.output: Output | None = None
+
+    async def wait(self) -> Exit:
+        return await asyncio.shield(self.ended)
+
+    async def signal(self, number: int) -> None:
+        if not 0 < number < 65:
+            raise Invalid("signal", f"{number} is not a signal")
+        if self.launched is None or self.ended.done():
+            return
+        try:
+            await self.launched.shard.launcher.signal(self.launched.key, number)
+        except (OSError, LauncherGone) as error:
+            if not (is_gone(error) or isinstance(error, LauncherGone)):
+                raise
+
+    def end(self, exit: Exit) -> None:
+        if not self.ended.done():
+            self.ended.set_result(exit)
+        if self.output is not None:
+            self.output.exited()
+
+
+class Execs:
+    """All of them, by the launcher's key."""
+
+    def __init__(self, launching: Launching, store: Store, forget: Callable[[Launched], None]) -> None:
+        self._launching = launching
+        self._store = store
+        self._forget = forget
+        self._known: dict[int, _Exec] = {}
+
+    async def start(self, box: Box, process: Process, *, output: bool) -> Attached:
+        """Run `process` in a running box. Raises JoeyError."""
+        assert box.launched is not None and box.slot is not None
+        if box.request is None:
+            box.request = self._launching.complete(box.spec)
+        spec = box.request.spec
+        process = _within(process, spec, box.request.image.cwd)
+        if not process.argv:
+            raise Invalid("argv", "name a program to run")
+        key, one = self._store.next_number("key"), _Exec()
+        self._known[key] = one
+        devpts = process.tty and not box.devpts
+        try:
+            one.launched = await self._launching.exec(
+                process, box.request, box.launched, box.slot, key, output=output, devpts=devpts
+            )
+        except BaseException:
+            del self._known[key]
+            raise
+        box.devpts = box.devpts or devpts
+        one.launched.shard.children += 1
+        fds = one.launched.fds
+        one.output = Output(
+            asyncio.get_running_loop(), fds.get(f.ROLE_STDIN), fds.get(f.ROLE_STDOUT), fds.get(f.ROLE_STDERR),
+            fds.get(f.ROLE_TERMINAL), None,
+        )  # fmt: skip
+        attached = Attached(one.wait, one.signal, pid=one.launched.pid, owner=True)
+        one.output.attach(attached)
+        if one.ended.done():
+            one.output.exited()
+        return attached
+
+    def ended(self, child: Child) -> bool:
+        """A child has ended; whether it was one of ours."""
+        one = self._known.pop(child.key, None)
+        if one is None:
+            return False
+        one.end(exit_of(child.status, child.exited_ns / 1e9))
+        if one.launched is not None:
+            self._forget(one.launched)
+        return True
+
+    def lost(self, shard: Shard) -> None:
+        """The launcher of these is gone."""
+        for key, one in tuple(self._known.items()):
+            if one.launched is not None and one.launched.shard is shard:
+                del self._known[key]
+                one.end(Exit(code=125, error="its launcher ended"))
+
+
+def _within(process: Process, spec: SandboxSpec, image_cwd: str) -> Process:
+    """What exec says nothing about is as for the main process; and it never has more power than that one."""
+    main, asked = spec.process, process.capabilities
+    held = tuple(name for name in asked if name in main.capabilities)
+    return replace(
+        process,
+        capabilities=main.capabilities if asked == DEFAULT_CAPABILITIES else held,
+        no_new_privileges=process.no_new_privileges or main.no_new_privileges,
+        cwd=process.cwd or main.cwd or image_cwd,
+        user=process.user or main.user,
+        rlimits=process.rlimits or main.rlimits,
+        env={**main.env, **process.env},
+    )

@@ -1,0 +1,71 @@
+"""What an earlier engine left: records on disk, children in launchers, cgroups. Intent meets reality."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from joey.engine.box import Box
+from joey.engine.launching import Launched
+from joey.engine.record import Found, Recovered, Run
+from joey.host.cgroup_files import CgroupError
+from joey.model import codec
+from joey.model.resources import Resources
+from joey.model.slot import Slot
+from joey.model.spec import SandboxSpec
+
+if TYPE_CHECKING:
+    from joey.engine.fleet import Shard
+    from joey.engine.schema import Row
+    from joey.engine.supervisor import Engine
+    from joey.host.wire import Child
+
+
+async def recover(engine: Engine) -> None:
+    """Find every sandbox again. What nobody knows any more is removed."""
+    boxes = [_box(engine, row) for row in engine.store.load_all().rows]
+    machine = engine.machine
+    machine.ids.adopt([box.slot.base for box in boxes if box.slot is not None])
+    await machine.fleet.adopt()
+    children = [(shard, child) for shard in machine.fleet.shards for child in await shard.launcher.list()]
+    known = {child.key: (shard, child) for shard, child in children}
+    keys = {box.record.key for box in boxes}
+    for key, (shard, _) in known.items():
+        shard.children += 1
+        if key not in keys:  # of an exec whose client is gone
+            shard.children -= 1
+            await shard.launcher.disown(key)
+    machine.sweep(box.slot.name for box in boxes if box.slot is not None)
+    for box in boxes:
+        engine.add(box)
+        await _reconcile(engine, box, known.get(box.record.key))
+
+
+def _box(engine: Engine, row: Row) -> Box:
+    box = Box(engine, row.id, row.name, codec.decode(SandboxSpec, row.spec), row.created)
+    box.record = row.record
+    if row.slot:
+        box.slot = Slot(name=row.slot, base=row.base, prepared=Resources.default())
+    return box
+
+
+async def _reconcile(engine: Engine, box: Box, known: tuple[Shard, Child] | None) -> None:
+    found = None
+    if known is not None and box.record.run in (Run.ALIVE, Run.LAUNCHING):
+        shard, child = known
+        engine.expect(child.key, box)
+        fds = await shard.launcher.fetch(child.key)
+        box.took(Launched(shard, child.key, child.pid, fds))
+        exit = None if child.running else engine.exit_of(box, child)
+        found = Found(child.pid, child.started_ns / 1e9, _is_frozen(engine, box), exit)
+    elif known is not None:
+        await known[0].launcher.disown(known[1].key)
+        known[0].children -= 1
+    box.apply(Recovered(time.time(), found, "its launcher ended while no engine ran"))
+
+
+def _is_frozen(engine: Engine, box: Box) -> bool:
+    try:
+        return box.slot is not None and engine.machine.cgroup.is_frozen(box.slot.name)
+    except CgroupError:
+        return False

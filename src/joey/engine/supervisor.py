@@ -1,0 +1,409 @@
+"""The engine: sandboxes by id and name, and the requests of `joey.engine.interface` on them. asyncio, one loop.
+
+It decides little: `lifecycle` says what follows from an event, `Box` performs it, `Launching` starts processes,
+`recovery` finds again what an earlier engine left.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import secrets
+import time
+from collections.abc import AsyncIterator, Iterable, Sequence
+
+from joey._version import __version__
+from joey.engine import recovery, reset
+from joey.engine.box import Box
+from joey.engine.execs import Execs
+from joey.engine.fleet import Shard
+from joey.engine.interface import Attachment, Filter, LogQuery, Started
+from joey.engine.launching import Launched
+from joey.engine.logs import Logs
+from joey.engine.machine import READY_SLOTS, Machine
+from joey.engine.record import (
+    Exited,
+    Lost,
+    PauseAsked,
+    Phase,
+    RemoveAsked,
+    ResumeAsked,
+    Run,
+    SignalAsked,
+    StartAsked,
+    StopAsked,
+    exit_of,
+)
+from joey.engine.store import Store
+from joey.host.cgroup_files import CgroupError
+from joey.host.instance import Instance
+from joey.host.launcher import LauncherGone
+from joey.host.wire import Child
+from joey.model.errors import Broken, Busy, Conflict, Invalid, JoeyError, NotFound
+from joey.model.spec import Process, SandboxSpec
+from joey.model.views import Detail, DiskUsage, Exit, LogEntry, Node, ResetReport, Sandbox, Stats
+
+LAUNCHES_AT_ONCE = 16
+"""Starts in flight: more would only wait for each other in the kernel (mount and network namespace locks)."""
+LAUNCHES_WAITING = 20_000
+"""Starts that may wait for their turn; beyond that the engine says it is busy."""
+_ADJECTIVES = "amber bold brisk calm clever coral eager fair fleet gentle golden keen lively merry nimble".split()
+_ANIMALS = (
+    "bilby bettong dunnart kangaroo koala kowari ningaui numbat pademelon potoroo quoll quokka wallaby wombat".split()
+)
+_log = logging.getLogger(__name__)
+
+
+class Engine:
+    """Lifecycle of all sandboxes of one instance. See `joey.engine.interface.Engine` for what each method promises."""
+
+    def __init__(self, instance: Instance, *, slots: int = READY_SLOTS) -> None:
+        self.instance = instance
+        self.machine: Machine
+        self.store: Store
+        self.kept = Logs(instance.logs)
+        self.launches: asyncio.Semaphore
+        self._slots = slots
+        self._boxes: dict[str, Box] = {}
+        self._names: dict[str, Box] = {}
+        self._keys: dict[int, Box] = {}
+        self._execs: Execs
+        self._to_forget: dict[Shard, list[int]] = {}
+        self._forgetting: asyncio.Task[None] | None = None
+        self._launching = 0
+        self._open = False
+
+    # --- open, close, reset ------------------------------------------------------------------------------------------
+
+    async def open(self) -> None:
+        self.launches = asyncio.Semaphore(LAUNCHES_AT_ONCE)
+        self.machine = Machine(self.instance, self._slots)
+        self.store = Store(self.instance.db)
+        self.machine.start_pool(lambda: self.store.next_number("slot"))
+        self._execs = Execs(self.machine.launching, self.store, self.forget)
+        self._open = True
+        await recovery.recover(self)
+        self.machine.fleet.on_exit = self._on_exit
+        self.machine.fleet.on_gone = self._on_gone
+        for shard in self.machine.fleet.shards:
+            await shard.launcher.subscribe()
+        # The first sandbox shall wait for neither.
+        await self.machine.fleet.shard()
+        await asyncio.to_thread(self.machine.launching.warm)
+
+    async def close(self, *, stop_launcher: bool = False) -> None:
+        if not self._open:
+            return
+        self._open = False
+        if self._forgetting is not None:
+            await self._forgetting
+        with contextlib.suppress(JoeyError):
+            await self.store.flush()
+        await self.machine.close(stop_launchers=stop_launcher)
+        self.kept.close()
+        await self.store.close()
+
+    async def reset(self) -> ResetReport:
+        return await reset.reset(self)
+
+    async def prepare(self, slots: int) -> None:
+        """Have so many slots ready, and keep them so."""
+        await self.machine.pool.prepare(slots)
+
+    # --- life --------------------------------------------------------------------------------------------------------
+
+    async def create(self, spec: SandboxSpec) -> Sandbox:
+        box = self._new(spec)
+        try:
+            box.request = self.machine.launching.complete(spec)
+            self.machine.launching.check(box.request)
+        except BaseException:
+            self._drop(box)
+            raise
+        self.store.save(box.row())
+        return box.view()
+
+    async def start(self, ref: str) -> Sandbox:
+        box = self.find(ref)
+        await self._start(box)
+        return box.view()
+
+    async def run(self, spec: SandboxSpec, *, attach: bool = False) -> Started:
+        box = self._new(spec)
+        try:
+            box.request = self.machine.launching.complete(spec)
+        except BaseException:
+            self._drop(box)
+            raise
+        attached = box.attach() if attach else None
+        try:
+            await self._start(box)
+        except JoeyError:
+            await self._remove(box, force=True)
+            raise
+        return Started(box.view(), attached)
+
+    async def _start(self, box: Box) -> None:
+        if self._launching >= LAUNCHES_WAITING:
+            raise Busy("launches", f"{self._launching} starts are waiting already", "try again later", retry_after=5)
+        answer = box.answer()
+        self._launching += 1
+        try:
+            box.apply(StartAsked(self.store.next_number("key")))
+            await answer
+        finally:
+            self._launching -= 1
+
+    async def stop(self, ref: str, timeout: float | None = None) -> Sandbox:
+        box = self.find(ref)
+        seconds = box.spec.stop_timeout if timeout is None else timeout
+        if seconds < 0:
+            raise Invalid("timeout", f"{seconds} seconds is negative")
+        if box.record.run is not Run.NONE:
+            box.apply(StopAsked(seconds, time.time()))
+            await box.wait()
+        return box.view()
+
+    async def kill(self, ref: str, signal: int) -> None:
+        box = self.find(ref)
+        if not 0 < signal < 65:
+            raise Invalid("signal", f"{signal} is not a signal")
+        box.apply(SignalAsked(signal))
+        await box.settled()
+
+    async def pause(self, ref: str) -> Sandbox:
+        box = self.find(ref)
+        box.apply(PauseAsked())
+        await box.settled()
+        return box.view()
+
+    async def resume(self, ref: str) -> Sandbox:
+        box = self.find(ref)
+        box.apply(ResumeAsked())
+        await box.settled()
+        return box.view()
+
+    async def rename(self, ref: str, name: str) -> Sandbox:
+        box = self.find(ref)
+        if name != box.name:
+            self._claim(name, box)
+            self._unname(box)
+            box.name = name
+            self.store.save(box.row())
+        return box.view()
+
+    async def remove(self, ref: str, *, force: bool = False) -> None:
+        await self._remove(self.find(ref), force=force)
+
+    async def _remove(self, box: Box, *, force: bool) -> None:
+        box.apply(RemoveAsked(force))
+        self._unname(box)
+        await asyncio.shield(box.removed)
+
+    async def wait(self, ref: str) -> Exit:
+        return await self.find(ref).wait()
+
+    # --- processes ---------------------------------------------------------------------------------------------------
+
+    async def attach(self, ref: str) -> Attachment:
+        return self.find(ref).attach()
+
+    async def exec(self, ref: str, process: Process, *, detach: bool = False) -> Attachment:
+        box = self.find(ref)
+        if box.record.phase is not Phase.RUNNING or box.launched is None or box.slot is None:
+            raise Conflict("state", f"cannot run a process in it: it is {box.view().state}", "start or resume it first")
+        return await self._execs.start(box, process, output=not detach)
+
+    # --- questions ---------------------------------------------------------------------------------------------------
+
+    def find(self, ref: str) -> Box:
+        """The sandbox of an id, a name, or a unique prefix of an id. Raises NotFound, Conflict (not unique)."""
+        found = self._boxes.get(ref) or self._names.get(ref)
+        if found is not None:
+            return found
+        matches = [box for id, box in self._boxes.items() if id.startswith(ref)] if len(ref) >= 2 else []
+        if len(matches) > 1:
+            raise Conflict("sandbox", f"{ref!r} is the beginning of {len(matches)} ids", "give more of it")
+        if not matches:
+            raise NotFound("sandbox", f"no sandbox has the id or name {ref!r}", "see `joey ps -a`")
+        return matches[0]
+
+    async def inspect(self, ref: str) -> Detail:
+        box = self.find(ref)
+        paths = {"log": str(self.instance.logs / f"{box.id}.log")}
+        if box.slot is not None:
+            where = self.instance.scratch if box.spec.storage == "memory" else self.instance.disk
+            paths["files"] = str(where / box.slot.name / "upper")
+            cgroup = self.machine.cgroup
+            for hierarchy in self.machine.layout.default if box.alive else ():
+                paths[f"cgroup {hierarchy.name}"] = cgroup.path(hierarchy, box.slot.name)
+        spec = box.request.spec if box.request else box.spec
+        return Detail(sandbox=box.view(), spec=spec, paths=paths, slot=box.slot.name if box.slot else "")
+
+    async def list(self, filter: Filter) -> Sequence[Sandbox]:
+        found = [view for box in reversed(self._boxes.values()) if _matches(view := box.view(), filter)]
+        return found[: filter.limit] if filter.limit else found
+
+    async def stats(self, refs: Sequence[str]) -> Sequence[Stats]:
+        boxes = [self.find(ref) for ref in refs] if refs else list(self._boxes.values())
+        found = []
+        for box in boxes:
+            if box.alive and box.slot is not None:
+                with contextlib.suppress(CgroupError):
+                    usage = self.machine.cgroup.usage(box.slot.name)
+                    cpus = box.spec.resources.cpus
+                    found.append(Stats(id=box.id, name=box.name, at=time.time(), usage=usage, cpus=cpus))
+        return found
+
+    async def logs(self, ref: str, query: LogQuery) -> AsyncIterator[LogEntry]:
+        async for entry in self.kept.read(self.find(ref).id, query):
+            yield entry
+
+    async def explain(self, spec: SandboxSpec) -> str:
+        launching = self.machine.launching
+        return launching.check(launching.complete(spec)).describe()
+
+    async def node(self) -> Node:
+        from joey.host.doctor import examine
+
+        facts, counts = self.machine.facts, dict[str, int]()
+        for box in self._boxes.values():
+            state = box.view().state
+            counts[state] = counts.get(state, 0) + 1
+        return Node(
+            version=__version__, home=str(self.instance.home), instance=self.instance.name, kernel=facts.release,
+            arch=facts.arch, cpus=len(facts.cpus), memory_total=facts.mem_total, counts=counts, checks=examine(facts),
+        )  # fmt: skip
+
+    async def disk_usage(self) -> Sequence[DiskUsage]:
+        return await asyncio.to_thread(
+            reset.disk_usage, self.instance, self.machine.storage, list(self._boxes.values())
+        )
+
+    # --- of boxes ----------------------------------------------------------------------------------------------------
+
+    def add(self, box: Box) -> None:
+        """A sandbox found at start."""
+        self._boxes[box.id] = box
+        if box.name and box.record.phase is not Phase.REMOVING:
+            self._names[box.name] = box
+
+    @property
+    def boxes(self) -> Iterable[Box]:
+        return tuple(self._boxes.values())
+
+    def expect(self, key: int, box: Box) -> None:
+        """The end of `key` is this box's."""
+        self._keys[key] = box
+
+    def gone(self, box: Box) -> None:
+        self._drop(box)
+
+    def forget(self, launched: Launched) -> None:
+        """Acknowledge an exit to the launcher, together with others, once all that is known of it is on disk."""
+        launched.shard.children -= 1
+        self._keys.pop(launched.key, None)
+        self._to_forget.setdefault(launched.shard, []).append(launched.key)
+        if self._forgetting is None or self._forgetting.done():
+            self._forgetting = asyncio.ensure_future(self._forget())
+
+    async def _forget(self) -> None:
+        while self._to_forget:
+            keys, self._to_forget = self._to_forget, {}
+            try:
+                await self.store.flush()
+            except JoeyError as error:
+                _log.error("exits are not acknowledged: %s", error)
+                self._to_forget = {
+                    shard: [*keys.get(shard, ()), *more] for shard, more in self._to_forget.items()
+                } or keys
+                return
+            for shard, some in keys.items():
+                with contextlib.suppress(OSError, LauncherGone):
+                    await shard.launcher.forget(some)
+
+    # --- of launchers ------------------------------------------------------------------------------------------------
+
+    def _on_exit(self, shard: Shard, child: Child) -> None:
+        box = self._keys.get(child.key)
+        if box is not None:
+            box.apply(Exited(child.key, self.exit_of(box, child)))
+        elif not self._execs.ended(child):
+            self.forget(Launched(shard, child.key, child.pid, {}))
+
+    def exit_of(self, box: Box, child: Child) -> Exit:
+        """The end of a main process; killed for lack of memory if its cgroup has counted a kill."""
+        oom = False
+        if child.status and box.slot is not None:
+            with contextlib.suppress(CgroupError):
+                oom = bool(self.machine.cgroup.oom_kills(box.slot.name))
+        return exit_of(child.status, child.exited_ns / 1e9, oom=oom)
+
+    def _on_gone(self, shard: Shard) -> None:
+        _log.error("launcher %d (pid %d) is gone", shard.number, shard.launcher.pid)
+        for key, box in tuple(self._keys.items()):
+            if box.launched is not None and box.launched.shard is shard:
+                self._keys.pop(key)
+                box.launched = None
+                box.apply(Lost(key, time.time(), "its launcher ended"))
+        self._execs.lost(shard)
+
+    # --- names -------------------------------------------------------------------------------------------------------
+
+    def _new(self, spec: SandboxSpec) -> Box:
+        if not self._open:
+            raise Broken("engine", "it is not open")
+        id = secrets.token_hex(12)
+        box = Box(self, id, "", spec, time.time())
+        name = spec.name or self._any_name()
+        self._claim(name, box)
+        box.name = name
+        self._boxes[id] = box
+        return box
+
+    def _claim(self, name: str, box: Box) -> None:
+        _check_name(name)
+        if name in self._names:
+            raise Conflict(
+                "name", f"{name!r} is taken by {self._names[name].id[:12]}", "remove that one, or choose another"
+            )
+        self._names[name] = box
+
+    def _any_name(self) -> str:
+        for _ in range(20):
+            name = f"{secrets.choice(_ADJECTIVES)}-{secrets.choice(_ANIMALS)}"
+            if name not in self._names:
+                return name
+        return f"{name}-{secrets.token_hex(4)}"
+
+    def _unname(self, box: Box) -> None:
+        if self._names.get(box.name) is box:
+            del self._names[box.name]
+
+    def _drop(self, box: Box) -> None:
+        self._unname(box)
+        self._boxes.pop(box.id, None)
+
+
+def _check_name(name: str) -> None:
+    plain = name.replace("-", "").replace("_", "").replace(".", "")
+    if not (plain.isascii() and plain.isalnum() and name[0].isalnum() and len(name) <= 128):
+        remedy = "letters, digits, and _ . - after the first"
+        raise Invalid("name", f"{name!r} is not a name for a sandbox", remedy)
+
+
+def _matches(view: Sandbox, filter: Filter) -> bool:
+    if filter.states:
+        if view.state not in filter.states:
+            return False
+    elif not filter.all and view.state not in ("running", "paused"):
+        return False
+    tests = (
+        not filter.names or any(name in view.name for name in filter.names),
+        not filter.ids or any(view.id.startswith(id) for id in filter.ids),
+        not filter.images or view.image in filter.images,
+        all(key in view.labels and value in (None, view.labels[key]) for key, value in filter.labels.items()),
+        not filter.exited or (view.exit is not None and view.exit.code in filter.exited),
+    )
+    return all(tests)
