@@ -112,6 +112,19 @@ def test_no_more_files_open_than_allowed(tmp_path):
     assert all(b"".join(e.data for e in asyncio.run(all_of(logs, str(n)))) == b"012" for n in range(10))
 
 
+def test_the_file_closed_is_the_one_not_written_for_longest(tmp_path):
+    logs = Logs(tmp_path, max_open=2)
+    for id in "abac":
+        logs.log(id).write(1, b"x")
+    open_files = {
+        os.path.basename(os.readlink(f"/proc/self/fd/{fd}"))
+        for fd in map(int, os.listdir("/proc/self/fd"))
+        if os.path.exists(f"/proc/self/fd/{fd}")
+    }
+    assert {"a.log", "c.log"} <= open_files and "b.log" not in open_files
+    logs.close()
+
+
 async def all_of(logs, id):
     return [entry async for entry in logs.read(id, LogQuery())]
 
@@ -303,6 +316,18 @@ def test_what_comes_while_a_tail_is_being_taken_is_not_missed(logs):
         assert got == b"2\n3\nlate\n"
 
     asyncio.run(follow())
+
+
+def test_a_tail_without_follow_gives_no_more_lines_than_asked_for(logs):
+    async def tail():
+        write(logs, b"1\n", b"2\n")
+        got = b""
+        async for entry in logs.read("a", LogQuery(tail=1)):
+            got += entry.data
+            write(logs, b"late\n")
+        assert got == b"2\n"
+
+    asyncio.run(tail())
 
 
 def test_follow_of_what_does_not_run_ends_at_once(logs):

@@ -95,6 +95,9 @@ def test_the_last_save_counts_and_deleted_is_gone(path):
             store.delete("no such")
             store.save(row(3))
             store.delete(row(3).id)
+            store.save(row(4))
+            await store.flush()
+            store.delete(row(4).id)
 
     run(save())
     assert on_disk(path).rows == (row(1, slot="b"),)
