@@ -132,8 +132,10 @@ async def all_of(logs, id):
 def test_remove(logs, tmp_path):
     write(logs, b"gone")
     (tmp_path / "a.log.1").write_bytes(b"")
+    late = logs.log("a")
     logs.remove("a")
     logs.remove("a")
+    late.write(1, b"held back by a slow client until now")
     assert list(tmp_path.iterdir()) == [] and read(logs) == []
 
 

@@ -63,9 +63,12 @@ class Logs:
         return self.log(id).read(query)
 
     def remove(self, id: str) -> None:
-        """Delete the log of `id`; who follows it sees its end. Nothing if there is none."""
+        """Delete the log of `id`; who follows it sees its end, and what is still written to it is dropped (a client that
+        reads slowly can hold output back until then). Nothing if there is none.
+        """
         log = self.log(id)
         log.end()
+        log.removed = True
         del self._logs[id]
         for index in range(self.files):
             with contextlib.suppress(FileNotFoundError):
@@ -94,6 +97,7 @@ class Log:
     def __init__(self, logs: Logs, path: Path) -> None:
         self.path = path
         self.running = False
+        self.removed = False
         self.generation = 0  # goes up with every rotation
         self._logs = logs
         self._fd = -1
@@ -122,6 +126,8 @@ class Log:
         """Append a piece of output. What cannot be written, because the disk is full, is counted, and the number put in
         its place as soon as there is room again.
         """
+        if self.removed:
+            return
         try:
             if self._lost:
                 self._append(2, b"joey: %d bytes of output could not be logged\n" % self._lost)
