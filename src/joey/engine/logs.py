@@ -63,7 +63,7 @@ class Logs:
         return self.log(id).read(query)
 
     def remove(self, id: str) -> None:
-        """Delete the log of `id`; nothing if there is none. Who follows it sees its end, and what is still written to it
+        """Delete the log of `id`, if there is one. Who follows it sees its end, and what is still written to it
         is dropped: a client that reads slowly can hold output back until then.
         """
         log = self.log(id)
