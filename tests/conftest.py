@@ -110,6 +110,16 @@ def homes() -> Iterator[Path]:
 _instances: list[str] = []
 
 
+@pytest.fixture(scope="module")
+def module_home(homes: Path) -> Iterator[Path]:
+    """An empty JOEY_HOME for all tests of a module, which empty it again."""
+    home = Path(tempfile.mkdtemp(prefix="m", dir=homes))
+    _instances.append(leaks.instance_name(home))
+    yield home
+    with contextlib.suppress(OSError):
+        home.rmdir()
+
+
 @pytest.fixture
 def joey_home(homes: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """An empty JOEY_HOME of this test's own. The test empties it again (`joey system reset`); what stays is a leak."""

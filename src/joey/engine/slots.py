@@ -99,12 +99,12 @@ class SlotPool:
     async def close(self) -> None:
         """Clear every slot nobody has taken, and wait for all clearing."""
         self._closing = True
-        while self._ready:
-            prepared = self._ready.popleft()
-            prepared.close()
-            self.clear(prepared.slot, self._default)
-        while self._tasks:
-            await asyncio.wait(self._tasks)
+        while self._ready or self._tasks:
+            while self._ready:
+                prepared = self._ready.popleft()
+                prepared.close()
+                self.clear(prepared.slot, self._default)
+            await asyncio.wait(self._tasks)  # one that was being made comes only now
 
     async def _make(self) -> Prepared:
         async with self._gate:
