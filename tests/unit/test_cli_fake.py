@@ -1,3 +1,4 @@
+# ruff: noqa: E402
 """The program `joey` against the fake engine: tests/scenarios_cli.py."""
 
 import tempfile
@@ -8,9 +9,9 @@ import pytest
 
 pytest.register_assert_rewrite("scenarios_cli")
 
-from joey.testing.serving import Served, serving  # noqa: E402
-from scenarios_cli import *  # noqa: E402, F403
-from scenarios_cli import Joey  # noqa: E402
+from joey.testing.serving import Served, serving
+from scenarios_cli import *  # noqa: F403
+from scenarios_cli import Joey
 
 
 @pytest.fixture(scope="module")

@@ -18,11 +18,15 @@ from joey.model.seccomp import SeccompPolicy
 from joey.model.seccomp_oci import policy_from_oci
 from joey.model.spec import Process, SandboxSpec
 
+MAX_BODY = 4 << 20
+"""Bytes of a request's body: a plan holds no more (PLAN_MAX_BYTES)."""
 _DEFAULT_RESOURCES: dict[str, Any] = codec.to_builtins(Resources.default())
 
 
 async def json_object(request: web.Request) -> dict[str, Any]:
     """The body as a JSON object; an empty body is an empty object. Raises Invalid."""
+    if (request.content_length or 0) > MAX_BODY:
+        raise web.HTTPRequestEntityTooLarge(MAX_BODY, request.content_length or 0)  # before it is sent
     data = await request.read()
     value = codec.decode(object, data) if data else {}
     if not isinstance(value, dict):

@@ -9,14 +9,14 @@ import socket
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
+from weakref import WeakSet
 
-from joey.api import node, problem, sandboxes
-from joey.api.keys import ACTIVITY, ENDED, ENGINE, Activity
+from joey.api import node, problem, sandboxes, streams
+from joey.api.keys import ACTIVITY, ENDED, ENGINE, STREAMS, Activity
 from joey.api.light import web
+from joey.api.requests import MAX_BODY
 from joey.engine.interface import Engine
 
-MAX_BODY = 4 << 20
-"""Bytes of a request's body: a plan holds no more (PLAN_MAX_BYTES)."""
 _SUN_PATH = 107
 
 
@@ -37,6 +37,8 @@ def make_app(engine: Engine) -> web.Application:
     app[ENGINE] = engine
     app[ENDED] = asyncio.Event()
     app[ACTIVITY] = activity
+    app[STREAMS] = WeakSet()
+    app.on_shutdown.append(streams.end_all)
     sandboxes.add_routes(app)
     node.add_routes(app)
     return app
@@ -67,7 +69,14 @@ def listen(path: Path, backlog: int = 4096) -> socket.socket:
 @contextlib.asynccontextmanager
 async def running(app: web.Application, sock: socket.socket) -> AsyncIterator[None]:
     """Serve `app` on a listening socket inside the block. A handler whose client leaves is cancelled."""
-    runner = web.AppRunner(app, access_log=None, handle_signals=False, handler_cancellation=True, shutdown_timeout=1.0)
+    runner = web.AppRunner(
+        app,
+        access_log=None,
+        handle_signals=False,
+        handler_cancellation=True,
+        shutdown_timeout=1.0,
+        lingering_time=1.0,
+    )
     await runner.setup()
     try:
         await web.SockSite(runner, sock).start()

@@ -15,6 +15,7 @@ from collections import deque
 from typing import Any
 
 from joey.api import problem
+from joey.api.keys import STREAMS
 from joey.api.light import web
 from joey.engine.interface import Attachment
 from joey.model import codec, frames
@@ -147,10 +148,18 @@ def take_over(request: web.Request, **headers: str) -> FrameConnection:
         raise ConnectionResetError("the client has gone")
     assert isinstance(transport, asyncio.Transport)
     connection = FrameConnection(transport, transport.get_protocol())
+    request.app[STREAMS].add(connection)
     lines = ["HTTP/1.1 101 Switching Protocols", "Connection: Upgrade", f"Upgrade: {frames.NAME}"]
     lines += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
     transport.write("\r\n".join((*lines, "", "")).encode())
     return connection
+
+
+async def end_all(app: web.Application) -> None:
+    """Drop every stream, so that the server can end."""
+    streams = app[STREAMS]
+    for connection in list(streams):
+        connection.abort()
 
 
 async def serve(connection: FrameConnection, attachment: Attachment) -> None:

@@ -37,6 +37,11 @@ from joey.model.views import Check, Detail, DiskUsage, Exit, LogEntry, Node, Res
 from joey.testing.processes import Child, FakeAttachment
 
 
+_LOG_BYTES = 1 << 20
+"""More is not kept: a test's program may print without end."""
+_LOG_PIECES = 100
+
+
 @dataclass
 class _Box:
     """One sandbox of the fake."""
@@ -150,13 +155,15 @@ class FakeEngine:
     async def _watch(self, box: _Box, child: Child) -> None:
         while (piece := await child.read()) is not None:
             async with box.changed:
-                box.log.append(LogEntry(at=time.time(), stream=piece[0], data=piece[1]))
+                if sum(len(entry.data) for entry in box.log[-_LOG_PIECES:]) < _LOG_BYTES:
+                    box.log.append(LogEntry(at=time.time(), stream=piece[0], data=piece[1]))
                 box.changed.notify_all()
             for attachment in list(box.attachments):
                 await attachment.put(piece)
         end = await child.wait()
         for other in box.execs:
             other.kill(signal.SIGKILL)
+            await other.wait()
         child.close()
         box.state, box.finished, box.exit = "exited", end.at, end
         box.ended.set()

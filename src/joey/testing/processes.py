@@ -80,6 +80,8 @@ class Child:
             return
         self._loop.remove_reader(self._pidfd)
         os.close(self._pidfd)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)  # as when process 1 of a pid namespace ends
         self._code.set_result(Exit(code=128 - code if code < 0 else code, signal=max(0, -code), at=time.time()))
 
     async def read(self) -> Piece | None:
