@@ -81,6 +81,7 @@ class Box:
 
     def __init__(self, context: Context, id: str, name: str, spec: SandboxSpec, created: float) -> None:
         self.id, self.name, self.spec, self.created = id, name, spec, created
+        self._encoded = codec.encode(spec)
         self.record = Record(policy=Policy(remove=spec.remove, stop_signal=signal_number(spec.stop_signal)))
         self.request: Request | None = None
         self.slot: Slot | None = None
@@ -119,7 +120,7 @@ class Box:
     def row(self) -> Row:
         launcher = self.launched.shard.number if self.launched else 0
         return Row(
-            id=self.id, name=self.name, spec=codec.encode(self.spec), created=self.created, image=self.spec.image,
+            id=self.id, name=self.name, spec=self._encoded, created=self.created, image=self.spec.image,
             slot=self.slot.name if self.slot else "", base=self.slot.base if self.slot else 0, launcher=launcher,
             record=self.record,
         )  # fmt: skip

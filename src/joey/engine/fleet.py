@@ -41,8 +41,9 @@ class Shard:
         self.children = 0
         self._layers: dict[str, asyncio.Future[None]] = {}
 
-    async def run(self, key: int, plan: Plan, fds: Sequence[int] = ()) -> Done:
-        return await self.launcher.run(key, encode(plan), fds)
+    async def run(self, key: int, plan: bytes, fds: Sequence[int] = ()) -> Done:
+        """Run an encoded plan. Raises LauncherError, LauncherGone."""
+        return await self.launcher.run(key, plan, fds)
 
     async def attach(self, layer: Layer) -> None:
         """Make a layer reachable, once. Raises OSError for a source that cannot be opened."""
@@ -59,7 +60,7 @@ class Shard:
     async def _attach(self, layer: Layer) -> None:
         tree = sys.open_tree(sys.AT_FDCWD, layer.source, sys.OPEN_TREE_CLONE | sys.OPEN_TREE_CLOEXEC | sys.AT_RECURSIVE)
         try:
-            await self.run(0, setup.attach(layer), (tree,))
+            await self.run(0, encode(setup.attach(layer)), (tree,))
         finally:
             os.close(tree)
 

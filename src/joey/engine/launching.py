@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Callable, Hashable
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
 
 import msgspec
 
@@ -19,24 +22,28 @@ from joey.host.instance import Instance
 from joey.host.launcher import LauncherError, LauncherGone
 from joey.host.storage import Storage
 from joey.images.users import resolve_image_user
+from joey.model import codec
 from joey.model.cgroup import DEFAULT_DEVICES, DeviceRule
 from joey.model.cgroup import Unenforceable as CgroupUnenforceable
 from joey.model.errors import Broken, Invalid, Unenforceable
 from joey.model.facts import HostFacts
 from joey.model.image import Identity, Image
-from joey.model.slot import Slot
+from joey.model.slot import Slot, slot_name
 from joey.model.spec import Process, SandboxSpec
 from joey.model.storage import BoxPlan
+from joey.plan import template
+from joey.plan.encode import encode
 from joey.plan.exec import exec_
 from joey.plan.launch import launch
-from joey.plan.ops import Plan, Source
+from joey.plan.ops import Hold, Plan, Source
 from joey.plan.process import environment
 
 _CLONE = sys.OPEN_TREE_CLONE | sys.OPEN_TREE_CLOEXEC
-_EXAMPLE = Slot(name="s0", base=0x3000_0000, prepared=SandboxSpec().resources)
+_SHAPES = 256
+_EXAMPLE = Slot(name=slot_name(0), base=0x3C00_0000, prepared=SandboxSpec().resources)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Request:
     """A spec made complete: its image, who its process is, and which mount sources are no directories."""
 
@@ -45,6 +52,12 @@ class Request:
     identity: Identity
     files: frozenset[str]
     devices: tuple[DeviceRule, ...] | None
+
+    @cached_property
+    def shape(self) -> Hashable:
+        """Equal for requests whose plans differ only in their slots."""
+        spec = msgspec.structs.replace(self.spec, name="", labels={})
+        return codec.encode(spec), self.image.attached, tuple(self.image.env.items()), self.identity, self.files
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +68,32 @@ class Launched:
     key: int
     pid: int
     fds: dict[int, int]
+
+
+class _Planned(NamedTuple):
+    """A plan as it is sent, and how to get it in words should it fail."""
+
+    encoded: bytes
+    sources: tuple[Source, ...]
+    roles: tuple[int, ...]
+    compile: Callable[[], Plan]
+
+
+class _Shape(NamedTuple):
+    """What all plans of equal requests share."""
+
+    template: template.Template
+    sources: tuple[Source, ...]
+    roles: tuple[int, ...]
+
+
+def _planned(plan: Plan) -> _Planned:
+    return _Planned(encode(plan), plan.sources, _roles(plan), lambda: plan)
+
+
+def _roles(plan: Plan) -> tuple[int, ...]:
+    """Whose descriptors come back, in the order in which they come."""
+    return tuple(sorted(op.role for op in plan.ops if isinstance(op, Hold) and op.send))
 
 
 class Launching:
@@ -68,6 +107,7 @@ class Launching:
         self._fleet = fleet
         self._cgroup = cgroup
         self._storage = storage
+        self._shapes: dict[Hashable, _Shape | None] = {}
         self._users: dict[tuple[str, str], Identity] = {}
 
     def warm(self) -> None:
@@ -104,7 +144,7 @@ class Launching:
         shard = await self._fleet.shard()
         await self._attach(shard, request.image)
         box = self._storage.box(slot.name, spec)
-        plan = self.plan(request, slot, box)
+        plan = self._planned(request, slot, box)
         if request.devices is not None:
             self._cgroup.allow_devices(slot.name, (*DEFAULT_DEVICES, *request.devices))
         shard.children += 1
@@ -124,7 +164,7 @@ class Launching:
         env = environment(request.image.env, process, identity, request.spec.hostname or slot.name)
         spec, facts = request.spec, self._facts
         plan = exec_(process, env, identity, spec, facts, slot, where.key, output=output, add_devpts=devpts)
-        return await self._run(where.shard, key, plan, ())
+        return await self._run(where.shard, key, _planned(plan), ())
 
     def _identity(self, image: Image, process: Process) -> Identity:
         """Who the process is. Remembered for images, which do not change; a rootfs directory may."""
@@ -135,15 +175,37 @@ class Launching:
             return identity
         return msgspec.structs.replace(identity, groups=tuple(sorted({*identity.groups, *process.groups})))
 
-    async def _run(self, shard: Shard, key: int, plan: Plan, fds: list[int] | tuple[()]) -> Launched:
+    def _planned(self, request: Request, slot: Slot, box: BoxPlan) -> _Planned:
+        """The encoded plan: filled in where one like it was compiled before."""
+        if box.mount:
+            return _planned(self.plan(request, slot, box))
+        if request.shape not in self._shapes:
+            if len(self._shapes) >= _SHAPES:
+                self._shapes.clear()
+            self._shapes[request.shape] = self._shape(request, slot, box)
+        shape = self._shapes[request.shape]
+        if shape is None:
+            return _planned(self.plan(request, slot, box))
+        return _Planned(shape.template.fill(slot), shape.sources, shape.roles, lambda: self.plan(request, slot, box))
+
+    def _shape(self, request: Request, slot: Slot, box: BoxPlan) -> _Shape | None:
+        def compile(one: Slot) -> bytes:
+            return encode(self.plan(request, one, msgspec.structs.replace(box, directory=one.name)))
+
+        found = template.make(compile, slot.prepared)
+        if found is None or box.directory != slot.name:
+            return None
+        plan = self.plan(request, slot, box)
+        return _Shape(found, plan.sources, _roles(plan))
+
+    async def _run(self, shard: Shard, key: int, plan: _Planned, fds: list[int] | tuple[()]) -> Launched:
         try:
-            done = await shard.run(key, plan, fds)
+            done = await shard.run(key, plan.encoded, fds)
         except LauncherError as error:
-            raise explain(plan, error) from error
+            raise explain(plan.compile(), error) from error
         except LauncherGone as error:
             raise Broken("launcher", "it went away while starting", "try again") from error
-        roles = sorted(op.role for op in plan.ops if op.name == "hold" and op.send)  # type: ignore[attr-defined]
-        return Launched(shard, key, done.pid, dict(zip(roles, done.fds, strict=True)))
+        return Launched(shard, key, done.pid, dict(zip(plan.roles, done.fds, strict=True)))
 
     async def _attach(self, shard: Shard, image: Image) -> None:
         for layer in image.attached:

@@ -19,10 +19,11 @@ from joey.host.launcher import Done, LauncherError
 from joey.model.cgroup import CgroupLayout
 from joey.model.errors import Broken
 from joey.model.resources import Resources
-from joey.model.slot import Slot
+from joey.model.slot import Slot, slot_name
 from joey.plan import setup
+from joey.plan.encode import encode
 from joey.plan.layout import BOXES
-from joey.plan.ops import Plan
+from joey.plan.template import Template, make
 
 _IN_FLIGHT = 16
 _RETRY_SECONDS = (0.005, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0)
@@ -60,6 +61,8 @@ class SlotPool:
         self._gate = asyncio.Semaphore(_IN_FLIGHT)
         self._tasks: set[asyncio.Task[None]] = set()
         self._closing = False
+        self._templates: dict[bool, Template] = {}
+        self._clearings: dict[tuple[tuple[str, ...], bool], Template] = {}
         self._default = tuple(h.name for h in layout.default)
         self.pending: set[str] = set()
         """Names of slots whose clearing has not succeeded yet."""
@@ -108,7 +111,7 @@ class SlotPool:
 
     async def _make(self) -> Prepared:
         async with self._gate:
-            slot = Slot(name=f"s{self._number()}", base=self._ids.take(), prepared=Resources.default())
+            slot = Slot(name=slot_name(self._number()), base=self._ids.take(), prepared=Resources.default())
             try:
                 return await self._make_in(slot)
             except BaseException:
@@ -116,19 +119,27 @@ class SlotPool:
                 raise
 
     async def _make_in(self, slot: Slot, *, revive: bool = False) -> Prepared:
-        plan = setup.slot(self._layout, slot, revive=revive)
+        encoded = self._template(revive).fill(slot)
         try:
-            done = await retry_on_loss(lambda: self._run(plan))
+            done = await retry_on_loss(lambda: self._run(encoded))
         except LauncherError as error:
+            plan = setup.slot(self._layout, slot, revive=revive)
             step = plan.ops[error.op].describe() if error.op >= 0 else "slot"
             raise Broken(step, error.strerror or "failed", "run `joey doctor`") from error
         return Prepared(slot, *done.fds)
 
-    async def _run(self, plan: Plan) -> Done:
+    def _template(self, revive: bool) -> Template:
+        if revive not in self._templates:
+            made = make(lambda slot: encode(setup.slot(self._layout, slot, revive=revive)), Resources.default())
+            assert made is not None
+            self._templates[revive] = made
+        return self._templates[revive]
+
+    async def _run(self, plan: bytes) -> Done:
         return await (await self._fleet.worker()).run(0, plan)
 
     async def _clear(self, slot: Slot, hierarchies: tuple[str, ...], files: bool) -> None:
-        plan = setup.clear(hierarchies, tuple(BOXES) if files else (), slot.name)
+        plan = self._clearing(hierarchies, files).fill(slot)
         attempt = 0
         while True:
             try:
@@ -145,6 +156,15 @@ class SlotPool:
         self.pending.discard(slot.name)
         if files:
             self._ids.give_back(slot.base)
+
+    def _clearing(self, hierarchies: tuple[str, ...], files: bool) -> Template:
+        found = self._clearings.get((hierarchies, files))
+        if found is None:
+            storages = tuple(BOXES) if files else ()
+            found = make(lambda slot: encode(setup.clear(hierarchies, storages, slot.name)), Resources.default())
+            assert found is not None
+            self._clearings[hierarchies, files] = found
+        return found
 
     def _refill(self) -> None:
         if not self._closing and self.ready + self._making < self._target:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import random
 import secrets
 import time
 from collections.abc import AsyncIterator, Iterable, Sequence
@@ -371,11 +372,10 @@ class Engine:
         self._names[name] = box
 
     def _any_name(self) -> str:
-        for _ in range(20):
-            name = f"{secrets.choice(_ADJECTIVES)}-{secrets.choice(_ANIMALS)}"
+        while True:
+            name = f"{random.choice(_ADJECTIVES)}-{random.choice(_ANIMALS)}-{random.randrange(1 << 20):05x}"
             if name not in self._names:
                 return name
-        return f"{name}-{secrets.token_hex(4)}"
 
     def _unname(self, box: Box) -> None:
         if self._names.get(box.name) is box:

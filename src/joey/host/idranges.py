@@ -1,6 +1,6 @@
 """Ranges of host ids for sandboxes, such that no two sandboxes of any instance on this machine ever share one.
 
-The ids 0x30000000 to 0xEFFFFFFF are cut into chunks of 1,024 ranges of 65,536 ids. An instance owns a chunk while an
+The ids 0x3C000000 to 0xEFFFFFFF are cut into chunks of 1,024 ranges of 65,536 ids. An instance owns a chunk while an
 open file description of its holds the lock on that chunk's byte of one file that all instances know (fcntl(2),
 F_OFD_SETLK). The launcher keeps a copy of the descriptor, so the claim lasts as long as the sandboxes do, and ends by
 itself with the last of them. Ids below 2^31 come first: ping_group_range takes none above (net/ipv4/sysctl_net_ipv4.c,
@@ -19,7 +19,7 @@ from joey.model.errors import Busy
 from joey.model.slot import IDS_PER_SLOT
 
 RANGES_PER_CHUNK = 1024
-_FIRST, _LAST = 0x3000_0000, 0xEFFF_FFFF
+_FIRST, _LAST = 0x3C00_0000, 0xEFFF_FFFF
 _CHUNK_IDS = RANGES_PER_CHUNK * IDS_PER_SLOT
 CHUNKS = (_LAST + 1 - _FIRST) // _CHUNK_IDS
 _OFD_SETLK = 37

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 from joey.model import errors
@@ -38,7 +39,7 @@ class Hierarchy:
         return file in self.features
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class CgroupLayout:
     """The hierarchies of a host that Joey can use, and whether swap exists at all (bytes of active swap areas)."""
 
@@ -56,12 +57,12 @@ class CgroupLayout:
                 return hierarchy
         return None
 
-    @property
+    @cached_property
     def into(self) -> Hierarchy | None:
         """The v2 hierarchy, into which clone3 can put a child at birth (CLONE_INTO_CGROUP); None on a pure v1 host."""
         return next((h for h in self.hierarchies if h.version == 2), None)
 
-    @property
+    @cached_property
     def default(self) -> tuple[Hierarchy, ...]:
         """The hierarchies in which every sandbox gets a cgroup; v2 first. As few as carry all that is always needed."""
         return tuple(self._unique(self.into, *(self.of(c) for c in ("memory", "cpu", "pids", "freezer", "usage"))))

@@ -10,6 +10,11 @@ IDS_PER_SLOT = 65536
 """Each sandbox maps its own uids and gids 0..65535; 65534 is nobody, so fewer would break ordinary images."""
 
 
+def slot_name(number: int) -> str:
+    """`s0000017` for 17: of one width, so that plans can be filled in (joey.plan.template)."""
+    return f"s{number:07}"
+
+
 class Slot(msgspec.Struct, frozen=True, kw_only=True):
     """What is named after a slot: its cgroups and its directories (`name`), and its range of ids on the host.
 

@@ -105,7 +105,7 @@ class Node(View, frozen=True):
 
 
 class DiskUsage(View, frozen=True):
-    """What one kind of thing (layers, logs, images, state) takes: `count` of them, `bytes` on disk, `memory` in memory."""
+    """What one kind of thing (layers, logs, images, state) takes: so many, on disk, and in memory (bytes)."""
 
     kind: str
     count: int

@@ -12,6 +12,7 @@ _HEADER = struct.Struct("<4I")
 _OP = struct.Struct("<H4BH4I3Q")
 _COUNT = struct.Struct("<I")
 _U64 = (1 << 64) - 1
+HEADER_SIZE, OP_SIZE = _HEADER.size, _OP.size
 
 
 class _Blob:
