@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import fcntl
 import os
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from joey.host import sys
 from joey.host.cgroup import InstanceCgroup
@@ -18,7 +18,7 @@ from joey.host.instance import Instance
 from joey.host.launcher import Done, Launcher, LauncherError, LauncherGone, connect, spawn
 from joey.host.wire import Child
 from joey.model.cgroup import CgroupLayout
-from joey.model.errors import Broken
+from joey.model.errors import Broken, JoeyError, from_os
 from joey.model.image import Layer
 from joey.native import binary
 from joey.plan import setup
@@ -40,10 +40,20 @@ class Shard:
         self.launcher = launcher
         self.children = 0
         self._layers: dict[str, asyncio.Future[None]] = {}
+        self._ending: set[asyncio.Task[None]] = set()
 
     async def run(self, key: int, plan: bytes, fds: Sequence[int] = ()) -> Done:
         """Run an encoded plan. Raises LauncherError, LauncherGone."""
         return await self.launcher.run(key, plan, fds)
+
+    def end_input(self, key: int) -> None:
+        """Drop the copy of a child's standard input that the launcher keeps for an engine that restarts."""
+        self._ending = {task for task in self._ending if not task.done()}
+        self._ending.add(asyncio.ensure_future(self._end_input(key)))
+
+    async def _end_input(self, key: int) -> None:
+        with contextlib.suppress(LauncherError, LauncherGone):  # it has ended
+            await self.launcher.release(key, 1 << ROLE_STDIN)
 
     async def attach(self, layer: Layer) -> None:
         """Make a layer reachable, once. Raises OSError for a source that cannot be opened."""
@@ -137,24 +147,36 @@ class Fleet:
         self._worker = None
 
     async def _start(self, number: int) -> Shard:
-        launcher = await spawn(self._instance.launcher_socket(number))
         try:
-            boxes = {"memory": os.fspath(self._instance.scratch), "disk": os.fspath(self._instance.disk)}
-            plan = setup.setup(self._layout, self._cgroup.name, os.fspath(self._instance.namespace_root), boxes)
-            with _init_program() as init:
-                await _set_up(launcher, plan, init)
-            for register, fd in enumerate(self._keep):
-                await _set_up(launcher, setup.keep(register), fd)
-            for directory in self._cgroup.launcher_directories:
-                with open(f"{directory}/cgroup.procs", "w") as procs:
-                    procs.write(str(launcher.pid))
-            await launcher.subscribe()
-        except BaseException:
+            launcher = await spawn(self._instance.launcher_socket(number))
+        except OSError as error:
+            self._instance.launcher_socket(number).unlink(missing_ok=True)
+            if isinstance(error, LauncherGone):
+                raise Broken("start a launcher", str(error), f"see {self._instance.run / 'launcher.log'}") from error
+            raise from_os("start a launcher", error) from error
+        try:
+            await self._set_up(launcher)
+        except BaseException as error:
             with contextlib.suppress(OSError):
                 await launcher.stop(force=True)
             launcher.close()
+            self._instance.launcher_socket(number).unlink(missing_ok=True)
+            if isinstance(error, OSError):
+                raise from_os("prepare a launcher", error) from error
             raise
         return Shard(number, launcher)
+
+    async def _set_up(self, launcher: Launcher) -> None:
+        boxes = {"memory": os.fspath(self._instance.scratch), "disk": os.fspath(self._instance.disk)}
+        plan = setup.setup(self._layout, self._cgroup.name, os.fspath(self._instance.namespace_root), boxes)
+        with _init_program() as init:
+            await _prepare(launcher, plan, init)
+        for register, fd in enumerate(self._keep):
+            await _prepare(launcher, setup.keep(register), fd)
+        for directory in self._cgroup.launcher_directories:
+            with open(f"{directory}/cgroup.procs", "w") as procs:
+                procs.write(str(launcher.pid))
+        await launcher.subscribe()
 
     def _know(self, shard: Shard) -> None:
         self._shards[shard.number] = shard
@@ -169,12 +191,11 @@ class Fleet:
         self._worker = None
 
 
-async def _set_up(launcher: Launcher, plan: Plan, fd: int) -> None:
+async def _prepare(launcher: Launcher, plan: Plan, fd: int) -> None:
     try:
         await launcher.run(0, encode(plan), (fd,))
     except LauncherError as error:
-        step = plan.ops[error.op].describe() if error.op >= 0 else "launcher"
-        raise Broken(f"prepare the launcher: {step}", error.strerror or "failed", "run `joey doctor`") from error
+        raise refused(plan, error, "prepare the launcher") from error
 
 
 @contextlib.contextmanager
@@ -190,9 +211,7 @@ def _init_program() -> Iterator[int]:
         os.close(fd)
 
 
-async def retry_on_loss(action: Callable[[], Awaitable[Done]]) -> Done:
-    """Once more when the launcher went away under the request: for plans that may run twice (slots, clearing)."""
-    try:
-        return await action()
-    except LauncherGone:
-        return await action()
+def refused(plan: Plan, error: LauncherError, what: str) -> JoeyError:
+    """The error for a plan of the engine's own that failed. what: says so if no operation is to blame."""
+    step = f"{what}: op {error.op} {plan.ops[error.op].describe()}" if 0 <= error.op < len(plan.ops) else what
+    return from_os(step, OSError(error.errno, error.strerror))

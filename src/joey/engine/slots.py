@@ -6,18 +6,18 @@ An empty pool is only slower, never an error.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import errno
+import logging
 import os
 from collections import deque
 from collections.abc import Callable, Coroutine
 from typing import NamedTuple
 
-from joey.engine.fleet import Fleet, retry_on_loss
+from joey.engine.fleet import Fleet, refused
 from joey.host.idranges import IdRanges
-from joey.host.launcher import Done, LauncherError
+from joey.host.launcher import Done, LauncherError, LauncherGone
 from joey.model.cgroup import CgroupLayout
-from joey.model.errors import Broken
+from joey.model.errors import Broken, JoeyError
 from joey.model.resources import Resources
 from joey.model.slot import Slot, slot_name
 from joey.plan import setup
@@ -26,7 +26,9 @@ from joey.plan.layout import BOXES
 from joey.plan.template import Template, make
 
 _IN_FLIGHT = 16
+_TRIES = 2
 _RETRY_SECONDS = (0.005, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0)
+_log = logging.getLogger(__name__)
 
 
 class Prepared(NamedTuple):
@@ -72,7 +74,7 @@ class SlotPool:
         return len(self._ready)
 
     async def take(self) -> Prepared:
-        """A slot of one's own. Raises Busy when ids run out, Broken when the kernel refuses."""
+        """A slot of one's own. Raises Busy when ids run out, HostFailed and its kin when the kernel refuses."""
         while self._ready:
             prepared = self._ready.popleft()
             self._refill()
@@ -83,7 +85,10 @@ class SlotPool:
     async def revive(self, slot: Slot) -> Prepared:
         """The slot of a sandbox that ran before, its files as it left them, all else new."""
         async with self._gate:
-            return await self._make_in(slot, revive=True)
+            try:
+                return await self._make_in(slot, revive=True)
+            except LauncherGone as error:
+                raise _gone(error) from error
 
     async def prepare(self, count: int) -> None:
         """Make sure that `count` are ready; the pool keeps as many from then on."""
@@ -110,22 +115,26 @@ class SlotPool:
             await asyncio.wait(self._tasks)  # one that was being made comes only now
 
     async def _make(self) -> Prepared:
+        """A new one. When the worker goes away under it, what it has made is unknown: another slot is tried."""
         async with self._gate:
-            slot = Slot(name=slot_name(self._number()), base=self._ids.take(), prepared=Resources.default())
-            try:
-                return await self._make_in(slot)
-            except BaseException:
-                self.clear(slot, self._default)
-                raise
+            for left in reversed(range(_TRIES)):
+                slot = Slot(name=slot_name(self._number()), base=self._ids.take(), prepared=Resources.default())
+                try:
+                    return await self._make_in(slot)
+                except LauncherGone as error:
+                    self.clear(slot, self._default)
+                    if not left:
+                        raise _gone(error) from error
+                except BaseException:
+                    self.clear(slot, self._default)
+                    raise
+            raise AssertionError
 
     async def _make_in(self, slot: Slot, *, revive: bool = False) -> Prepared:
-        encoded = self._template(revive).fill(slot)
         try:
-            done = await retry_on_loss(lambda: self._run(encoded))
+            done = await self._run(self._template(revive).fill(slot))
         except LauncherError as error:
-            plan = setup.slot(self._layout, slot, revive=revive)
-            step = plan.ops[error.op].describe() if error.op >= 0 else "slot"
-            raise Broken(step, error.strerror or "failed", "run `joey doctor`") from error
+            raise refused(setup.slot(self._layout, slot, revive=revive), error, "make a slot") from error
         return Prepared(slot, *done.fds)
 
     def _template(self, revive: bool) -> Template:
@@ -144,11 +153,13 @@ class SlotPool:
         while True:
             try:
                 async with self._gate:
-                    await retry_on_loss(lambda: self._run(plan))
+                    await self._run(plan)
                 break
-            except OSError as error:  # EBUSY: its last processes are not gone yet
-                if error.errno == errno.EAGAIN:
+            except (OSError, JoeyError) as error:  # EBUSY: its last processes are not gone yet
+                if isinstance(error, LauncherError) and error.errno == errno.EAGAIN:
                     continue
+                if attempt == len(_RETRY_SECONDS):
+                    _log.warning("slot %s cannot be cleared yet: %s", slot.name, error)
                 if self._closing and attempt > 2 * len(_RETRY_SECONDS):
                     return  # stays in `pending`; found again by name at the next start
                 await asyncio.sleep(_RETRY_SECONDS[min(attempt, len(_RETRY_SECONDS) - 1)])
@@ -173,8 +184,10 @@ class SlotPool:
 
     async def _make_one(self) -> None:
         try:
-            with contextlib.suppress(OSError, Broken):
-                self._ready.append(await self._make())
+            self._ready.append(await self._make())
+        except (OSError, JoeyError) as error:  # whoever wants one makes it himself, and hears why it fails
+            _log.warning("no slot can be made ahead: %s", error)
+            return
         finally:
             self._making -= 1
         self._refill()
@@ -184,3 +197,7 @@ class SlotPool:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
+
+
+def _gone(error: LauncherGone) -> Broken:
+    return Broken("make a slot", f"the worker went away: {error}", "try again")

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import errno
 import os
+import signal
 import socket
 import struct
 import subprocess
@@ -26,6 +27,7 @@ _SOL_FDS = (socket.SOL_SOCKET, socket.SCM_RIGHTS)
 _ANCILLARY = socket.CMSG_SPACE(wire.MAX_FDS * 4)
 _SEALS = 0x1 | 0x2 | 0x4 | 0x8  # F_SEAL_SEAL, SHRINK, GROW, WRITE (fcntl(2))
 _F_ADD_SEALS = 1033
+_TRUNCATED = -2  # as the failed operation of an answer, in here
 
 
 class Done(NamedTuple):
@@ -41,6 +43,10 @@ class LauncherError(OSError):
     def __init__(self, number: int, op: int) -> None:
         super().__init__(number, os.strerror(number))
         self.op = op
+
+
+class Truncated(LauncherError):
+    """It was done, but descriptors of the answer are lost: this process may not open any more."""
 
 
 class LauncherGone(ConnectionError):
@@ -64,13 +70,27 @@ class Launcher:
     # --- requests ----------------------------------------------------------------------------------------------------
 
     async def run(self, key: int, plan: bytes, fds: Sequence[int] = ()) -> Done:
-        """Run an encoded plan; `fds` fill its first registers. Raises LauncherError, LauncherGone."""
-        if len(plan) <= wire.INLINE:
-            message, got = await self._ask(wire.RUN, key, data=plan, fds=tuple(fds))
-        else:
-            with _sealed(plan) as memory:
-                message, got = await self._ask(wire.RUN, key, fds=(memory, *fds))
+        """Run an encoded plan; `fds` fill its first registers. Raises LauncherError, LauncherGone.
+
+        Who is cancelled here must `disown` the key: the child may be there all the same.
+        """
+        try:
+            if len(plan) <= wire.INLINE:
+                message, got = await self._ask(wire.RUN, key, data=plan, fds=tuple(fds))
+            else:
+                with _sealed(plan) as memory:
+                    message, got = await self._ask(wire.RUN, key, fds=(memory, *fds))
+        except Truncated:
+            await self._undo(key)
+            raise
         return Done(message.value, got)
+
+    async def _undo(self, key: int) -> None:
+        """Of a child that runs, but whose descriptors we cannot hold: nobody shall hear of it."""
+        with contextlib.suppress(LauncherError):
+            await self.signal(key, signal.SIGKILL)
+        with contextlib.suppress(LauncherError):
+            await self.disown(key)
 
     async def signal(self, key: int, number: int) -> None:
         """Signal a running child. Raises LauncherError(ESRCH) if it has ended."""
@@ -137,9 +157,17 @@ class Launcher:
         request, self._next = self._next, self._next + 1
         future: asyncio.Future[tuple[wire.Message, tuple[int, ...]]] = self._loop.create_future()
         self._waiting[request] = future
-        self._send(wire.pack(type, request, key, value, data), fds)
-        # Shielded: a caller that is cancelled must not lose the answer's descriptors or leave a child nobody knows of.
-        message, got = await asyncio.shield(future)
+        try:
+            self._send(wire.pack(type, request, key, value, data), fds)
+            message, got = await asyncio.shield(future)
+        except asyncio.CancelledError:
+            future.add_done_callback(_drop)
+            raise
+        except OSError:  # not sent
+            self._waiting.pop(request, None)
+            raise
+        if message.op == _TRUNCATED:
+            raise Truncated(errno.EMFILE, -1)
         if message.error:
             _close(got)
             raise LauncherError(message.error, message.op)
@@ -174,7 +202,7 @@ class Launcher:
     def _read(self) -> None:
         for _ in range(64):
             try:
-                packet, ancillary, _flags, _ = self._socket.recvmsg(1 << 17, _ANCILLARY, socket.MSG_CMSG_CLOEXEC)
+                packet, ancillary, flags, _ = self._socket.recvmsg(1 << 17, _ANCILLARY, socket.MSG_CMSG_CLOEXEC)
             except BlockingIOError:
                 return
             except OSError:
@@ -182,7 +210,11 @@ class Launcher:
             if not packet:
                 self._lost()
                 return
-            self._handle(wire.unpack(packet), _received(ancillary))
+            message, fds = wire.unpack(packet), _received(ancillary)
+            if flags & socket.MSG_CTRUNC:
+                _close(fds)
+                message, fds = message._replace(op=_TRUNCATED), ()
+            self._handle(message, fds)
 
     def _handle(self, message: wire.Message, fds: tuple[int, ...]) -> None:
         if message.type == wire.EXITED:
@@ -216,6 +248,12 @@ def _received(ancillary: list[tuple[int, int, bytes]]) -> tuple[int, ...]:
 def _close(fds: Sequence[int]) -> None:
     for fd in fds:
         os.close(fd)
+
+
+def _drop(future: asyncio.Future[tuple[wire.Message, tuple[int, ...]]]) -> None:
+    """Nobody wants the answer any more."""
+    if not future.cancelled() and future.exception() is None:
+        _close(future.result()[1])
 
 
 class _sealed:
