@@ -155,15 +155,24 @@ class Attached:
 class Input:
     """Standard input of a process: a pipe, a terminal (not `pipe`: whose descriptor belongs to the output), or none.
 
-    Written by several clients, whose pieces come in the order they were written, whole up to what a pipe has room for.
+    ended: called after the end of file was asked for, to close other copies of the descriptor. Written by several
+    clients, whose pieces come in the order they were written, whole up to what a pipe has room for.
     """
 
-    __slots__ = ("_fd", "_finishing", "_loop", "_pipe", "_room", "_writers")
+    __slots__ = ("_ended", "_fd", "_finishing", "_loop", "_pipe", "_room", "_writers")
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, fd: int | None, *, pipe: bool = True) -> None:
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        fd: int | None,
+        *,
+        pipe: bool = True,
+        ended: Callable[[], None] | None = None,
+    ) -> None:
         self._loop = loop
         self._fd = -1 if fd is None else fd
         self._pipe = pipe
+        self._ended = ended
         self._room: asyncio.Future[None] | None = None
         self._writers = 0
         self._finishing = False
@@ -182,15 +191,19 @@ class Input:
                     self.close()
         finally:
             self._writers -= 1
-            if self._finishing and not self._writers:
-                self.close()
+            self._finish()
 
     def finish(self) -> None:
         """End of file once everybody has written. Of a terminal: nothing."""
         if self._pipe:
             self._finishing = True
-            if not self._writers:
-                self.close()
+            self._finish()
+
+    def _finish(self) -> None:
+        if self._finishing and not self._writers and self._fd >= 0:
+            self.close()
+            if self._ended:
+                self._ended()
 
     def close(self) -> None:
         """Drop it now; what has not been written is discarded."""

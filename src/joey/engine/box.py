@@ -7,6 +7,7 @@ import contextlib
 import signal
 import time
 from collections.abc import Awaitable
+from functools import partial
 from typing import Literal, Protocol
 
 from joey.engine.attached import Attached
@@ -215,7 +216,7 @@ class Box:
         fds = launched.fds
         self.output = Output(
             asyncio.get_running_loop(), fds.get(f.ROLE_STDIN), fds.get(f.ROLE_STDOUT), fds.get(f.ROLE_STDERR),
-            fds.get(f.ROLE_TERMINAL), log,
+            fds.get(f.ROLE_TERMINAL), log, partial(launched.shard.end_input, launched.key),
         )  # fmt: skip
         self.output.closed.add_done_callback(lambda _: log.end())
         early, self._early = self._early, []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 from msgspec.structs import replace
@@ -88,7 +89,7 @@ class Execs:
         fds = one.launched.fds
         one.output = Output(
             asyncio.get_running_loop(), fds.get(f.ROLE_STDIN), fds.get(f.ROLE_STDOUT), fds.get(f.ROLE_STDERR),
-            fds.get(f.ROLE_TERMINAL), None,
+            fds.get(f.ROLE_TERMINAL), None, partial(one.launched.shard.end_input, key),
         )  # fmt: skip
         attached = Attached(one.wait, one.signal, pid=one.launched.pid, owner=True)
         one.output.attach(attached)

@@ -23,6 +23,7 @@ from joey.model.image import Layer
 from joey.native import binary
 from joey.plan import setup
 from joey.plan.encode import encode
+from joey.plan.flags import ROLE_STDIN
 from joey.plan.ops import Plan
 
 CHILDREN_PER_LAUNCHER = 4000

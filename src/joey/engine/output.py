@@ -12,6 +12,7 @@ import contextlib
 import fcntl
 import os
 import termios
+from collections.abc import Callable
 from typing import Literal, Protocol
 
 from joey.engine.attached import Attached, Input
@@ -48,7 +49,8 @@ class Output:
     """Reads from now on, at the loop's next turn: an attachment made before that misses nothing.
 
     The descriptors belong to it; they are made non-blocking, and closed once. `closed` is done when the last of stdout,
-    stderr or terminal has ended. Tell `exited` when the process has, else readers never see the end.
+    stderr or terminal has ended. input_ended: called when clients have ended the input, for copies of `stdin`. Tell
+    `exited` when the process has, else readers never see the end.
     """
 
     __slots__ = (
@@ -63,6 +65,7 @@ class Output:
         stderr: int | None = None,
         terminal: int | None = None,
         log: Sink | None = None,
+        input_ended: Callable[[], None] | None = None,
     ) -> None:
         self._loop = loop
         self._log = log
@@ -73,7 +76,7 @@ class Output:
         self._terminal = terminal
         self._streams: list[_Stream] = []
         self.closed: asyncio.Future[None] = loop.create_future()
-        self.input = Input(loop, stdin) if terminal is None else Input(loop, terminal, pipe=False)
+        self.input = Input(loop, stdin, ended=input_ended) if terminal is None else Input(loop, terminal, pipe=False)
         if stdin is not None:
             os.set_blocking(stdin, False)
         for fd, number in ((stdout, 1), (stderr, 2), (terminal, 1)):
