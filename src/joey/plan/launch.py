@@ -31,8 +31,8 @@ USERNS, NETNS = Reg(0), Reg(1)
 _FIRST_TREE = 2
 _CGROUP, _FS, _ROOT, _PROC, _DEV, _SHM, _SYS, _PTS, _EMPTY = (Reg(n) for n in range(144, 153))
 _TMPFS, _LAYERS, _BINDS = 32, 64, 112
-_MAX_TREES, _MAX_TMPFS, _MAX_LAYERS, _MAX_BINDS = 30, 32, 48, 32
-_UPPER, _WORK = Reg(153), Reg(154)
+_MAX_TREES, _MAX_TMPFS, _MAX_BINDS = 30, 32, 32
+_BOX, _DISK = Reg(153), Reg(154)
 _PATH_ONLY = f.O_PATH | f.O_CLOEXEC
 _HERE = f.CLONE_NEWNS | f.CLONE_NEWPID | f.CLONE_NEWUTS | f.CLONE_NEWIPC
 _SAFE = f.MOUNT_ATTR_NOSUID | f.MOUNT_ATTR_NODEV | f.MOUNT_ATTR_NOEXEC
@@ -71,7 +71,7 @@ def launch(
         *run.pipes(spec.process, output),
         *_clone(facts, slot),
         *_enter(spec, facts, slot),
-        *_root(spec),
+        *_root(spec, image, box),
         *_kernel_files(spec, facts, slot),
         *_contents(spec, image, slot, process.cwd, files),
         *_finish(spec, identity, slot, hostname, output, facts),
@@ -87,7 +87,7 @@ def _check(spec: SandboxSpec, identity: Identity, image: Image) -> None:
     run.check_identity(identity)
     limits = (
         ("mounts", len(spec.mounts) + len(spec.devices), _MAX_TREES), ("tmpfs", len(spec.tmpfs), _MAX_TMPFS),
-        ("image", len(image.layers), _MAX_LAYERS), ("image", len(image.binds), _MAX_BINDS),
+        ("image", len(image.layers), at.MAX_LAYERS), ("image", len(image.binds), _MAX_BINDS),
     )  # fmt: skip
     for field, count, most in limits:
         if count > most:
@@ -132,12 +132,11 @@ def _launcher_side(spec: SandboxSpec, image: Image, facts: HostFacts, slot: Slot
     ops = make_cgroups(tuple(extra), slot.name)
     if spec.resources != slot.prepared:
         ops += write_settings(cgroups.update(facts.cgroups, slot.prepared, spec.resources), slot.name, _online(facts))
-    ops += _overlay(spec, image, facts, slot, box)
+    ops += _layers(spec, image, slot, box)
     for number, bind in enumerate(image.binds):
         ops += [op.OpenTree(Reg(_BINDS + number), at.layer_path(bind.layer.id))]
     ops += _private_dev(spec, slot) if spec.devices else [op.OpenTree(_DEV, "/dev")]
     ops += [op.OpenTree(_SYS, "/sys", flags=f.OPEN_TREE_CLONE | f.AT_RECURSIVE)]
-    ops += [op.OpenTree(_SHM, f"{at.box_path('memory', slot.name)}/shm")] if spec.shm_size is None else []
     return ops + _tmpfs_sources(spec, slot) + _mount_attributes(spec)
 
 
@@ -148,43 +147,35 @@ def _online(facts: HostFacts) -> dict[str, str]:
     }
 
 
-def _overlay(spec: SandboxSpec, image: Image, facts: HostFacts, slot: Slot, box: BoxPlan) -> list[op.Op]:
-    """The root: the image's layers, mapped to the slot's ids, under the slot's own upper directory."""
-    regs = [Reg(_LAYERS + number) for number in range(len(image.layers))]
+def _layers(spec: SandboxSpec, image: Image, slot: Slot, box: BoxPlan) -> list[op.Op]:
+    """What the root is made of, as detached mounts: layers mapped to the slot's ids, and the writable directories."""
     ops: list[op.Op] = []
-    for reg, layer in zip(regs, image.layers, strict=True):
-        ops += [op.OpenTree(reg, at.layer_path(layer.id)), op.MountSetattr(reg, idmap=USERNS)]
-    make, upper, work = _upper(spec, slot, box)
-    ops += [*make, op.Fsopen(_FS, "overlay")]
-    if facts.overlay_fd_layers:
-        ops += [op.Fsconfig(_FS, "lowerdir+", fd=reg) for reg in reversed(regs)]
-    else:
-        ops += [op.Fsconfig(_FS, "lowerdir", ":".join(f"/proc/self/fd/{op.fd(reg)}" for reg in reversed(regs)))]
-    ops += [op.Fsconfig(_FS, "upperdir", upper), op.Fsconfig(_FS, "workdir", work)]
-    # Without it every unmount would write back the whole disk; after a crash of the machine the layer is gone anyway.
-    ops += [op.Fsconfig(_FS, "volatile")] if spec.storage == "disk" else []
-    suid = f.MOUNT_ATTR_NOSUID if spec.process.no_new_privileges else 0
-    return [*ops, op.Fsconfig(_FS), op.Fsmount(_ROOT, _FS, f.MOUNT_ATTR_NODEV | suid)]
+    for number, layer in enumerate(image.layers):
+        reg = Reg(_LAYERS + number)
+        ops += [op.OpenTree(reg, at.layer_path(layer.id))]
+        ops += [op.MountSetattr(reg, set=f.MOUNT_ATTR_RDONLY, idmap=USERNS)]
+    ops += [op.OpenTree(_BOX, at.box_path("memory", slot.name))]
+    if box.storage == "disk" and not box.mount:
+        path = at.box_path("disk", box.directory)
+        ops += [*_writable(slot, path), op.Remove(f"{path}/work/work/incompat/volatile", 2, missing_ok=True)]
+        ops += [op.OpenTree(_DISK, path)]
+    elif box.mount:
+        ops += _writable(slot, "", _tree_of_box(spec))
+    return ops
 
 
-def _upper(spec: SandboxSpec, slot: Slot, box: BoxPlan) -> tuple[list[op.Op], str, str]:
-    """Where the writable layer is, and what must be made first. The memory box without a limit is part of the slot."""
-    if box.mount:
-        tree = Reg(_FIRST_TREE + len(spec.mounts) + len(spec.devices))
-        make: list[op.Op] = [
-            op.Mkdir("upper", at=tree, exist_ok=True, owner=slot.base), op.Open(_UPPER, "upper", at=tree,
-            flags=_PATH_ONLY), op.Mkdir("work", at=tree, exist_ok=True), op.Open(_WORK, "work", at=tree,
-            flags=_PATH_ONLY),
-        ]  # fmt: skip
-        return make, f"/proc/self/fd/{op.fd(_UPPER)}", f"/proc/self/fd/{op.fd(_WORK)}"
-    path = at.box_path(box.storage, box.directory)
-    make = []
-    if box.storage != "memory":
-        make = [
-            op.Mkdir(f"{path}/upper", exist_ok=True, owner=slot.base), op.Mkdir(f"{path}/work", exist_ok=True),
-            op.Remove(f"{path}/work/work/incompat/volatile", 2, missing_ok=True),
-        ]  # fmt: skip
-    return make, f"{path}/upper", f"{path}/work"
+def _writable(slot: Slot, path: str, tree: Reg = op.NO_REG) -> list[op.Op]:
+    """The overlay's two directories; they are there already when a sandbox is started again."""
+    prefix = f"{path}/" if path else ""
+    return [
+        op.Mkdir(f"{prefix}upper", at=tree, exist_ok=True, owner=slot.base),
+        op.Mkdir(f"{prefix}work", at=tree, exist_ok=True),
+    ]
+
+
+def _tree_of_box(spec: SandboxSpec) -> Reg:
+    """The source that is a file system of the sandbox's own (BoxPlan.mount): the last one."""
+    return Reg(_FIRST_TREE + len(spec.mounts) + len(spec.devices))
 
 
 def _private_dev(spec: SandboxSpec, slot: Slot) -> list[op.Op]:
@@ -254,16 +245,29 @@ def _enter(spec: SandboxSpec, facts: HostFacts, slot: Slot) -> list[op.Op]:
     return ops
 
 
-def _root(spec: SandboxSpec) -> list[op.Op]:
-    """The new root covers the empty one and becomes / by chroot; docs/limits.md says why that cannot be climbed out
-    of.
+def _root(spec: SandboxSpec, image: Image, box: BoxPlan) -> list[op.Op]:
+    """The overlay, made of what is attached in the empty namespace, covers it and becomes / by chroot.
+
+    docs/limits.md says why that cannot be climbed out of. Layers are attached because closing a detached mount waits
+    for an RCU grace period, and because kernels before 6.15 make no overlay of one.
     """
-    ops: list[op.Op] = [
-        op.Open(_EMPTY, "/", flags=_PATH_ONLY),
-        op.MoveMount(_ROOT, "/"),
-        op.Chdir(reg=_ROOT),
-        op.Chroot("."),
-    ]
+    count = len(image.layers)
+    ops: list[op.Op] = [op.MoveMount(Reg(_LAYERS + n), at.empty_layer(n)) for n in range(count)]
+    ops += [op.MoveMount(_BOX, at.EMPTY_BOX)]
+    writable = at.EMPTY_BOX
+    if box.storage == "disk" or box.mount:
+        writable = at.EMPTY_DISK
+        ops += [op.MoveMount(_tree_of_box(spec) if box.mount else _DISK, writable)]
+    ops += [op.Fsopen(_FS, "overlay")]
+    ops += [op.Fsconfig(_FS, "lowerdir", ":".join(at.empty_layer(n) for n in reversed(range(count))))]
+    ops += [op.Fsconfig(_FS, "upperdir", f"{writable}/upper"), op.Fsconfig(_FS, "workdir", f"{writable}/work")]
+    # Without it every unmount would write back the whole disk; after a crash of the machine the layer is gone anyway.
+    ops += [op.Fsconfig(_FS, "volatile")] if spec.storage == "disk" else []
+    suid = f.MOUNT_ATTR_NOSUID if spec.process.no_new_privileges else 0
+    ops += [op.Fsconfig(_FS), op.Fsmount(_ROOT, _FS, f.MOUNT_ATTR_NODEV | suid)]
+    ops += [op.Open(_EMPTY, at.EMPTY_MASK, flags=_PATH_ONLY)]
+    ops += [op.OpenTree(_SHM, f"{at.EMPTY_BOX}/shm")] if spec.shm_size is None else []
+    ops += [op.MoveMount(_ROOT, "/"), op.Chdir(reg=_ROOT), op.Chroot(".")]
     return ops + [op.Mkdir(name, exist_ok=True) for name in ("/proc", "/dev", "/sys")]
 
 

@@ -7,9 +7,11 @@ from __future__ import annotations
 from joey.model.cgroup import CgroupLayout
 from joey.plan.ops import LOCALS, Reg
 
+MAX_LAYERS = 48
+EMPTY_BOX, EMPTY_DISK, EMPTY_MASK = "/m", "/d", "/e"
 EMPTY_NAMESPACE = Reg(LOCALS)
-"""A mount namespace with nothing in it but an empty read-only directory; children are cloned out of it, so that a
-sandbox's namespace never holds more mounts than its own (copying one costs in proportion to them)."""
+"""A mount namespace with nothing in it but empty read-only directories to mount on; children are cloned out of it, so
+that a sandbox's namespace never holds more mounts than its own (copying one costs in proportion to them)."""
 INIT = Reg(LOCALS + 1)
 """joey-init as a sealed memfd: nothing inside a sandbox can write to it, and it needs no file there (CVE-2019-5736)."""
 EMPTY_DIRECTORY = "/empty"
@@ -30,6 +32,11 @@ def cgroup_register(layout: CgroupLayout, hierarchy: str) -> Reg:
 def cgroup_path(hierarchy: str, slot: str = "", file: str = "") -> str:
     """A path as the launcher itself sees it."""
     return "/".join(part for part in ("/cgroup", hierarchy, slot, file) if part)
+
+
+def empty_layer(number: int) -> str:
+    """Where a child attaches its layers before they become its root: short names, for all go into one mount option."""
+    return f"/l{number}"
 
 
 def layer_path(layer: str) -> str:

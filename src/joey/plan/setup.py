@@ -98,6 +98,8 @@ def _empty_namespace() -> list[op.Op]:
         op.Open(reg, "/proc/self/ns/mnt"),
         op.Mount("tmpfs", at.EMPTY_DIRECTORY, "tmpfs", f.MS_NOSUID | f.MS_NODEV | f.MS_NOEXEC, "mode=0555,size=4k"),
         op.Chdir(at.EMPTY_DIRECTORY),
+        *(op.Mkdir(path[1:], 0o555) for path in (at.EMPTY_BOX, at.EMPTY_DISK, at.EMPTY_MASK)),
+        *(op.Mkdir(at.empty_layer(number)[1:], 0o555) for number in range(at.MAX_LAYERS)),
         *_leave_host(),
         op.Mount("", "/", flags=_BIND_ONLY | f.MS_RDONLY),
         op.Keep(reg, at.EMPTY_NAMESPACE),
