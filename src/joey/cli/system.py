@@ -73,12 +73,38 @@ def reset(values):
             report = {"removed": {}}
         else:
             report = _without_engine()
+    _sweep()
     if values.get("json"):
         say_json(report)
     else:
         found = ", ".join(f"{count} {kind}" for kind, count in report["removed"].items() if count)
         say(f"removed: {found or 'nothing was there'}")
     return 0
+
+
+def _sweep():
+    """What an engine cannot remove because it uses it: its log and its lock, once it has ended."""
+    import fcntl
+
+    folder = home() + "/run"
+    try:
+        lock = os.open(folder + "/daemon.lock", os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        lock = -1
+    if lock >= 0:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+    for name in ("api.sock", "daemon.log", "daemon.log.1", "spawn.lock", "daemon.lock"):
+        try:
+            os.unlink(f"{folder}/{name}")
+        except FileNotFoundError:
+            pass
+    if lock >= 0:
+        os.close(lock)
+    for path in (folder, home()):
+        try:
+            os.rmdir(path)
+        except OSError:
+            return  # somebody else's files are in it, or a new engine's
 
 
 def _without_engine():

@@ -268,9 +268,10 @@ def _stat(path: str, field: str) -> os.stat_result:
 def _with_image(spec: SandboxSpec, image: Image) -> SandboxSpec:
     """The image's defaults where the request says nothing: program, stop signal, labels (image-spec config.md)."""
     process = spec.process
-    argv = process.argv or image.argv
-    if image.entrypoint:
-        argv = (*image.entrypoint, *argv)
+    if spec.entrypoint is None:
+        argv = (*image.entrypoint, *(process.argv or image.argv))
+    else:
+        argv = (*spec.entrypoint, *process.argv)  # the image's arguments were meant for its own entrypoint
     if not argv and not spec.init and spec.process.tty:
         raise Invalid("argv", "the image names no program, and none is given")
     stop = image.stop_signal if image.stop_signal and spec.stop_signal == "SIGTERM" else spec.stop_signal

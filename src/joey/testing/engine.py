@@ -36,7 +36,6 @@ from joey.model.spec import Process, SandboxSpec
 from joey.model.views import Check, Detail, DiskUsage, Exit, LogEntry, Node, ResetReport, Sandbox, State, Stats
 from joey.testing.processes import Child, FakeAttachment
 
-
 _LOG_BYTES = 1 << 20
 """More is not kept: a test's program may print without end."""
 _LOG_PIECES = 100
@@ -253,7 +252,7 @@ class FakeEngine:
         box = self._find(ref)
         if box.state in ("running", "paused"):
             if not force:
-                raise Conflict("state", f"{box.name} is {box.state}", f"joey stop {box.name}, or joey rm -f {box.name}")
+                raise Conflict("state", f"cannot remove it: it is {box.state}", "stop it first, or remove it with force")
             assert box.child is not None
             box.child.kill(signal.SIGKILL)
             await box.ended.wait()
