@@ -126,7 +126,9 @@ def test_reset_without_an_engine(joey: Joey, homes: Path) -> None:
         ).stdout
 
     pid = int(run("inspect", "-f", "{{.sandbox.pid}}", run("run", "-d", "host", "sleep", "1000").strip()))
-    os.kill(int((home / "run/daemon.lock").read_text()), 9)
+    engine = int((home / "run/daemon.lock").read_text())
+    os.kill(engine, 9)
+    joey.until(lambda: not alive(engine))
     assert json.loads(run("system", "reset", "-f", "--json"))["removed"]
     joey.until(lambda: not alive(pid))
     assert list(home.glob("**/*")) == []
