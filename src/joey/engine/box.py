@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import signal
 import time
 from collections.abc import Awaitable
 from functools import partial
-from typing import Literal, Protocol
+from typing import Protocol
 
 from joey.engine.attached import Attached
 from joey.engine.launching import Launched, Request
@@ -45,13 +46,13 @@ from joey.engine.store import Store
 from joey.host.cgroup_files import CgroupError
 from joey.host.launcher import LauncherGone, is_gone
 from joey.model import codec
-from joey.model.errors import Broken, Conflict, Invalid, JoeyError, NotFound
+from joey.model.errors import Broken, Conflict, Invalid, JoeyError, NotFound, from_os
 from joey.model.slot import Slot
 from joey.model.spec import SandboxSpec
 from joey.model.views import Exit, Sandbox
 from joey.plan import flags as f
 
-Keyed = Literal["key", "slot"]
+_log = logging.getLogger(__name__)
 
 
 class Context(Protocol):
@@ -64,6 +65,7 @@ class Context(Protocol):
 
     def forget(self, launched: Launched) -> None: ...
     def expect(self, key: int, box: Box) -> None: ...
+    def unexpect(self, key: int) -> None: ...
     def gone(self, box: Box) -> None: ...
 
 
@@ -188,9 +190,11 @@ class Box:
                 launched = await self._start(key)
         except JoeyError as error:
             self._failed(key, error)
+        except OSError as error:
+            self._failed(key, from_os("launch", error))
         except Exception as error:  # a launch must have an end, whatever happens
-            self._failed(key, Broken("launch", f"{type(error).__name__}: {error}"))
-            raise
+            _log.exception("launch of %s", self.id)
+            self._failed(key, Broken("launch", f"{type(error).__name__}: {error}", "this is a bug of Joey's"))
         else:
             self.took(launched)
             self.apply(HasLaunched(key, launched.pid, time.time()))
@@ -200,7 +204,7 @@ class Box:
         launching, pool = self._machine.launching, self._machine.pool
         if self.request is None:
             self.request = launching.complete(self.spec)
-        prepared = await (pool.revive(self.slot) if self.slot else pool.take())
+        prepared = await (pool.revive(self.slot, self._has_files(self.slot)) if self.slot else pool.take())
         try:
             self.slot = prepared.slot
             self._context.store.save(self.row())
@@ -208,17 +212,21 @@ class Box:
         finally:
             prepared.close()
 
+    def _has_files(self, slot: Slot) -> bool:
+        """Not so after a restart of the machine: what was in memory is gone."""
+        return (self._machine.storage.scratch / slot.name).is_dir()
+
     def took(self, launched: Launched) -> None:
         """The process is there: read its output, let those who wait for it in."""
         self.launched = launched
         log = self._context.kept.log(self.id)
         log.begin()
         fds = launched.fds
-        self.output = Output(
+        self.output = output = Output(
             asyncio.get_running_loop(), fds.get(f.ROLE_STDIN), fds.get(f.ROLE_STDOUT), fds.get(f.ROLE_STDERR),
             fds.get(f.ROLE_TERMINAL), log, partial(launched.shard.end_input, launched.key),
         )  # fmt: skip
-        self.output.closed.add_done_callback(lambda _: log.end())
+        output.closed.add_done_callback(lambda _: log.end() if self.output is output else None)
         early, self._early = self._early, []
         for attached in early:
             attached.pid = launched.pid
@@ -226,6 +234,7 @@ class Box:
 
     def _failed(self, key: int, error: JoeyError) -> None:
         self.error = error
+        self._context.unexpect(key)
         early, self._early = self._early, []
         for attached in early:
             attached.end()
@@ -269,9 +278,11 @@ class Box:
             return
         try:
             await self.launched.shard.launcher.signal(self.launched.key, number)
-        except (OSError, LauncherGone) as error:
-            if not (is_gone(error) or isinstance(error, LauncherGone)):
-                raise
+        except LauncherGone:
+            pass
+        except OSError as error:
+            if not is_gone(error):
+                raise from_os(f"send signal {number}", error) from error
 
     async def signal(self, number: int) -> None:
         """For attachments: nothing when it has ended. Raises Invalid for a number the kernel does not have."""
@@ -320,12 +331,29 @@ class Box:
             await machine.pool.clear(slot, machine.hierarchies(self.spec), files=files)
             if files:
                 if self.spec.storage != "memory" or self.spec.resources.disk is not None:
-                    await asyncio.to_thread(machine.storage.remove, slot.name)
+                    await self._remove_files(slot)
                 self.slot = None
         self.apply(Cleared())
 
+    async def _remove_files(self, slot: Slot) -> None:
+        try:
+            await asyncio.to_thread(self._machine.storage.remove, slot.name)
+        except JoeyError as error:  # the next start of the engine tries again
+            _log.error("files of %s are left over: %s", self.id, error)
+
+    async def leave(self) -> None:
+        """The engine closes. What is under way is waited for, what runs goes on without us."""
+        while self._last is not None and not self._last.done():
+            await asyncio.wait((self._last,))
+        self._disarm()
+        if self.output is not None:
+            self.output.close()
+        for attached in self._early:
+            attached.end()
+
     def _remove(self) -> None:
         self._disarm()
+        self._answer(NotFound("sandbox", f"{self.name or self.id} was removed before it was started"))
         for attached in self._early:
             attached.end()
         waiters, self._waiters = self._waiters, []

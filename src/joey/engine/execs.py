@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
@@ -10,12 +11,12 @@ from typing import TYPE_CHECKING
 from msgspec.structs import replace
 
 from joey.engine.attached import Attached
-from joey.engine.launching import Launched, Launching
+from joey.engine.launching import Launched, Launching, Request
 from joey.engine.output import Output
-from joey.engine.record import exit_of
+from joey.engine.record import SIGKILL, exit_of
 from joey.host.launcher import LauncherGone, is_gone
 from joey.model.capabilities import DEFAULT_CAPABILITIES
-from joey.model.errors import Invalid
+from joey.model.errors import Conflict, Invalid, JoeyError, from_os
 from joey.model.spec import Process, SandboxSpec
 from joey.model.views import Exit
 from joey.plan import flags as f
@@ -45,9 +46,11 @@ class _Exec:
             return
         try:
             await self.launched.shard.launcher.signal(self.launched.key, number)
-        except (OSError, LauncherGone) as error:
-            if not (is_gone(error) or isinstance(error, LauncherGone)):
-                raise
+        except LauncherGone:
+            pass
+        except OSError as error:
+            if not is_gone(error):
+                raise from_os(f"send signal {number}", error) from error
 
     def end(self, exit: Exit) -> None:
         if not self.ended.done():
@@ -64,6 +67,7 @@ class Execs:
         self._store = store
         self._forget = forget
         self._known: dict[int, _Exec] = {}
+        self._ending: set[asyncio.Task[None]] = set()
 
     async def start(self, box: Box, process: Process, *, output: bool) -> Attached:
         """Run `process` in a running box. Raises JoeyError."""
@@ -74,17 +78,29 @@ class Execs:
         process = _within(process, spec, box.request.image.cwd)
         if not process.argv:
             raise Invalid("argv", "name a program to run")
-        key, one = self._store.next_number("key"), _Exec()
+        work = asyncio.ensure_future(self._start(box, box.request, process, output))
+        try:
+            return await asyncio.shield(work)
+        except asyncio.CancelledError:
+            work.add_done_callback(self._abandon)
+            raise
+
+    async def _start(self, box: Box, request: Request, process: Process, output: bool) -> Attached:
+        assert box.launched is not None and box.slot is not None
+        key, one, main = self._store.next_number("key"), _Exec(), box.launched
         self._known[key] = one
         devpts = process.tty and not box.devpts
+        box.devpts = box.devpts or devpts  # the launcher runs plans in order: who comes next finds it
         try:
             one.launched = await self._launching.exec(
-                process, box.request, box.launched, box.slot, key, output=output, devpts=devpts
+                process, request, main, box.slot, key, output=output, devpts=devpts
             )
-        except BaseException:
+        except BaseException as error:
             del self._known[key]
+            box.devpts = box.devpts and not devpts
+            if isinstance(error, JoeyError) and await _is_over(main):
+                raise Conflict("state", "cannot run a process in it: it has just ended") from error
             raise
-        box.devpts = box.devpts or devpts
         one.launched.shard.children += 1
         fds = one.launched.fds
         one.output = Output(
@@ -93,9 +109,22 @@ class Execs:
         )  # fmt: skip
         attached = Attached(one.wait, one.signal, pid=one.launched.pid, owner=True)
         one.output.attach(attached)
-        if one.ended.done():
+        if one.ended.done():  # its end was told together with its beginning
             one.output.exited()
+            self._forget(one.launched)
         return attached
+
+    def _abandon(self, work: asyncio.Future[Attached]) -> None:
+        """Who asked for it has gone away: end it."""
+        if not work.cancelled() and work.exception() is None:
+            self._ending.add(task := asyncio.ensure_future(_end(work.result())))
+            task.add_done_callback(self._ending.discard)
+
+    def leave(self) -> None:
+        """The engine closes; what runs goes on without us."""
+        for one in self._known.values():
+            if one.output is not None:
+                one.output.close()
 
     def ended(self, child: Child) -> bool:
         """A child has ended; whether it was one of ours."""
@@ -113,6 +142,21 @@ class Execs:
             if one.launched is not None and one.launched.shard is shard:
                 del self._known[key]
                 one.end(Exit(code=125, error="its launcher ended"))
+
+
+async def _is_over(main: Launched) -> bool:
+    """Whether the sandbox's first process, and so all in it, has ended."""
+    try:
+        await main.shard.launcher.signal(main.key, 0)
+    except OSError:
+        return True
+    return False
+
+
+async def _end(attached: Attached) -> None:
+    await attached.close()
+    with contextlib.suppress(JoeyError):
+        await attached.signal(SIGKILL)
 
 
 def _within(process: Process, spec: SandboxSpec, image_cwd: str) -> Process:

@@ -24,12 +24,15 @@ from joey.native import binary
 from joey.plan import setup
 from joey.plan.encode import encode
 from joey.plan.flags import ROLE_STDIN
+from joey.plan.layout import layer_path
 from joey.plan.ops import Plan
 
 CHILDREN_PER_LAUNCHER = 4000
 """Two descriptors each for output, of the 20,000 a process may have where root lacks CAP_SYS_RESOURCE (docs/limits.md).
 """
 MAX_LAUNCHERS = 16
+WORKER = 99
+"""Its number among the launchers."""
 _SEALS = 0x1 | 0x2 | 0x4 | 0x8
 
 
@@ -72,8 +75,22 @@ class Shard:
         tree = sys.open_tree(sys.AT_FDCWD, layer.source, sys.OPEN_TREE_CLONE | sys.OPEN_TREE_CLOEXEC | sys.AT_RECURSIVE)
         try:
             await self.run(0, encode(setup.attach(layer)), (tree,))
+        except LauncherError:
+            with contextlib.suppress(OSError):
+                await self.run(0, encode(setup.abandon(layer)))
+            raise
         finally:
             os.close(tree)
+
+    def find_layers(self) -> None:
+        """Of a launcher that an earlier engine left: what it has attached, so that it is not attached again."""
+        loop, prefix = asyncio.get_running_loop(), layer_path("")
+        with open(f"/proc/{self.launcher.pid}/mountinfo") as mounts:
+            points = {line.split(" ", 5)[4] for line in mounts}
+        for point in points:
+            if point.startswith(prefix) and "/" not in (id := point.removeprefix(prefix)):
+                self._layers[id] = loop.create_future()
+                self._layers[id].set_result(None)
 
 
 class Fleet:
@@ -105,10 +122,13 @@ class Fleet:
 
     async def adopt(self) -> None:
         """Connect to the launchers that an earlier engine left."""
-        for number in range(MAX_LAUNCHERS):
-            with contextlib.suppress(OSError):
+        for number in (*range(MAX_LAUNCHERS), WORKER):
+            try:
                 shard = Shard(number, await connect(self._instance.launcher_socket(number)))
-                self._know(shard)
+            except OSError:
+                continue
+            self._know(shard)
+            shard.find_layers()
 
     async def shard(self) -> Shard:
         """The launcher to start the next sandbox with; a new one when all are well filled."""
@@ -128,8 +148,8 @@ class Fleet:
         if self._worker is None:
             async with self._starting:
                 if self._worker is None:
-                    self._worker = await self._start(99)
-                    self._worker.launcher.on_gone = self._worker_gone
+                    self._know(await self._start(WORKER))
+        assert self._worker is not None
         return self._worker
 
     def get(self, number: int) -> Shard | None:
@@ -148,20 +168,24 @@ class Fleet:
         self._worker = None
 
     async def _start(self, number: int) -> Shard:
+        """Only a launcher that is set up gets the name under which a later engine will find it."""
+        path = self._instance.launcher_socket(number)
+        new = path.with_suffix(".new")
         try:
-            launcher = await spawn(self._instance.launcher_socket(number))
+            launcher = await spawn(new)
         except OSError as error:
-            self._instance.launcher_socket(number).unlink(missing_ok=True)
+            new.unlink(missing_ok=True)
             if isinstance(error, LauncherGone):
                 raise Broken("start a launcher", str(error), f"see {self._instance.run / 'launcher.log'}") from error
             raise from_os("start a launcher", error) from error
         try:
             await self._set_up(launcher)
+            new.rename(path)
         except BaseException as error:
             with contextlib.suppress(OSError):
                 await launcher.stop(force=True)
             launcher.close()
-            self._instance.launcher_socket(number).unlink(missing_ok=True)
+            new.unlink(missing_ok=True)
             if isinstance(error, OSError):
                 raise from_os("prepare a launcher", error) from error
             raise
@@ -180,6 +204,10 @@ class Fleet:
         await launcher.subscribe()
 
     def _know(self, shard: Shard) -> None:
+        if shard.number == WORKER:
+            self._worker = shard
+            shard.launcher.on_gone = self._worker_gone
+            return
         self._shards[shard.number] = shard
         shard.launcher.on_exit = lambda child: self.on_exit(shard, child)
         shard.launcher.on_gone = lambda: self._shard_gone(shard)

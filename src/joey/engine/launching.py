@@ -204,13 +204,15 @@ class Launching:
         except LauncherError as error:
             raise explain(plan.compile(), error) from error
         except LauncherGone as error:
-            raise Broken("launcher", "it went away while starting", "try again") from error
+            raise _went_away() from error
         return Launched(shard, key, done.pid, dict(zip(plan.roles, done.fds, strict=True)))
 
     async def _attach(self, shard: Shard, image: Image) -> None:
         for layer in image.attached:
             try:
                 await shard.attach(layer)
+            except LauncherGone as error:
+                raise _went_away() from error
             except OSError as error:
                 raise image_layer(layer.id, layer.source, error) from error
 
@@ -247,6 +249,10 @@ class Launching:
             _validate(rule, f"devices[{number}].access")
             rules.append(rule)
         return frozenset(files), tuple(rules) or None
+
+
+def _went_away() -> Broken:
+    return Broken("launcher", "it went away while starting", "try again")
 
 
 def _validate(rule: DeviceRule, field: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import logging
 import os
 from collections.abc import Callable, Iterable
 
@@ -19,6 +20,8 @@ from joey.host.storage import Storage
 from joey.model.errors import Broken, HostFailed, NotPermitted, from_os
 from joey.model.spec import SandboxSpec
 from joey.plan import cgroup as cgroups
+
+_log = logging.getLogger(__name__)
 
 READY_SLOTS = 16
 """Slots kept ready by default: enough for a burst, some 3 MiB of memory."""
@@ -45,7 +48,10 @@ class Machine:
         self.storage = Storage(instance, self.facts)
         self.storage.prepare()
         self.fleet = Fleet(instance, self.layout, self.cgroup)
-        self.ids = IdRanges()
+        try:
+            self.ids = IdRanges()
+        except OSError as error:
+            raise from_os("claim ids", error) from error
         self.fleet.keep((self.ids.fd,))
         self.launching = Launching(instance, self.facts, self.fleet, self.cgroup, self.storage)
         self._slots = slots
@@ -63,16 +69,26 @@ class Machine:
             found.append(devices.name)
         return tuple(found)
 
-    def sweep(self, keep: Iterable[str]) -> int:
-        """Remove what earlier engines left: cgroups (and what runs in them) and boxes of all slots but `keep`."""
-        kept = frozenset(keep)
-        strangers = [slot for slot in self.cgroup.sweep() if slot not in kept]
-        for slot in strangers:
-            with contextlib.suppress(CgroupError):
-                self.cgroup.kill(slot)
-                self.cgroup.remove(slot)
-        self.storage.sweep(kept)
-        return len(strangers)
+    def sweep(self, running: Iterable[str], files: Iterable[str]) -> None:
+        """Remove what earlier engines left: cgroups, and what runs in them, of all slots but `running`; boxes of all
+        but `files`. What cannot be removed now is for the next start.
+        """
+        kept = frozenset(running)
+        for slot in self.cgroup.sweep():
+            if slot not in kept:
+                try:
+                    self.cgroup.kill(slot)
+                    self.cgroup.remove(slot, timeout=5.0)
+                except CgroupError as error:
+                    _log.error("%s is left over: %s", slot, error)
+        try:
+            self.storage.sweep(files)
+        except HostFailed as error:
+            _log.error("files are left over: %s", error)
+
+    def abandon(self) -> None:
+        """Let go before anything was started."""
+        self.ids.close()
 
     async def close(self, *, stop_launchers: bool) -> None:
         """Let go. Sandboxes go on; slots that nobody has taken are removed."""

@@ -32,10 +32,14 @@ async def recover(engine: Engine) -> None:
     keys = {box.record.key for box in boxes}
     for key, (shard, _) in known.items():
         shard.children += 1
-        if key not in keys:  # of an exec whose client is gone
+        if key not in keys:  # of an exec whose client is gone, or of a sandbox that was never written down
             shard.children -= 1
             await shard.launcher.disown(key)
-    machine.sweep(box.slot.name for box in boxes if box.slot is not None)
+    placed = [(box, box.slot.name) for box in boxes if box.slot is not None]
+    # Whoever runs without a record that says so (the engine ended before it could write that down) is ended, also in
+    # the slot of a sandbox whose files are kept.
+    running = [slot for box, slot in placed if box.record.run in (Run.ALIVE, Run.LAUNCHING) and box.record.key in known]
+    machine.sweep(running, (slot for _, slot in placed))
     for box in boxes:
         engine.add(box)
         await _reconcile(engine, box, known.get(box.record.key))

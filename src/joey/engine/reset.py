@@ -40,7 +40,8 @@ async def reset(engine: Engine) -> ResetReport:
 async def _stop_launchers(instance: Instance) -> int:
     """End launchers of engines that are gone; what runs in them is removed with its cgroups."""
     count = 0
-    for path in instance.run.glob("launcher-*.sock") if instance.run.is_dir() else ():
+    found = [path for path in instance.run.glob("launcher-*") if path.is_socket()] if instance.run.is_dir() else []
+    for path in found:
         with contextlib.suppress(OSError):
             launcher = await connect(path)
             await launcher.stop(force=True)

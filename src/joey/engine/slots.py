@@ -82,11 +82,13 @@ class SlotPool:
         self._refill()
         return await self._make()
 
-    async def revive(self, slot: Slot) -> Prepared:
-        """The slot of a sandbox that ran before, its files as it left them, all else new."""
+    async def revive(self, slot: Slot, files: bool = True) -> Prepared:
+        """The slot of a sandbox that ran before, its files as it left them, all else new. files: whether they are
+        there.
+        """
         async with self._gate:
             try:
-                return await self._make_in(slot, revive=True)
+                return await self._make_in(slot, revive=files)
             except LauncherGone as error:
                 raise _gone(error) from error
 

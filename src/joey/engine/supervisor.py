@@ -41,7 +41,7 @@ from joey.host.cgroup_files import CgroupError
 from joey.host.instance import Instance
 from joey.host.launcher import LauncherGone
 from joey.host.wire import Child
-from joey.model.errors import Broken, Busy, Conflict, Invalid, JoeyError, NotFound
+from joey.model.errors import Broken, Busy, Conflict, Invalid, JoeyError, NotFound, from_os
 from joey.model.spec import Process, SandboxSpec
 from joey.model.views import Detail, DiskUsage, Exit, LogEntry, Node, ResetReport, Sandbox, Stats
 
@@ -80,10 +80,23 @@ class Engine:
     async def open(self) -> None:
         self.launches = asyncio.Semaphore(LAUNCHES_AT_ONCE)
         self.machine = Machine(self.instance, self._slots)
-        self.store = Store(self.instance.db)
+        try:
+            self.store = Store(self.instance.db)
+        except BaseException:
+            self.machine.abandon()
+            raise
         self.machine.start_pool(lambda: self.store.next_number("slot"))
         self._execs = Execs(self.machine.launching, self.store, self.forget)
         self._open = True
+        try:
+            await self._take_over()
+        except BaseException as error:
+            await self.close(stop_launcher=True)
+            if isinstance(error, OSError):
+                raise from_os("take over what an earlier engine left", error) from error
+            raise
+
+    async def _take_over(self) -> None:
         await recovery.recover(self)
         self.machine.fleet.on_exit = self._on_exit
         self.machine.fleet.on_gone = self._on_gone
@@ -97,13 +110,16 @@ class Engine:
         if not self._open:
             return
         self._open = False
+        await asyncio.gather(*(box.leave() for box in self.boxes))
+        self._execs.leave()
         if self._forgetting is not None:
             await self._forgetting
         with contextlib.suppress(JoeyError):
             await self.store.flush()
         await self.machine.close(stop_launchers=stop_launcher)
         self.kept.close()
-        await self.store.close()
+        with contextlib.suppress(JoeyError):  # has been logged, and told to whoever asked for it
+            await self.store.close()
 
     async def reset(self) -> ResetReport:
         return await reset.reset(self)
@@ -143,16 +159,18 @@ class Engine:
         except JoeyError:
             await self._remove(box, force=True)
             raise
+        except BaseException:  # nobody waits any more: removed in the background
+            box.apply(RemoveAsked(True))
+            raise
         return Started(box.view(), attached)
 
     async def _start(self, box: Box) -> None:
         if self._launching >= LAUNCHES_WAITING:
             raise Busy("launches", f"{self._launching} starts are waiting already", "try again later", retry_after=5)
-        answer = box.answer()
         self._launching += 1
         try:
             box.apply(StartAsked(self.store.next_number("key")))
-            await answer
+            await box.answer()
         finally:
             self._launching -= 1
 
@@ -301,11 +319,18 @@ class Engine:
     def gone(self, box: Box) -> None:
         self._drop(box)
 
+    def unexpect(self, key: int) -> None:
+        """There is no process of that key."""
+        self._keys.pop(key, None)
+
     def forget(self, launched: Launched) -> None:
         """Acknowledge an exit to the launcher, together with others, once all that is known of it is on disk."""
         launched.shard.children -= 1
         self._keys.pop(launched.key, None)
-        self._to_forget.setdefault(launched.shard, []).append(launched.key)
+        self._acknowledge(launched.shard, launched.key)
+
+    def _acknowledge(self, shard: Shard, key: int) -> None:
+        self._to_forget.setdefault(shard, []).append(key)
         if self._forgetting is None or self._forgetting.done():
             self._forgetting = asyncio.ensure_future(self._forget())
 
@@ -331,7 +356,7 @@ class Engine:
         if box is not None:
             box.apply(Exited(child.key, self.exit_of(box, child)))
         elif not self._execs.ended(child):
-            self.forget(Launched(shard, child.key, child.pid, {}))
+            self._acknowledge(shard, child.key)
 
     def exit_of(self, box: Box, child: Child) -> Exit:
         """The end of a main process; killed for lack of memory if its cgroup has counted a kill."""

@@ -118,6 +118,11 @@ def attach(layer: Layer) -> op.Plan:
     return op.Plan(ops, (op.Source("tree", layer.source),))
 
 
+def abandon(layer: Layer) -> op.Plan:
+    """Undo an `attach` that failed."""
+    return op.Plan((op.Remove(at.layer_path(layer.id), 1, missing_ok=True),))
+
+
 def detach(layer: str) -> op.Plan:
     """Take a layer out of reach. Sandboxes that use it keep it."""
     path = at.layer_path(layer)
