@@ -437,3 +437,37 @@ def test_a_long_log_is_read_in_turns(logs):
         assert turns >= 10
 
     asyncio.run(both())
+
+
+def test_a_log_begins_in_memory_and_moves_to_disk_unnoticed(tmp_path: Path) -> None:
+    async def main() -> None:
+        disk, fast = tmp_path / "disk", tmp_path / "fast"
+        disk.mkdir(), fast.mkdir()
+        logs = Logs(disk, fast=fast)
+        log = logs.log("a")
+        log.begin()
+        log.write(1, b"first\n")
+        assert (fast / "a.log").exists() and not (disk / "a.log").exists()
+        got: list[bytes] = []
+
+        async def follow() -> None:
+            async for entry in logs.read("a", LogQuery(follow=True)):
+                got.append(entry.data)
+
+        follower = asyncio.ensure_future(follow())
+        await asyncio.sleep(0)
+        for number in range(40):
+            log.write(1, b"%04d" % number * 1000)
+            await asyncio.sleep(0)
+        assert (disk / "a.log").exists() and not (fast / "a.log").exists()
+        log.end()
+        await follower
+        assert b"".join(got) == b"first\n" + b"".join(b"%04d" % number * 1000 for number in range(40))
+
+        again = Logs(disk, fast=fast)  # an engine that has restarted goes on where the last one was
+        again.log("a").write(2, b"more")
+        assert (disk / "a.log").stat().st_size > 160_000 and not (fast / "a.log").exists()
+        again.remove("a")
+        assert not list(disk.iterdir()) and not list(fast.iterdir())
+
+    asyncio.run(main())

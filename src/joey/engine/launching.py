@@ -108,7 +108,8 @@ class Launching:
         self._cgroup = cgroup
         self._storage = storage
         self._shapes: dict[Hashable, _Shape | None] = {}
-        self._users: dict[tuple[str, str], Identity] = {}
+        self._rootfs: dict[str, tuple[_State, Image]] = {}
+        self._users: dict[Hashable, tuple[tuple[_State, ...], Identity]] = {}
 
     def warm(self) -> None:
         """Make the `host` image, which takes tens of milliseconds the first time."""
@@ -121,7 +122,7 @@ class Launching:
         except ValueError as error:
             field, _, message = str(error).partition(": ")
             raise Invalid(f"resources.{field}", message) from None
-        image = images.resolve(self._instance, spec)
+        image = self._image(spec)
         spec = _with_image(spec, image)
         identity = self._identity(image, spec.process)
         files, devices = self._look_at_sources(spec)
@@ -166,11 +167,24 @@ class Launching:
         plan = exec_(process, env, identity, spec, facts, slot, where.key, output=output, add_devpts=devpts)
         return await self._run(where.shard, key, _planned(plan), ())
 
+    def _image(self, spec: SandboxSpec) -> Image:
+        """The image; a rootfs directory is looked at again only when it is another one."""
+        if not spec.rootfs or spec.image:
+            return images.resolve(self._instance, spec)
+        state = _state(spec.rootfs)
+        known = self._rootfs.get(spec.rootfs)
+        if known is None or known[0] != state:
+            known = self._rootfs[spec.rootfs] = (state, images.resolve(self._instance, spec))
+        return known[1]
+
     def _identity(self, image: Image, process: Process) -> Identity:
-        """Who the process is. Remembered for images, which do not change; a rootfs directory may."""
-        known = self._users.get((image.name, process.user)) if image.layers[0].id.startswith("host-") else None
-        identity = known or resolve_image_user(image, process.user)
-        self._users[image.name, process.user] = identity
+        """Who the process is. Remembered until the image's users change."""
+        key, source = (image.attached, image.user, process.user), image.layers[-1].source
+        state = tuple(_state(f"{source}/{name}") for name in ("etc", "etc/passwd", "etc/group"))
+        known = self._users.get(key)
+        if known is None or known[0] != state:
+            known = self._users[key] = (state, resolve_image_user(image, process.user))
+        identity = known[1]
         if not process.groups:
             return identity
         return msgspec.structs.replace(identity, groups=tuple(sorted({*identity.groups, *process.groups})))
@@ -253,6 +267,18 @@ class Launching:
 
 def _went_away() -> Broken:
     return Broken("launcher", "it went away while starting", "try again")
+
+
+_State = tuple[int, int, int] | None
+
+
+def _state(path: str) -> _State:
+    """Another value as soon as it is another file, or was written to; None if there is none."""
+    try:
+        found = os.lstat(path)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino, found.st_ctime_ns
 
 
 def _validate(rule: DeviceRule, field: str) -> None:

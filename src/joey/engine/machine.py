@@ -47,6 +47,7 @@ class Machine:
         self.layout = self.cgroup.layout
         self.storage = Storage(instance, self.facts)
         self.storage.prepare()
+        (instance.scratch / ".logs").mkdir(mode=0o700, exist_ok=True)
         self.fleet = Fleet(instance, self.layout, self.cgroup)
         try:
             self.ids = IdRanges()

@@ -63,7 +63,7 @@ class Engine:
         self.instance = instance
         self.machine: Machine
         self.store: Store
-        self.kept = Logs(instance.logs)
+        self.kept = Logs(instance.logs, fast=instance.scratch / ".logs")
         self.launches: asyncio.Semaphore
         self._slots = slots
         self._boxes: dict[str, Box] = {}
@@ -250,7 +250,7 @@ class Engine:
 
     async def inspect(self, ref: str) -> Detail:
         box = self.find(ref)
-        paths = {"log": str(self.instance.logs / f"{box.id}.log")}
+        paths = {"log": self.kept.log(box.id).file(0)}
         if box.slot is not None:
             where = self.instance.scratch if box.spec.storage == "memory" else self.instance.disk
             paths["files"] = str(where / box.slot.name / "upper")
