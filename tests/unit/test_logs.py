@@ -5,6 +5,7 @@ import errno
 import os
 import subprocess
 import time
+from pathlib import Path
 
 import pytest
 from hypothesis import given
