@@ -8,6 +8,7 @@ this does not work, the ordinary import does.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.util
 import sys
@@ -22,6 +23,8 @@ class _StandIn(ModuleType):
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
+        with contextlib.suppress(ModuleNotFoundError):  # `from . import hdrs` asks us first
+            return importlib.import_module(f"aiohttp.{name}")
         spec = self.__spec__
         assert spec is not None and spec.loader is not None
         self.__class__ = ModuleType  # type: ignore[assignment]
@@ -29,14 +32,21 @@ class _StandIn(ModuleType):
         return getattr(self, name)
 
 
+def _version(path: str) -> str:
+    with open(path, encoding="utf-8") as source:
+        line = next((line for line in source if line.startswith("__version__")), "")
+    return line.partition("=")[2].strip().strip("\"'")
+
+
 def _import() -> Any:
     if "aiohttp" not in sys.modules:
         spec = importlib.util.find_spec("aiohttp")
         if spec is not None and spec.submodule_search_locations:
             before = set(sys.modules)
-            package = _StandIn("aiohttp")
+            package: Any = _StandIn("aiohttp")
             package.__path__ = list(spec.submodule_search_locations)
             package.__spec__, package.__file__ = spec, spec.origin
+            package.__version__ = _version(spec.origin or "")
             sys.modules["aiohttp"] = package
             try:
                 return importlib.import_module("aiohttp.web")
