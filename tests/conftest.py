@@ -146,8 +146,8 @@ def _watch(homes: Path) -> Iterator[None]:
     if others:
         doubtful = [leak for leak in left if not leak.certain]
         left = [leak for leak in left if leak.certain]
-        made = "; ".join(map(str, doubtful))
-        warnings.warn(f"leak watch: not counted, {', '.join(others)} may have made it: {made}", stacklevel=1)
+        made = "; ".join(map(str, doubtful[:10])) + (f" … and {len(doubtful) - 10} more" if len(doubtful) > 10 else "")
+        warnings.warn(f"leak watch: not counted, {', '.join(others[:5])} may have made it: {made}", stacklevel=1)
     if left:
         pytest.fail(leaks.report(left, 10.0), pytrace=False)
 
