@@ -31,6 +31,8 @@ CHILDREN_PER_LAUNCHER = 4000
 """Two descriptors each for output, of the 20,000 a process may have where root lacks CAP_SYS_RESOURCE (docs/limits.md).
 """
 MAX_LAUNCHERS = 16
+MAX_WIDTH = 4
+"""Launchers that work side by side however many processors there are."""
 WORKER = 99
 """Its number among the launchers."""
 _SEALS = 0x1 | 0x2 | 0x4 | 0x8
@@ -105,6 +107,7 @@ class Fleet:
         self._shards: dict[int, Shard] = {}
         self._worker: Shard | None = None
         self._starting = asyncio.Lock()
+        self.width = min(MAX_WIDTH, os.cpu_count() or 1)
         self._keep: tuple[int, ...] = ()
 
     def keep(self, fds: Iterable[int]) -> None:
@@ -131,17 +134,20 @@ class Fleet:
             shard.find_layers()
 
     async def shard(self) -> Shard:
-        """The launcher to start the next sandbox with; a new one when all are well filled."""
-        best = min(self._shards.values(), key=lambda s: s.children, default=None)
-        if best is not None and (best.children < CHILDREN_PER_LAUNCHER or len(self._shards) >= MAX_LAUNCHERS):
-            return best
-        async with self._starting:
-            best = min(self._shards.values(), key=lambda s: s.children, default=None)
-            if best is None or best.children >= CHILDREN_PER_LAUNCHER:
-                number = next(n for n in range(MAX_LAUNCHERS + 1) if n not in self._shards)
-                best = await self._start(number)
-                self._know(best)
-            return best
+        """The launcher to start the next sandbox with: the least filled of as many as there are processors (their work
+        overlaps, but for the kernel's mount locks), and of more when these are full.
+        """
+        if not self._enough():
+            async with self._starting:
+                if not self._enough():
+                    number = next(n for n in range(MAX_LAUNCHERS + 1) if n not in self._shards)
+                    self._know(await self._start(number))
+        return min(self._shards.values(), key=lambda s: s.children)
+
+    def _enough(self) -> bool:
+        count = len(self._shards)
+        room = any(shard.children < CHILDREN_PER_LAUNCHER for shard in self._shards.values())
+        return count >= MAX_LAUNCHERS or (count >= self.width and room)
 
     async def worker(self) -> Shard:
         """The launcher for slots."""

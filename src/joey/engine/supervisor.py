@@ -103,7 +103,8 @@ class Engine:
         for shard in self.machine.fleet.shards:
             await shard.launcher.subscribe()
         # The first sandbox shall wait for neither.
-        await self.machine.fleet.shard()
+        for _ in range(self.machine.fleet.width):
+            await self.machine.fleet.shard()
         await asyncio.to_thread(self.machine.launching.warm)
 
     async def close(self, *, stop_launcher: bool = False) -> None:
