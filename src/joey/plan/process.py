@@ -93,8 +93,11 @@ def stdio(process: Process, output: bool, reach: tuple[Reg, ...] = ()) -> op.Std
     )
 
 
-def needs_null(process: Process, output: bool) -> bool:
-    return not process.tty and not (process.stdin and output)
+def null(process: Process, output: bool) -> list[op.Op]:
+    """In the launcher, whose /dev nobody else has a hand in: what stands for streams that are not asked for."""
+    if process.tty or (process.stdin and output):
+        return []
+    return [op.Open(NULL, "/dev/null", flags=f.O_RDWR | f.O_CLOEXEC)]
 
 
 def rlimits(process: Process, facts: HostFacts) -> list[op.Op]:
@@ -156,7 +159,18 @@ def become(
 def _filter(policy: SeccompPolicy | str, wanted: int, arch: str) -> op.Seccomp:
     if isinstance(policy, str):
         return op.Seccomp(_default_program(f.capabilities(wanted), arch), policy)
-    return op.Seccomp(compile_filter(policy, arch), "of the request")
+    if policy.notifies:
+        reason = "SCMP_ACT_NOTIFY needs a listener, and nothing here listens"
+        raise Unenforceable("seccomp", reason, "use an errno action instead")
+    return op.Seccomp(_program(policy, arch), "of the request", policy.flag_bits)
+
+
+@lru_cache(maxsize=64)
+def _program(policy: SeccompPolicy, arch: str) -> bytes:
+    try:
+        return compile_filter(policy, arch)
+    except ValueError as error:
+        raise Invalid("seccomp", str(error)) from None
 
 
 @lru_cache(maxsize=64)
