@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import ctypes
 import fcntl
 import gc
 import logging
@@ -159,9 +160,7 @@ async def serve(engine: Engine, path: Path, ready: Callable[[], None], idle_exit
         _end_on_signal(ended)
         async with running(app, listen(path)):
             log.info("serving %s", path)
-            # What was made so far stays for ever: the collector need not look at it again.
-            gc.collect()
-            gc.freeze()
+            _settle()
             ready()
             watcher = asyncio.ensure_future(_idle(engine, app[ACTIVITY], idle_exit, ended))
             await ended.wait()
@@ -170,6 +169,14 @@ async def serve(engine: Engine, path: Path, ready: Callable[[], None], idle_exit
     finally:
         await engine.close(stop_launcher=True)
     log.info("ended")
+
+
+def _settle() -> None:
+    """What was made so far stays for ever: the collector need not look at it again, and what was freed goes back."""
+    gc.collect()
+    gc.freeze()
+    with contextlib.suppress(AttributeError):  # another C library
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _end_on_signal(ended: asyncio.Event) -> None:

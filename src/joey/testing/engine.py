@@ -252,7 +252,9 @@ class FakeEngine:
         box = self._find(ref)
         if box.state in ("running", "paused"):
             if not force:
-                raise Conflict("state", f"cannot remove it: it is {box.state}", "stop it first, or remove it with force")
+                raise Conflict(
+                    "state", f"cannot remove it: it is {box.state}", "stop it first, or remove it with force"
+                )
             assert box.child is not None
             box.child.kill(signal.SIGKILL)
             await box.ended.wait()
