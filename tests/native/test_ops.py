@@ -1,6 +1,8 @@
 """Operations that a plan without child can show, and mounts inside a child."""
 
+import array
 import errno
+import fcntl
 import os
 import stat
 import subprocess
@@ -24,6 +26,7 @@ from native.wire import (
     talking,
 )
 
+NS_GET_OWNER_UID = 0xB704  # linux/nsfs.h
 PRIVATE = op("MOUNT", s=("", "/", "", ""), n=(0x44000,))
 
 
@@ -123,6 +126,11 @@ def test_user_namespace(client, launcher):
     assert os.readlink(f"/proc/self/fd/{fd}").startswith("user:[")
     os.close(fd)
     assert failed(client, [op("USERNS", 3, s=("nonsense", "0 0 1"))]) == ("EINVAL", 0)
+    (fd,) = done(client, [op("USERNS", 3, s=maps, n=(100_000,)), op("HOLD", 3, n=(4, 2))]).fds
+    owner = array.array("I", [0])
+    fcntl.ioctl(fd, NS_GET_OWNER_UID, owner)
+    assert owner[0] == 100_000, "the kernel's per-user counts would be root's"
+    os.close(fd)
     assert launcher.children() == [] and launcher.fds() == before
 
 

@@ -25,7 +25,10 @@ static int result(long returned) { return returned < 0 ? errno : 0; }
 int open_in(int dir, const char *path, uint64_t flags, uint64_t mode, uint64_t resolve)
 {
 	struct open_how how = {.flags = flags | O_CLOEXEC, .mode = mode, .resolve = resolve};
-	return (int)syscall(SYS_openat2, dir, path, &how, sizeof how);
+	int fd, tries = 100;	/* EAGAIN: anything was renamed or mounted anywhere while ".." was looked up below a root (openat2(2)) */
+	do fd = (int)syscall(SYS_openat2, dir, path, &how, sizeof how);
+	while (fd < 0 && errno == EAGAIN && resolve & (RESOLVE_IN_ROOT | RESOLVE_BENEATH) && --tries);
+	return fd;
 }
 /* a register takes a new descriptor, and what it held is closed; -1: errno */
 int fill(struct run *run, uint8_t reg, long fd)

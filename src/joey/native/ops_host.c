@@ -40,6 +40,12 @@ static int write_map(int proc, pid_t pid, const char *file, const char *map)
 	close(fd);
 	return error;
 }
+/* Whoever makes a user namespace owns it, and the kernel counts what is used in it (inotify instances, queued signals, message queues,
+ * locked memory) for its owner too: all namespaces owned by root would share root's limits, and one could use them up for all. */
+static int act_as(uint64_t uid)
+{
+	return syscall(SYS_setresuid, -1, (uid_t)uid, -1) || prctl(PR_SET_DUMPABLE, 0, 0, 0, 0) ? errno : 0;
+}
 int op_userns(struct run *run, const struct plan_op *op)
 {
 	static char stack[4096] __attribute__((aligned(16)));
@@ -47,11 +53,14 @@ int op_userns(struct run *run, const struct plan_op *op)
 		.flags = CLONE_NEWUSER | CLONE_VM | CLONE_FILES | CLONE_CLEAR_SIGHAND,
 		.stack = (uintptr_t)stack, .stack_size = sizeof stack,
 	};
+	int error = op->n[0] ? act_as(op->n[0]) : 0;
+	if (error) return error;
 	long pid = clone_call(&args, sizeof args, idle, NULL);
+	if (op->n[0] && (error = act_as(0))) die("cannot be root again", error);
 	if (pid < 0) return (int)-pid;
 	char path[64];
 	strcpy(decimal(path, (unsigned)pid), "/ns/user");
-	int error = write_map(home_proc(), (pid_t)pid, "uid_map", plan_string(run->plan, op->s[0]));
+	error = write_map(home_proc(), (pid_t)pid, "uid_map", plan_string(run->plan, op->s[0]));
 	if (!error) error = write_map(home_proc(), (pid_t)pid, "gid_map", plan_string(run->plan, op->s[1]));
 	if (!error) error = fill(run, op->r[0], open_in(home_proc(), path, O_RDONLY, 0, 0));
 	kill((pid_t)pid, SIGKILL);

@@ -20,7 +20,7 @@ static const char numbers[CODES][4] = {
 	[OP_OPEN_TREE] = "w--", [OP_MOUNT_SETATTR] = "xxx", [OP_MOVE_MOUNT] = "ww-", [OP_FSOPEN] = "---", [OP_FSCONFIG] = "w--",
 	[OP_FSMOUNT] = "w--", [OP_MOUNT] = "w--", [OP_UMOUNT] = "w--", [OP_PIVOT_ROOT] = "---", [OP_CHROOT] = "---", [OP_CHDIR] = "---",
 	[OP_MKDIR] = "www", [OP_MKNOD] = "wxw", [OP_SYMLINK] = "---", [OP_CHOWN] = "ww-", [OP_WRITE] = "w--", [OP_REMOVE] = "www",
-	[OP_USERNS] = "---", [OP_UNSHARE] = "w--", [OP_SETNS] = "w--", [OP_HOME] = "---", [OP_CHILD] = "x--", [OP_IFUP] = "---",
+	[OP_USERNS] = "w--", [OP_UNSHARE] = "w--", [OP_SETNS] = "w--", [OP_HOME] = "---", [OP_CHILD] = "x--", [OP_IFUP] = "---",
 	[OP_CLONE] = "w--", [OP_STDIO] = "---", [OP_HOSTNAME] = "---", [OP_DOMAINNAME] = "---", [OP_SETSID] = "---", [OP_CTTY] = "---",
 	[OP_RLIMIT] = "wxx", [OP_GROUPS] = "---", [OP_SETGID] = "w--", [OP_SETUID] = "w--", [OP_BOUNDING] = "x--", [OP_CAPSET] = "xxx",
 	[OP_AMBIENT] = "x--", [OP_PRCTL] = "wx-", [OP_SECCOMP] = "w--", [OP_UMASK] = "w--", [OP_EXEC] = "---", [OP_WAIT] = "---",

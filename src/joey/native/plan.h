@@ -79,7 +79,7 @@ struct plan_op {
 	OP(22, WRITE,         A, "-?--", "ss--")	/* s1 to the file s0 in one write(2); n0 flags besides O_WRONLY; made with mode 0644 */ \
 	OP(23, REMOVE,        L, "-?--", "s---")	/* n0 0 unlink, 1 rmdir, 2 the whole tree; n1 1 may be missing; n2 of a tree \
 							   at most so many entries, then EAGAIN: repeat (0: all) */ \
-	OP(24, USERNS,        L, "o---", "ss--")	/* a user namespace with uid_map s0, gid_map s1 */ \
+	OP(24, USERNS,        L, "o---", "ss--")	/* a user namespace with uid_map s0, gid_map s1; n0 uid it belongs to, 0 the launcher's */ \
 	OP(25, UNSHARE,       A, "----", "----")	/* n0 CLONE_NEW*; what the launcher leaves (never its user or time namespace), \
 							   it returns to when the plan ends */ \
 	OP(26, SETNS,         A, "i---", "----")	/* n0 CLONE_NEW*; the same holds */ \

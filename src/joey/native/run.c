@@ -107,10 +107,10 @@ static _Noreturn void child_failed(struct run *r, int error)
 	}
 	leave();
 }
-/* one that goes on to EXEC does not keep what makes the launcher hard to kill */
-static void child_begins(struct run *r, bool executes)
+/* it does not keep what makes the launcher hard to kill, nor does one that it clones; that one may no longer see /proc */
+static void child_begins(struct run *r)
 {
-	int error = executes ? child_defaults(r) : 0;
+	int error = child_defaults(r);
 	if (error) child_failed(r, error);
 }
 /* what r is after a plain fork: memory and table are the child's own */
@@ -125,7 +125,7 @@ static void child_main(void *arg)
 	const struct plan *plan = r->plan;
 	r->child = true;
 	if (!r->forked && !(plan->ops[plan->clone].n[0] & CLONE_FILES)) run_own_table(r);
-	child_begins(r, plan->nested < 0);
+	child_begins(r);
 	for (r->at = plan->clone + 1; ; r->at++) {
 		int error = op_run(r, &plan->ops[r->at]);
 		if (error) child_failed(r, error);
@@ -152,7 +152,6 @@ int run_nested(struct run *r, const struct plan_op *op)
 		leave();
 	}
 	forked_child(r);
-	child_begins(r, true);
 	return 0;
 }
 

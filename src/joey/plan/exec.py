@@ -1,9 +1,11 @@
 """The plan that runs one more process inside a running sandbox.
 
-Two clones. The first shares the launcher's memory and only prepares: a small descriptor table, the pid namespace. The
-second is a plain child of the launcher, for which the launcher does not wait: as soon as it has the sandbox's ids,
-programs inside can stop it, and its cgroup may be frozen or out of CPU quota (CVE-2016-9962 is why no descriptor of
-the host may be in its reach, and why the launcher is not dumpable).
+Two clones. The first shares the launcher's memory and only prepares: the sandbox's namespaces, a terminal in its own
+devpts so that its name is right inside, a small descriptor table. The second is a plain child of the launcher, for
+which the launcher does not wait: as soon as it has the sandbox's ids, programs inside can stop it, and its cgroup may
+be frozen or out of CPU quota (CVE-2016-9962 is why no descriptor of the host may be in its reach, and why the launcher
+is not dumpable). It is seen inside from its birth on, and /proc/PID/net and /proc/PID/mountinfo are open to everybody:
+so it is born into the sandbox's network and mounts, and is never there with the host's.
 """
 
 from __future__ import annotations
@@ -21,7 +23,8 @@ from joey.plan.launch import devpts
 from joey.plan.ops import Reg
 
 _TARGET, _CGROUP, _FS, _PTS = Reg(0), Reg(1), Reg(2), Reg(3)
-_ALL = f.CLONE_NEWNS | f.CLONE_NEWUTS | f.CLONE_NEWIPC | f.CLONE_NEWNET | f.CLONE_NEWCGROUP
+_FIRST = f.CLONE_NEWNS | f.CLONE_NEWUTS | f.CLONE_NEWIPC | f.CLONE_NEWNET | f.CLONE_NEWPID
+"""All but the cgroup namespace: from inside that one, v2 with nsdelegate lets nobody be born into a cgroup of it."""
 
 
 def exec_(
@@ -37,31 +40,17 @@ def exec_(
     hierarchies = [h for h in cgroups.hierarchies(facts.cgroups, spec.resources) if h.version == 1]
     joins = tuple(at.cgroup_register(facts.cgroups, h.name) for h in hierarchies)
     into = facts.cgroups.into
-    ops: list[op.Op] = [op.Child(_TARGET, key), *run.pipes(process, output)]
-    if run.needs_null(process, output):
-        ops += [op.Open(run.NULL, "/dev/null", flags=f.O_RDWR | f.O_CLOEXEC)]
+    ops: list[op.Op] = [op.Child(_TARGET, key), *run.pipes(process, output), *run.null(process, output)]
     reach: tuple[Reg, ...] = (_TARGET, *joins)
     if into is not None:
         ops += [op.Open(_CGROUP, at.cgroup_path(into.name, slot.name), flags=f.O_PATH | f.O_CLOEXEC)]
         reach += (_CGROUP,)
-    ops += [op.Clone(f.CLONE_VM | f.CLONE_VFORK | f.CLONE_FILES)]
-    ops += (
-        _terminal(process, slot, identity, add_devpts)
-        if process.tty
-        else run.streams(process, output, slot.base, identity, "")
-    )
-    ops += [op.Setns(_TARGET, f.CLONE_NEWPID), run.stdio(process, output, reach)]
+    ops += [op.Clone(f.CLONE_VM | f.CLONE_VFORK | f.CLONE_FILES), op.Setns(_TARGET, _FIRST)]
+    ops += devpts(slot.base, _FS, _PTS) if add_devpts else []
+    ops += [*run.streams(process, output, slot.base, identity, "/dev/pts"), run.stdio(process, output, reach)]
     ops += [op.Clone(f.CLONE_PARENT, _CGROUP if into is not None else op.NO_REG)]
     ops += [op.Write(f"{slot.name}/cgroup.procs", "0", at=reg) for reg in joins]
     ops += run.rlimits(process, facts)
-    ops += [op.Setns(_TARGET, _ALL), op.Setsid(), *([op.Ctty()] if process.tty else [])]
+    ops += [op.Setns(_TARGET, f.CLONE_NEWCGROUP), op.Setsid(), *([op.Ctty()] if process.tty else [])]
     ops += run.become(process, identity, _TARGET, facts, spec.seccomp)
     return op.Plan((*ops, run.run(process, env, False)))
-
-
-def _terminal(process: Process, slot: Slot, identity: Identity, add_devpts: bool) -> list[op.Op]:
-    """The terminal is made in the sandbox's own devpts, so that its name is right inside; the launcher's
-    memory-sharing child goes there for it, before any id of the sandbox is taken on."""
-    enter: list[op.Op] = [op.Setns(_TARGET, f.CLONE_NEWNS)]
-    enter += devpts(slot.base, _FS, _PTS) if add_devpts else []
-    return [*enter, *run.streams(process, True, slot.base, identity, "/dev/pts")]

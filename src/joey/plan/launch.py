@@ -35,6 +35,8 @@ _MAX_TREES, _MAX_TMPFS, _MAX_BINDS = 30, 32, 32
 _BOX, _DISK = Reg(153), Reg(154)
 _PATH_ONLY = f.O_PATH | f.O_CLOEXEC
 _HERE = f.CLONE_NEWNS | f.CLONE_NEWPID | f.CLONE_NEWUTS | f.CLONE_NEWIPC
+_TERMINALS = "64"
+"""All sandboxes and the host share kernel.pty.max, 4096 by default."""
 _SAFE = f.MOUNT_ATTR_NOSUID | f.MOUNT_ATTR_NODEV | f.MOUNT_ATTR_NOEXEC
 _PROPAGATION = {
     "private": f.MS_PRIVATE, "rprivate": f.MS_PRIVATE, "slave": f.MS_SLAVE, "rslave": f.MS_SLAVE, "shared": f.MS_SHARED,
@@ -69,6 +71,7 @@ def launch(
     ops = [
         *_launcher_side(spec, image, facts, slot, box),
         *run.pipes(spec.process, output),
+        *run.null(spec.process, output),
         *_clone(facts, slot),
         *_enter(spec, facts, slot),
         *_root(spec, image, box),
@@ -92,9 +95,14 @@ def _check(spec: SandboxSpec, identity: Identity, image: Image) -> None:
     for field, count, most in limits:
         if count > most:
             raise Invalid(field, f"{count} are more than the {most} a plan can hold")
-    for target in (*(m.target for m in spec.mounts), *(t.target for t in spec.tmpfs)):
+    for field, target in (
+        *(("mounts", m.target) for m in spec.mounts), *(("tmpfs", t.target) for t in spec.tmpfs),
+        *(("devices", d.target or d.path) for d in spec.devices),
+    ):  # fmt: skip
         if not target.startswith("/") or target == "/":
-            raise Invalid("mounts", f"target {target!r} must be an absolute path other than /")
+            raise Invalid(field, f"target {target!r} must be an absolute path other than /")
+        if ".." in target.split("/"):
+            raise Invalid(field, f"target {target!r} must not contain ..")
 
 
 def _sources(spec: SandboxSpec, box: BoxPlan) -> tuple[op.Source, ...]:
@@ -268,7 +276,7 @@ def _root(spec: SandboxSpec, image: Image, box: BoxPlan) -> list[op.Op]:
     ops += [op.Open(_EMPTY, at.EMPTY_MASK, flags=_PATH_ONLY)]
     ops += [op.OpenTree(_SHM, f"{at.EMPTY_BOX}/shm")] if spec.shm_size is None else []
     ops += [op.MoveMount(_ROOT, "/"), op.Chdir(reg=_ROOT), op.Chroot(".")]
-    return ops + [op.Mkdir(name, exist_ok=True) for name in ("/proc", "/dev", "/sys")]
+    return ops + [op.Mkdir(name, at=_ROOT, exist_ok=True) for name in ("/proc", "/dev", "/sys")]
 
 
 def _kernel_files(spec: SandboxSpec, facts: HostFacts, slot: Slot) -> list[op.Op]:
@@ -290,7 +298,9 @@ def _kernel_files(spec: SandboxSpec, facts: HostFacts, slot: Slot) -> list[op.Op
 
 def devpts(base: int, fs: Reg, reg: Reg) -> list[op.Op]:
     """Terminals of the sandbox's own; group 5 is tty on every distribution, as Docker has it."""
-    options = (("newinstance", None), ("ptmxmode", "0666"), ("mode", "0620"), ("gid", str(base + 5)))
+    options = (
+        ("newinstance", None), ("ptmxmode", "0666"), ("mode", "0620"), ("gid", str(base + 5)), ("max", _TERMINALS),
+    )  # fmt: skip
     return [
         op.Fsopen(fs, "devpts"), *(op.Fsconfig(fs, key, value) for key, value in options), op.Fsconfig(fs),
         op.Fsmount(reg, fs, f.MOUNT_ATTR_NOSUID | f.MOUNT_ATTR_NOEXEC),
@@ -299,23 +309,29 @@ def devpts(base: int, fs: Reg, reg: Reg) -> list[op.Op]:
 
 
 def _contents(spec: SandboxSpec, image: Image, slot: Slot, cwd: str, files: frozenset[str]) -> list[op.Op]:
-    """What the image and the request put into the root. Paths resolve inside the new root, so links cannot lead out."""
+    """What the image and the request put into the root.
+
+    Paths are looked up below the root's descriptor and through no magic link: chroot alone would stop neither a
+    working directory /proc/self/fd/7/../.. nor a link to it, and those descriptors are still the launcher's
+    (CVE-2024-21626).
+    """
     ops: list[op.Op] = []
     for number, bind in enumerate(image.binds):
-        ops += [op.MoveMount(Reg(_BINDS + number), bind.target)]
+        ops += [op.MoveMount(Reg(_BINDS + number), bind.target, at=_ROOT)]
     for number, tmpfs in enumerate(spec.tmpfs):
         reg = Reg(_TMPFS + number)
-        ops += [op.Mkdir(tmpfs.target, exist_ok=True, parents=True, owner=slot.base)]
+        ops += [op.Mkdir(tmpfs.target, at=_ROOT, exist_ok=True, parents=True, owner=slot.base)]
         if tmpfs.size is not None:
             ops += _sized_tmpfs(reg, tmpfs.size, tmpfs.mode, tmpfs.noexec, slot.base)
-        ops += [op.MoveMount(reg, tmpfs.target)]
+        ops += [op.MoveMount(reg, tmpfs.target, at=_ROOT)]
     for reg, mount in _trees(spec):
-        ops += [*_target(mount.target, mount.source in files, slot.base), op.MoveMount(reg, mount.target)]
+        ops += [*_target(mount.target, mount.source in files, slot.base), op.MoveMount(reg, mount.target, at=_ROOT)]
     for number, device in enumerate(spec.devices):
         reg, target = Reg(_FIRST_TREE + len(spec.mounts) + number), device.target or device.path
         made = [] if target.startswith("/dev/") else _target(target, True, slot.base)
-        ops += [*made, op.MoveMount(reg, target)]
-    ops += [op.Mkdir(cwd, exist_ok=True, parents=True, owner=slot.base)] if cwd not in ("", "/") else []
+        ops += [*made, op.MoveMount(reg, target, at=_ROOT)]
+    if cwd not in ("", "/"):
+        ops += [op.Mkdir(cwd, at=_ROOT, exist_ok=True, parents=True, owner=slot.base)]
     return ops + ([op.MountSetattr(_ROOT, set=f.MOUNT_ATTR_RDONLY)] if spec.read_only else [])
 
 
@@ -329,20 +345,17 @@ def _sized_tmpfs(reg: Reg, size: int, mode: int, noexec: bool, base: int) -> lis
 def _target(path: str, is_file: bool, owner: int) -> list[op.Op]:
     """A missing mount point is made, as Docker does."""
     if not is_file:
-        return [op.Mkdir(path, exist_ok=True, parents=True, owner=owner)]
+        return [op.Mkdir(path, at=_ROOT, exist_ok=True, parents=True, owner=owner)]
     parent = path.rpartition("/")[0]
-    ops: list[op.Op] = [op.Mkdir(parent, exist_ok=True, parents=True, owner=owner)] if parent else []
-    return [*ops, op.Mknod(path, stat.S_IFREG | 0o644, exist_ok=True)]
+    ops: list[op.Op] = [op.Mkdir(parent, at=_ROOT, exist_ok=True, parents=True, owner=owner)] if parent else []
+    return [*ops, op.Mknod(path, stat.S_IFREG | 0o644, at=_ROOT, exist_ok=True)]
 
 
 def _finish(
     spec: SandboxSpec, identity: Identity, slot: Slot, hostname: str, output: bool, facts: HostFacts
 ) -> list[op.Op]:
     """What still takes privilege but no longer changes the file system."""
-    ops: list[op.Op] = []
-    if run.needs_null(spec.process, output):
-        ops += [op.Open(run.NULL, "/dev/null", flags=f.O_RDWR | f.O_CLOEXEC)]
-    ops += run.streams(spec.process, output, slot.base, identity, "/dev/pts")
+    ops = run.streams(spec.process, output, slot.base, identity, "/dev/pts")
     ops += [op.Hostname(hostname), *run.rlimits(spec.process, facts)]
     ops += [op.Write("/proc/self/oom_score_adj", str(spec.oom_score_adj))] if spec.oom_score_adj else []
     return [*ops, op.Setsid()]

@@ -137,7 +137,8 @@ def slot(layout: CgroupLayout, slot: Slot, *, revive: bool = False) -> op.Plan:
     ops: list[op.Op] = make_cgroups(cgroups.hierarchies(layout, slot.prepared), slot.name)
     ops += write_settings(cgroups.settings(layout, slot.prepared), slot.name)
     ops += [] if revive else _make_box(slot)
-    ops += [op.Userns(Reg(0), slot.id_map, slot.id_map), op.Hold(Reg(0), f.ROLE_USERNS, keep=False)]
+    # Its owner is nobody else: the kernel's per-user counts (ucounts) would be shared by all that root owns.
+    ops += [op.Userns(Reg(0), slot.id_map, slot.id_map, slot.base), op.Hold(Reg(0), f.ROLE_USERNS, keep=False)]
     ops += [op.Unshare(f.CLONE_NEWNET), op.IfUp("lo")]
     # The namespace belongs to the initial user namespace: root inside has no power over it, so what
     # ordinary programs need power for is allowed to all: low ports, and ping.

@@ -15,13 +15,14 @@ class Userns(Op, frozen=True):
     out: Reg
     uid_map: str
     gid_map: str
+    owner: int = 0
 
     def describe(self) -> str:
         ids = self.uid_map if self.uid_map == self.gid_map else f"{self.uid_map} / {self.gid_map}"
-        return f"user namespace mapping {readable(ids)} -> {show(self.out)}"
+        return f"user namespace of {self.owner} mapping {readable(ids)} -> {show(self.out)}"
 
     def pack(self, blob: Blob) -> Packed:
-        return (self.out,), (blob.string(self.uid_map), blob.string(self.gid_map)), ()
+        return (self.out,), (blob.string(self.uid_map), blob.string(self.gid_map)), (self.owner,)
 
 
 class Unshare(Op, frozen=True):
