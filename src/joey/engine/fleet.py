@@ -240,6 +240,7 @@ def _init_program() -> Iterator[int]:
     try:
         with open(fd, "wb", closefd=False) as file:
             file.write(binary("joey-init").read_bytes())
+        os.fchmod(fd, 0o555)  # seals do not stop extended attributes, which all sandboxes would have in common
         fcntl.fcntl(fd, 1033, _SEALS)
         yield fd
     finally:
