@@ -175,6 +175,7 @@ def test_drive_keeps_order_and_bounds_what_is_under_way():
 
 def test_retouch_takes_nothing_of_nothing():
     machine.retouch(0)
+    machine.retouch(-1024)
     machine.retouch(1024)
 
 

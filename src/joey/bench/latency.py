@@ -137,13 +137,14 @@ async def commands(count: int) -> dict[str, Any]:
                     times.append(await _command(env, "run", "--rm", "host", "true"))
                     progress.step()
         left = await watch.gone()
-    return {**found, "run_ms": quantiles(times), "run_leftovers": sum(left.values())}
+    return {**found, "run_ms": quantiles(times), "run_leftovers": sum(left.values()), "run_leftovers_by_kind": left}
 
 
 @contextlib.asynccontextmanager
 async def _daemon(env: dict[str, str]) -> AsyncIterator[int]:
     """`joey daemon`, answering; afterwards its instance is reset and it has ended."""
-    process = await asyncio.create_subprocess_exec(*joey(), "daemon", env=env, stdin=subprocess.DEVNULL)
+    null = subprocess.DEVNULL
+    process = await asyncio.create_subprocess_exec(*joey(), "daemon", env=env, stdin=null, stdout=null, stderr=null)
     try:
         await _until_up(env, process)
         yield process.pid

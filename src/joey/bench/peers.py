@@ -8,6 +8,7 @@ answer of the program inside; what the runtimes keep alive until then and the re
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import platform
@@ -103,9 +104,12 @@ async def _work(name: str, task: dict[str, Any]) -> dict[str, Any]:
                 last = json.loads(line)
                 if "launches" in last:
                     progress.set(last["launches"], f"{last['parallel']} at a time")
+    except BaseException:
+        # Not worker.send_signal: that may reap the process itself, and asyncio then complains.
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(worker.pid, signal.SIGTERM)
+        raise
     finally:
-        if worker.returncode is None:
-            worker.send_signal(signal.SIGTERM)
         await worker.wait()
     return last
 

@@ -24,7 +24,7 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--page", type=Path, default=Path("joey-demo.html"), help="the page (joey-demo.html)")
     top.add_argument("--json", action="store_true", help="the figures as a line of JSON on stdout")
     peers.arguments(top)
-    top.set_defaults(peers=peers.NAMES, peer_seconds=1.0)
+    top.set_defaults(peers=peers.NAMES, peer_seconds=0.7)
     return top
 
 
