@@ -13,6 +13,7 @@ import stat
 
 import msgspec
 
+from joey.model.cgroup import DEFAULT_DEVICES, Hierarchy
 from joey.model.errors import Invalid, Unenforceable
 from joey.model.facts import HostFacts
 from joey.model.image import Identity, Image
@@ -136,8 +137,8 @@ def check_sysctls(spec: SandboxSpec, owned: int) -> None:
 
 
 def _launcher_side(spec: SandboxSpec, image: Image, facts: HostFacts, slot: Slot, box: BoxPlan) -> list[op.Op]:
-    extra = [h for h in cgroups.hierarchies(facts.cgroups, spec.resources) if h not in facts.cgroups.default]
-    ops = make_cgroups(tuple(extra), slot.name)
+    extra = tuple(h for h in _hierarchies(spec, facts) if h not in facts.cgroups.default)
+    ops = make_cgroups(extra, slot.name, exist_ok=True)
     if spec.resources != slot.prepared:
         ops += write_settings(cgroups.update(facts.cgroups, slot.prepared, spec.resources), slot.name, _online(facts))
     ops += _layers(spec, image, slot, box)
@@ -239,15 +240,20 @@ def _clone(facts: HostFacts, slot: Slot) -> list[op.Op]:
 # --- in the child ----------------------------------------------------------------------------------------------------
 
 
-def join_cgroups(facts: HostFacts, spec: SandboxSpec, slot: str) -> list[op.Op]:
-    """v1 hierarchies are joined by writing; the v2 one was joined at birth."""
-    found = cgroups.hierarchies(facts.cgroups, spec.resources)
-    v1 = [h.name for h in found if h.version == 1]
-    return [op.Write(f"{slot}/cgroup.procs", "0", at=at.cgroup_register(facts.cgroups, name)) for name in v1]
+def _joins(spec: SandboxSpec, facts: HostFacts, slot: Slot, cpu: bool) -> list[op.Op]:
+    """v1 hierarchies are joined by writing; the v2 one was joined at birth. cpu: only that of the CPU quota, else all
+    others.
+    """
+    names = [h.name for h in _hierarchies(spec, facts) if h.version == 1 and ("cpu" in h.controllers) == cpu]
+    return [op.Write(f"{slot.name}/cgroup.procs", "0", at=at.cgroup_register(facts.cgroups, name)) for name in names]
+
+
+def _hierarchies(spec: SandboxSpec, facts: HostFacts) -> tuple[Hierarchy, ...]:
+    return cgroups.hierarchies(facts.cgroups, spec.resources, DEFAULT_DEVICES if spec.devices else None)
 
 
 def _enter(spec: SandboxSpec, facts: HostFacts, slot: Slot) -> list[op.Op]:
-    ops = [*join_cgroups(facts, spec, slot.name), op.Unshare(f.CLONE_NEWCGROUP)]
+    ops = _joins(spec, facts, slot, cpu=False)
     if spec.network == "none":  # also where it gets another one later: never in the host's meanwhile
         ops += [op.Setns(NETNS, f.CLONE_NEWNET)]
     return ops
@@ -358,4 +364,5 @@ def _finish(
     ops = run.streams(spec.process, output, slot.base, identity, "/dev/pts")
     ops += [op.Hostname(hostname), *run.rlimits(spec.process, facts)]
     ops += [op.Write("/proc/self/oom_score_adj", str(spec.oom_score_adj))] if spec.oom_score_adj else []
-    return [*ops, op.Setsid()]
+    # The CPU quota comes last: a small one would stretch everything after it, and the launcher waits for that.
+    return [*ops, *_joins(spec, facts, slot, cpu=True), op.Unshare(f.CLONE_NEWCGROUP), op.Setsid()]

@@ -148,8 +148,8 @@ def slot(layout: CgroupLayout, slot: Slot, *, revive: bool = False) -> op.Plan:
     return op.Plan(tuple(ops))
 
 
-def make_cgroups(hierarchies: tuple[Hierarchy, ...], slot: str) -> list[op.Op]:
-    return [op.Mkdir(at.cgroup_path(h.name, slot)) for h in hierarchies]
+def make_cgroups(hierarchies: tuple[Hierarchy, ...], slot: str, *, exist_ok: bool = False) -> list[op.Op]:
+    return [op.Mkdir(at.cgroup_path(h.name, slot), exist_ok=exist_ok) for h in hierarchies]
 
 
 def write_settings(settings: tuple[Setting, ...], slot: str, online: dict[str, str] | None = None) -> list[op.Op]:
