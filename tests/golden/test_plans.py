@@ -71,7 +71,6 @@ def facts(layout: CgroupLayout = V1, **more: object) -> HostFacts:
         "cgroups": layout,
         "proc_masked": ("/proc/acpi", "/proc/keys"),
         "proc_readonly": ("/proc/sys",),
-        "overlay_fd_layers": True,
     }
     return HostFacts(**{**values, **more})  # type: ignore[arg-type]
 
@@ -118,10 +117,7 @@ PLANS_BY_NAME = {
     "launch-user": lambda: _launch(who=Identity(uid=1000, gid=1000, groups=(5, 1000), home="/home/user", name="user")),
     "launch-everything": lambda: _launch(EVERYTHING),
     "launch-init-only": lambda: _launch(SandboxSpec(image="host")),
-    "launch-old-kernel": lambda: _launch(
-        image=Image(name="two", layers=(Layer("low", "/low"), Layer("high", "/high"))),
-        host=facts(overlay_fd_layers=False),
-    ),
+    "launch-layers": lambda: _launch(image=Image(name="two", layers=(Layer("low", "/low"), Layer("high", "/high")))),
     "launch-disk-limit": lambda: launch(
         SandboxSpec(image="host", process=Process(argv=("sh",)), storage="disk"),
         IMAGE,

@@ -49,13 +49,6 @@ _NEEDED = {
     "devpts": ("pseudo-terminals", "-t does not work", "a kernel with CONFIG_UNIX98_PTYS"),
 }  # fmt: skip
 _USEFUL = {
-    "overlay_detached": (
-        "layers attached nowhere", "layers are attached before they are used, which costs a system call each",
-        "Linux 6.15 or newer",
-    ),
-    "overlay_fd_layers": (
-        "layers by descriptor", "layers are given to overlay by path; some hundred fit", "Linux 6.13 or newer",
-    ),
     "mqueue": ("POSIX message queues", "programs that use them fail", "a kernel with CONFIG_POSIX_MQUEUE"),
 }  # fmt: skip
 

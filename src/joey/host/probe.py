@@ -87,7 +87,7 @@ def _tried(instance: Instance | None, layers: Path, key: str) -> dict[str, bool]
     return found
 
 
-_OPTIONAL = frozenset({"overlay_detached", "overlay_fd_layers", "idmap_tmpfs"})
+_OPTIONAL = frozenset({"idmap_tmpfs"})
 """Abilities that depend on nothing but the kernel's version: missing, they stay so until the next boot."""
 
 

@@ -69,7 +69,7 @@ def _works(trial: Callable[[], object]) -> bool:
 
 def _mounts(layers: Path, userns: int | None) -> dict[str, bool]:
     """Abilities around overlay. Everything is on a tmpfs stacked over /, where only its descriptor leads."""
-    names = ("mount_api", "mount_setattr", "overlay", "overlay_detached", "overlay_fd_layers", "idmap", "idmap_tmpfs")
+    names = ("mount_api", "mount_setattr", "overlay", "idmap", "idmap_tmpfs")
     found = dict.fromkeys(names, False)
     try:
         top = _mounted("tmpfs")
@@ -83,8 +83,6 @@ def _mounts(layers: Path, userns: int | None) -> dict[str, bool]:
     found["mount_api"] = True
     found["mount_setattr"] = _works(lambda: _set_nosuid(detached))
     found["overlay"] = _works(lambda: _overlay(top, lower))
-    found["overlay_detached"] = _works(lambda: _overlay(top, detached))
-    found["overlay_fd_layers"] = _works(lambda: _overlay(top, lower, by_fd=True))
     if userns is not None:
         found["idmap_tmpfs"] = _works(lambda: _idmapped(top, "lower", userns))
         found["idmap"] = _works(lambda: _overlay(top, _attached(top, _idmapped(kernel.AT_FDCWD, str(layers), userns))))
@@ -121,20 +119,14 @@ def _idmapped(directory: int, path: str, userns: int) -> int:
     return tree
 
 
-def _overlay(top: int, lower: int, by_fd: bool = False) -> None:
+def _overlay(top: int, lower: int) -> None:
     """Mount an overlay of `lower` under the tmpfs and write to it."""
     context = kernel.fsopen("overlay")
     try:
-        if by_fd:
-            kernel.fsconfig(context, kernel.FSCONFIG_SET_FD, "lowerdir+", None, lower)
-        else:
-            kernel.fsconfig(context, kernel.FSCONFIG_SET_STRING, "lowerdir", f"/proc/self/fd/{lower}")
+        kernel.fsconfig(context, kernel.FSCONFIG_SET_STRING, "lowerdir", f"/proc/self/fd/{lower}")
         for name in ("upper", "work"):
             fd = os.open(name, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=top)
-            if by_fd:
-                kernel.fsconfig(context, kernel.FSCONFIG_SET_FD, f"{name}dir", None, fd)
-            else:
-                kernel.fsconfig(context, kernel.FSCONFIG_SET_STRING, f"{name}dir", f"/proc/self/fd/{fd}")
+            kernel.fsconfig(context, kernel.FSCONFIG_SET_STRING, f"{name}dir", f"/proc/self/fd/{fd}")
         kernel.fsconfig(context, kernel.FSCONFIG_CMD_CREATE)
         root = kernel.fsmount(context)
     finally:

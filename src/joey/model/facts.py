@@ -34,9 +34,6 @@ class HostFacts(Value, frozen=True, kw_only=True):
     mount_api             fsopen, fsmount, move_mount, open_tree (Linux 5.2) work
     mount_setattr         (5.12) works
     overlay               overlay can be mounted with an upper directory on tmpfs
-    overlay_detached      its lower layers may be mounts that are attached nowhere (6.15, and some before; not Debian's
-                          6.1, "failed to clone lowerpath"); else they must be attached in the mounter's namespace
-    overlay_fd_layers     fsconfig FSCONFIG_SET_FD takes lowerdir+, upperdir, workdir (6.13)
     idmap                 id-mapped mounts of the engine's file system work, also as overlay's lower layer (5.19)
     idmap_tmpfs           a tmpfs can be id-mapped itself (6.3)
     user_namespaces, net_namespaces, cgroup_namespaces   can be made
@@ -69,8 +66,6 @@ class HostFacts(Value, frozen=True, kw_only=True):
     mount_api: bool = False
     mount_setattr: bool = False
     overlay: bool = False
-    overlay_detached: bool = False
-    overlay_fd_layers: bool = False
     idmap: bool = False
     idmap_tmpfs: bool = False
     user_namespaces: bool = False
