@@ -31,7 +31,11 @@ V1 = CgroupLayout(
         Hierarchy("unified", "/sys/fs/cgroup/unified", 2, frozenset({"freezer", "kill", "usage", "devices"})),
         Hierarchy("cpu", "/sys/fs/cgroup/cpu", 1, frozenset({"cpu"}), frozenset({"cpu.cfs_quota_us"})),
         Hierarchy(
-            "memory", "/sys/fs/cgroup/memory", 1, frozenset({"memory"}), frozenset({"memory.memsw.limit_in_bytes"})
+            "memory",
+            "/sys/fs/cgroup/memory",
+            1,
+            frozenset({"memory"}),
+            frozenset({"memory.memsw.limit_in_bytes", "memory.kmem.tcp.limit_in_bytes"}),
         ),
         Hierarchy("pids", "/sys/fs/cgroup/pids", 1, frozenset({"pids"})),
         Hierarchy("cpuset", "/sys/fs/cgroup/cpuset", 1, frozenset({"cpuset"})),

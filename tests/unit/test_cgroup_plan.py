@@ -150,6 +150,12 @@ def test_device_rules_without_a_device_controller_are_refused():
     assert "CONFIG_CGROUP_BPF" in caught.value.remedy
 
 
+def test_v1_socket_buffers_have_a_limit_of_their_own():
+    layout = CgroupLayout((v1("memory", "memory.kmem.tcp.limit_in_bytes"),))
+    assert "memory: memory.kmem.tcp.limit_in_bytes = 67108864" in shown(settings(layout, Resources(memory=512 * MIB)))
+    assert "memory: memory.kmem.tcp.limit_in_bytes = 1048576" in shown(settings(layout, Resources(memory=6 * MIB)))
+
+
 @pytest.mark.parametrize(("layout", "file"), [(v1("memory"), "memsw"), (v2("memory"), "swap.max")])
 def test_a_swap_limit_needs_swap_accounting_or_no_swap(layout, file):
     asked = Resources(memory=64 * MIB, swap=0)

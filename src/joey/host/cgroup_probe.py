@@ -22,9 +22,10 @@ V2_CONTROLLERS = ("cpu", "memory", "pids", "cpuset", "io")
 # Control files that not every kernel has and on which a decision somewhere in Joey hangs.
 OPTIONAL = frozenset(
     "cgroup.freeze cgroup.kill cpu.max cpu.stat cpu.cfs_quota_us memory.memsw.limit_in_bytes memory.swap.max"
-    " memory.peak memory.reclaim memory.force_empty io.max io.weight io.bfq.weight blkio.weight blkio.bfq.weight"
-    " blkio.throttle.read_bps_device blkio.throttle.write_bps_device blkio.throttle.read_iops_device"
-    " blkio.throttle.write_iops_device pids.peak".split()
+    " memory.kmem.tcp.limit_in_bytes memory.peak memory.reclaim memory.force_empty io.max io.weight"
+    " io.bfq.weight blkio.weight blkio.bfq.weight blkio.throttle.read_bps_device"
+    " blkio.throttle.write_bps_device blkio.throttle.read_iops_device blkio.throttle.write_iops_device"
+    " pids.peak".split()
 )
 # What a v2 child has once its controller is enabled; assumed until `InstanceCgroup.create` has enabled it and looked.
 _EXPECTED = {

@@ -156,6 +156,7 @@ def _memory(layout: CgroupLayout, r: Resources) -> list[_Line]:
             lines.append(_line(hierarchy, "memory.max", r.memory, "max"))
         else:
             lines.append(_line(hierarchy, "memory.limit_in_bytes", r.memory, "-1"))
+            lines += _sockets(hierarchy, r.memory)
         lines += _swap(layout, hierarchy, r.memory, r.swap)
     if r.memory_reservation is not None:
         hierarchy = _need(layout, "memory", "memory_reservation")
@@ -167,6 +168,15 @@ def _memory(layout: CgroupLayout, r: Resources) -> list[_Line]:
             raise Unenforceable("oom_kill_disable", "cgroup v2 always kills", "leave it out, or raise the memory limit")
         lines.append(_line(hierarchy, "memory.oom_control", 1, "0"))
     return lines
+
+
+def _sockets(hierarchy: Hierarchy, memory: int) -> list[_Line]:
+    """v1 does not charge the buffers of UDP and TCP sockets unless they have a limit of their own: one sandbox could
+    take all that net.ipv4.tcp_mem and udp_mem leave to the whole host, gigabytes of it.
+    """
+    if not hierarchy.has("memory.kmem.tcp.limit_in_bytes"):
+        return []
+    return [_line(hierarchy, "memory.kmem.tcp.limit_in_bytes", max(memory // 8, 1 << 20), "-1")]
 
 
 def _swap(layout: CgroupLayout, hierarchy: Hierarchy, memory: int, swap: int | None) -> list[_Line]:
