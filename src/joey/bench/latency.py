@@ -62,6 +62,13 @@ def on_cpu_ns(pid: int) -> int:
     return int(Path(f"/proc/{pid}/schedstat").read_text().split()[0])
 
 
+def _name(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/comm").read_text().strip()
+    except OSError:
+        return ""
+
+
 def parent(pid: int) -> int:
     """proc(5), stat"""
     return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
@@ -78,25 +85,26 @@ class Meter:
         self._engine = 0.0
 
     async def run(self, count: int) -> None:
-        first = await self._lab.probe(0)  # starts the launchers, resolves the root file system
-        launcher = parent(first.pid) if first else 0
+        await self._lab.probe(0)  # the root file system is looked at and attached once
         await settle()
+        launchers = [pid for pid in descendants(os.getpid()) if _name(pid) == "joey-launcher"]
         with Progress("launch, one at a time", count) as progress:
             for index in range(count):
-                await self._one(index + 1, launcher)
+                await self._one(index + 1, launchers)
                 progress.step()
 
-    async def _one(self, index: int, launcher: int) -> None:
+    async def _one(self, index: int, launchers: list[int]) -> None:
         await asyncio.sleep(PAUSE)
-        before, own = on_cpu_ns(launcher) if launcher else 0, time.process_time()
+        before, own = {pid: on_cpu_ns(pid) for pid in launchers}, time.process_time()
         answer = await self._lab.probe(index)
         if answer is None:
             return
         self.latencies.append(answer.seconds)
         self._engine += time.process_time() - own
         await asyncio.sleep(0.001)  # until launcher and program sleep: a running task's time is not brought forward
-        if parent(answer.pid) == launcher:
-            self._launcher.append((on_cpu_ns(launcher) - before) / 1e9)
+        launcher = parent(answer.pid)
+        if launcher in before:
+            self._launcher.append((on_cpu_ns(launcher) - before[launcher]) / 1e9)
             self._child.append(on_cpu_ns(answer.pid) / 1e9)
         self._lab.ids.remove(answer.id)
         with contextlib.suppress(JoeyError):

@@ -14,9 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from joey.bench import bundle
+from joey.bench.lab import PROBE
 from joey.model.resources import Resources
 from joey.plan.seccomp import compile_filter
 
+WORK = Path("/run/peer")
+"""In the worker's own mount namespace."""
 BASE = 0x7000_0000
 """The host's id of id 0 inside, far from ranges people give to their own containers."""
 _ANSWER_SECONDS = 60.0
@@ -30,9 +33,9 @@ class Peer:
 
     def __init__(self, task: dict[str, Any]) -> None:
         self.path: str = task["path"]
-        self.work = Path(task["work"])
-        self.rootfs: str = task["rootfs"]
-        self.program: str = task["program"]
+        self.work = WORK
+        self.rootfs = os.fspath(WORK / "rootfs")
+        self.program = PROBE
         self.cgroup: str = task["cgroup"]
         self.arch: str = task["arch"]
         self.prepared = 0

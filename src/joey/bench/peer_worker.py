@@ -1,8 +1,10 @@
 """The process that runs one peer's commands: `python -m joey.bench.peer_worker JSON`. Started by joey.bench.peers.
 
-It prints a line of JSON now and then, the last of which is the result. It takes a private mount namespace, because crun
-and runc want to see cgroup v1 alone where a machine has both (an empty v2 beside v1), and podman leaves mounts. It
-adopts what daemonizes, and on the way out it ends all of it.
+It prints a line of JSON now and then, the last of which is the result. It takes a private mount namespace, in which
+- /run is a tmpfs of its own: what the runtimes keep there and the files made for them are gone with the namespace,
+  their paths are short (podman), and all may be reached by the ids inside (runc);
+- /sys/fs/cgroup shows v1 hierarchies only where a machine has a v2 one beside them, which crun does not like.
+It adopts what daemonizes, and on the way out it ends all of it.
 """
 
 from __future__ import annotations
@@ -19,9 +21,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from joey.bench.lab import make_rootfs
 from joey.bench.leftovers import cgroup_mounts, cgroups_named, descendants, processes_in
 from joey.bench.machine import mem_available_kib
-from joey.bench.peer_kinds import KINDS, Peer
+from joey.bench.peer_kinds import KINDS, WORK, Peer
 from joey.bench.report import quantiles
 from joey.host import sys as kernel
 
@@ -40,9 +43,11 @@ def main() -> int:
     libc = ctypes.CDLL(None)
     libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
     libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-    _private_mounts(Path(task["work"], "cgroup"))
-    peer = KINDS[task["peer"]](task)
+    peer: Peer | None = None
     try:
+        _private_mounts()
+        make_rootfs(WORK / "rootfs")
+        peer = KINDS[task["peer"]](task)
         result = Bench(peer, task["seconds"], stop).run()
     except (OSError, RuntimeError) as error:
         result = {"error": str(error)}
@@ -52,18 +57,22 @@ def main() -> int:
     return 0
 
 
-def _private_mounts(view: Path) -> None:
-    """A mount namespace of our own; where v1 hierarchies are beside a v2 one, /sys/fs/cgroup shows the former only.
+def _private_mounts() -> None:
+    """A mount namespace of our own, with /run and /sys/fs/cgroup as the top of this file says.
 
-    A tmpfs with binds instead of unmounting the v2 one: runtimes make directories in whatever they find there.
+    For the latter a tmpfs with binds instead of unmounting the v2 hierarchy: runtimes make directories in whatever
+    they find there.
     """
     kernel.unshare(_CLONE_NEWNS)
     kernel.mount(None, "/", None, _MS_REC | _MS_PRIVATE)
+    kernel.mount("peer", "/run", "tmpfs", 0, "mode=755")
+    WORK.mkdir()
     tops = cgroup_mounts()
     kinds = {line.split()[1]: line.split()[2] for line in Path("/proc/self/mounts").read_text().splitlines()}
     v1 = [top for top in tops if kinds.get(top) == "cgroup" and os.path.dirname(top) == "/sys/fs/cgroup"]
     if not v1 or len(v1) == len(tops):
         return
+    view = WORK / "cgroup"
     view.mkdir()
     kernel.mount("cgroup-view", os.fspath(view), "tmpfs", 0, "mode=755")
     for top in v1:
@@ -141,10 +150,11 @@ class Bench:
                 print(json.dumps({"launches": len(latencies), "parallel": parallel}), flush=True)
 
 
-def _end_everything(peer: Peer, cgroup: str) -> None:
+def _end_everything(peer: Peer | None, cgroup: str) -> None:
     """Ask the runtime, then the kernel."""
     with contextlib.suppress(OSError, RuntimeError):
-        peer.remove_all()
+        if peer:
+            peer.remove_all()
     deadline = time.monotonic() + 10
     while time.monotonic() < deadline:
         alive = descendants(os.getpid()) | processes_in(cgroups_named(cgroup))

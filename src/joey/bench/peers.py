@@ -12,6 +12,7 @@ import contextlib
 import json
 import os
 import platform
+import secrets
 import shutil
 import signal
 import sys
@@ -20,7 +21,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from joey.bench.lab import PROBE, folder, make_rootfs
 from joey.bench.leftovers import cgroups_named
 from joey.bench.report import Progress, Row, number, say, spread
 
@@ -72,23 +72,12 @@ async def run(wanted: Sequence[str], seconds: float) -> dict[str, Any]:
 
 
 async def _measure(name: str, path: str, seconds: float) -> dict[str, Any]:
-    with folder("peer") as work:
-        rootfs = make_rootfs(work / "rootfs")
-        tag = "joey-bench-" + work.name.rpartition("-")[2].replace("_", "0")
-        task = {
-            "peer": name,
-            "path": path,
-            "work": os.fspath(work),
-            "rootfs": os.fspath(rootfs),
-            "program": PROBE,
-            "cgroup": tag,
-            "seconds": seconds,
-            "arch": platform.machine(),
-        }
-        try:
-            return await _work(name, task)
-        finally:
-            await _remove_cgroups(tag)
+    tag = f"joey-bench-{secrets.token_hex(4)}"
+    task = {"peer": name, "path": path, "cgroup": tag, "seconds": seconds, "arch": platform.machine()}
+    try:
+        return await _work(name, task)
+    finally:
+        await _remove_cgroups(tag)
 
 
 async def _work(name: str, task: dict[str, Any]) -> dict[str, Any]:
