@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, TypeVar
 import pytest
 
 from joey.engine.interface import Attachment
+from joey.engine.machine import READY_SLOTS
 from joey.engine.supervisor import Engine
 from joey.host.instance import Instance
 from joey.model.spec import SandboxSpec
@@ -35,10 +36,10 @@ async def output(attached: Attachment) -> tuple[bytes, bytes]:
 class Lab:
     """An open engine on a loop of its own. The loop turns only while `do` runs."""
 
-    def __init__(self, home: Path) -> None:
+    def __init__(self, home: Path, slots: int = READY_SLOTS) -> None:
         self.instance = Instance.open(home)
         self.runner = asyncio.Runner()
-        self.engine = Engine(self.instance)
+        self.engine = Engine(self.instance, slots=slots)
 
     def do(self, work: Coroutine[Any, Any, T], seconds: float = 20) -> T:
         return self.runner.run(asyncio.wait_for(work, seconds))
@@ -57,16 +58,24 @@ class Lab:
             await attached.close()
 
     def close(self) -> None:
-        self.do(self.engine.reset())
-        self.runner.close()
+        try:
+            self.do(self.engine.reset())
+        finally:
+            self.runner.close()
 
 
 @pytest.fixture(scope="module")
-def lab(module_home: Path) -> Iterator[Lab]:
+def slots() -> int:
+    """How many slots the module's engine keeps ready. A module may say otherwise."""
+    return READY_SLOTS
+
+
+@pytest.fixture(scope="module")
+def lab(module_home: Path, slots: int) -> Iterator[Lab]:
     """One instance with an open engine for all tests of a module; emptied at its end. The module says
     `pytestmark = pytest.mark.leak_scope("module")`.
     """
-    lab = Lab(module_home)
+    lab = Lab(module_home, slots)
     try:
         lab.do(lab.engine.open())
         yield lab

@@ -523,8 +523,11 @@ async def test_closing_ends_a_read_and_only_that_attachment(start):
 @world
 async def test_closing_the_owner_closes_the_pipes(start):
     program = start(stdin=True)
-    client = program.attach(owner=True)
+    told: list[int] = []
+    client = program.attach(owner=lambda: told.append(1))
     await client.close()
+    await client.close()
+    assert told == [1]
     await program.output.closed
     with pytest.raises(BrokenPipeError):
         os.write(program.stdout, b"x")

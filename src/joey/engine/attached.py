@@ -32,7 +32,8 @@ class Attached:
     """One attachment. May be made before its process is: then `read` and `write` wait until `Output.attach`, or `end`
     if the process never comes.
 
-    wait, signal: the process's, from the engine. owner: closing it closes the process's pipes (exec).
+    wait, signal: the process's, from the engine. owner: called when it is closed, which also
+    closes the process's pipes (exec).
     """
 
     __slots__ = (
@@ -46,7 +47,7 @@ class Attached:
         signal: Callable[[int], Awaitable[None]],
         *,
         pid: int = 0,
-        owner: bool = False,
+        owner: Callable[[], None] | None = None,
     ) -> None:
         self.pid = pid
         self.closed = False
@@ -112,6 +113,7 @@ class Attached:
             self._output.input.wake()
             if self._owner:
                 self._output.close()
+                self._owner()
 
     # --- of the engine -----------------------------------------------------------------------------------------------
 

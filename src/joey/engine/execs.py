@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
@@ -16,7 +17,7 @@ from joey.engine.output import Output
 from joey.engine.record import SIGKILL, exit_of
 from joey.host.launcher import LauncherGone, is_gone
 from joey.model.capabilities import DEFAULT_CAPABILITIES
-from joey.model.errors import Conflict, Invalid, JoeyError, from_os
+from joey.model.errors import Conflict, Invalid, JoeyError, LaunchFailed, from_os
 from joey.model.spec import Process, SandboxSpec
 from joey.model.views import Exit
 from joey.plan import flags as f
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
     from joey.engine.fleet import Shard
     from joey.engine.store import Store
     from joey.host.wire import Child
+
+
+_TURNS, _TURN_SECONDS = 20, 0.01
 
 
 class _Exec:
@@ -98,7 +102,7 @@ class Execs:
         except BaseException as error:
             del self._known[key]
             box.devpts = box.devpts and not devpts
-            if isinstance(error, JoeyError) and await _is_over(main):
+            if isinstance(error, JoeyError) and await _is_over(main, error):
                 raise Conflict("state", "cannot run a process in it: it has just ended") from error
             raise
         one.launched.shard.children += 1
@@ -107,7 +111,7 @@ class Execs:
             asyncio.get_running_loop(), fds.get(f.ROLE_STDIN), fds.get(f.ROLE_STDOUT), fds.get(f.ROLE_STDERR),
             fds.get(f.ROLE_TERMINAL), None, partial(one.launched.shard.end_input, key),
         )  # fmt: skip
-        attached = Attached(one.wait, one.signal, pid=one.launched.pid, owner=True)
+        attached = Attached(one.wait, one.signal, pid=one.launched.pid, owner=partial(one.launched.shard.end_streams, key))
         one.output.attach(attached)
         if one.ended.done():  # its end was told together with its beginning
             one.output.exited()
@@ -144,12 +148,17 @@ class Execs:
                 one.end(Exit(code=125, error="its launcher ended"))
 
 
-async def _is_over(main: Launched) -> bool:
-    """Whether the sandbox's first process, and so all in it, has ended."""
-    try:
-        await main.shard.launcher.signal(main.key, 0)
-    except OSError:
-        return True
+async def _is_over(main: Launched, error: JoeyError) -> bool:
+    """Whether the sandbox's first process, and so all in it, has ended: perhaps a moment after `error`, if that is one
+    of those that a namespace gives whose first process is about to end (pid_namespaces(7)).
+    """
+    dying = isinstance(error, LaunchFailed) and error.errno in (errno.ENOMEM, errno.ECANCELED, errno.ESRCH)
+    for _ in range(_TURNS if dying else 1):
+        try:
+            await main.shard.launcher.signal(main.key, 0)
+        except OSError:
+            return True
+        await asyncio.sleep(_TURN_SECONDS if dying else 0)
     return False
 
 

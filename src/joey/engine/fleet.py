@@ -54,12 +54,19 @@ class Shard:
 
     def end_input(self, key: int) -> None:
         """Drop the copy of a child's standard input that the launcher keeps for an engine that restarts."""
-        self._ending = {task for task in self._ending if not task.done()}
-        self._ending.add(asyncio.ensure_future(self._end_input(key)))
+        self._let_go(key, 1 << ROLE_STDIN)
 
-    async def _end_input(self, key: int) -> None:
+    def end_streams(self, key: int) -> None:
+        """Drop its copies of all of a child's streams: nobody will read them any more."""
+        self._let_go(key, 0xFF)
+
+    def _let_go(self, key: int, roles: int) -> None:
+        self._ending = {task for task in self._ending if not task.done()}
+        self._ending.add(asyncio.ensure_future(self._release(key, roles)))
+
+    async def _release(self, key: int, roles: int) -> None:
         with contextlib.suppress(LauncherError, LauncherGone):  # it has ended
-            await self.launcher.release(key, 1 << ROLE_STDIN)
+            await self.launcher.release(key, roles)
 
     async def attach(self, layer: Layer) -> None:
         """Make a layer reachable, once. Raises OSError for a source that cannot be opened."""
