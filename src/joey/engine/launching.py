@@ -29,7 +29,7 @@ from joey.model.errors import Broken, Invalid, Unenforceable
 from joey.model.facts import HostFacts
 from joey.model.image import Identity, Image
 from joey.model.slot import Slot, slot_name
-from joey.model.spec import Process, SandboxSpec
+from joey.model.spec import Mount, Process, SandboxSpec
 from joey.model.storage import BoxPlan
 from joey.plan import template
 from joey.plan.encode import encode
@@ -123,7 +123,7 @@ class Launching:
             field, _, message = str(error).partition(": ")
             raise Invalid(f"resources.{field}", message) from None
         image = self._image(spec)
-        spec = _with_image(spec, image)
+        spec = _with_network(_with_image(spec, image))
         identity = self._identity(image, spec.process)
         files, devices = self._look_at_sources(spec)
         return Request(spec, image, identity, files, devices)
@@ -295,6 +295,16 @@ def _stat(path: str, field: str) -> os.stat_result:
         return os.stat(path)
     except OSError as error:
         raise Invalid(field, f"{path}: {error.strerror}") from None
+
+
+def _with_network(spec: SandboxSpec) -> SandboxSpec:
+    """Who is given the host's network also gets its names, read-only (as Docker does)."""
+    if spec.network != "host":
+        return spec
+    taken = {mount.target for mount in spec.mounts}
+    names = [path for path in ("/etc/resolv.conf", "/etc/hosts") if path not in taken and os.path.isfile(path)]
+    more = [Mount(source=os.path.realpath(path), target=path, read_only=True, idmap=False) for path in names]
+    return msgspec.structs.replace(spec, mounts=(*spec.mounts, *more))
 
 
 def _with_image(spec: SandboxSpec, image: Image) -> SandboxSpec:

@@ -47,6 +47,8 @@ from joey.model.views import Detail, DiskUsage, Exit, LogEntry, Node, ResetRepor
 
 LAUNCHES_AT_ONCE = 16
 """Starts in flight: more would only wait for each other in the kernel (mount and network namespace locks)."""
+FORGET_AGAIN_SECONDS = 1.0
+"""How often exits that could not be written to disk are tried again."""
 LAUNCHES_WAITING = 20_000
 """Starts that may wait for their turn; beyond that the engine says it is busy."""
 _ADJECTIVES = "amber bold brisk calm clever coral eager fair fleet gentle golden keen lively merry nimble".split()
@@ -340,12 +342,13 @@ class Engine:
             keys, self._to_forget = self._to_forget, {}
             try:
                 await self.store.flush()
-            except JoeyError as error:
-                _log.error("exits are not acknowledged: %s", error)
-                self._to_forget = {
-                    shard: [*keys.get(shard, ()), *more] for shard, more in self._to_forget.items()
-                } or keys
-                return
+            except JoeyError:  # the launcher keeps them until they are on disk; the store has logged why
+                for shard, some in keys.items():
+                    self._to_forget.setdefault(shard, []).extend(some)
+                if not self._open:
+                    return
+                await asyncio.sleep(FORGET_AGAIN_SECONDS)
+                continue
             for shard, some in keys.items():
                 with contextlib.suppress(OSError, LauncherGone):
                     await shard.launcher.forget(some)
