@@ -93,13 +93,28 @@ int op_ambient(uint64_t mask)
 
 /* ---- the program */
 
-/* What EXEC needs done that a filter might refuse: nothing stays open but 0-2 and what STDIO preserved, and signals arrive again. */
+static int close_between(int first, int last) { return first > last ? 0 : result(syscall(SYS_close_range, first, last, 0)); }
+
+/* Nothing stays open but 0-2, what STDIO preserved, and until exec the program and the report. Close-on-exec would not do: exec shows
+ * the new memory, which belongs to the sandbox's user namespace, before it closes descriptors, and who has CAP_SYS_PTRACE inside could
+ * take them (CVE-2016-9962). */
+static int close_rest(struct run *run)
+{
+	uint8_t reg = run->plan->ops[run->plan->count - 1].r[0];
+	int program = reg == PLAN_NO_REG ? -1 : run->regs[reg], first = 3 + run->preserved;
+	int low = program < run->report ? program : run->report, high = program < run->report ? run->report : program;
+	int error = low < first ? 0 : close_between(first, low - 1);
+	if (!error && high >= first) error = close_between((low < first ? first - 1 : low) + 1, high - 1);
+	return error ? error : close_between((high < first ? first - 1 : high) + 1, ~0u >> 1);
+}
+/* What EXEC needs done that a filter might refuse: nothing of ours stays open, and signals arrive again. */
 static int seal(struct run *run)
 {
 	const uint64_t none = 0;
 	if (run->sealed) return 0;
 	run->sealed = true;
-	if (syscall(SYS_close_range, 3 + run->preserved, ~0u, CLOSE_RANGE_CLOEXEC)) return errno;
+	int error = close_rest(run);
+	if (error) return error;
 	if (syscall(SYS_rt_sigprocmask, 2 /* SIG_SETMASK */, &none, NULL, sizeof none)) return errno;
 	if (run->forked) {	/* an end of the pipe without this is a child that was killed on the way */
 		const struct report about_to = {run->at, 0};
