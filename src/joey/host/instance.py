@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import stat
 from pathlib import Path
 
 from joey.model.errors import Invalid
@@ -52,9 +53,18 @@ class Instance:
         return self.run / f"launcher-{number}.sock"
 
     def prepare(self) -> None:
-        """Make the directories, readable by their owner only. Raises OSError."""
+        """Make the directories, readable by their owner only. Raises OSError, and Invalid for one that is there and
+        that others could put something into, or have put in our way.
+        """
         for path in (self.home, self.run, self.namespace_root, self.logs, self.images, self.scratch, self.disk):
-            path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            with contextlib.suppress(FileExistsError):
+                path.mkdir(mode=0o700, parents=True)
+            found = path.lstat()
+            if not stat.S_ISDIR(found.st_mode):
+                raise Invalid("JOEY_HOME", f"{path} is no directory", "remove it, or choose another JOEY_HOME")
+            if found.st_uid != os.geteuid() or found.st_mode & 0o022:
+                reason = f"others can write to {path} (owner {found.st_uid}, mode {stat.S_IMODE(found.st_mode):04o})"
+                raise Invalid("JOEY_HOME", reason, "make it yours with mode 0700, or choose another")
 
     def remove(self) -> None:
         """Remove what `prepare` made, where it is empty."""

@@ -19,6 +19,7 @@ from joey.plan import flags as f
 from joey.plan import layout as at
 from joey.plan import ops as op
 from joey.plan import process as run
+from joey.plan.checks import check_process
 from joey.plan.launch import devpts
 from joey.plan.ops import Reg
 
@@ -37,6 +38,7 @@ def exec_(
     Unenforceable.
     """
     run.check_identity(identity)
+    check_process(process, env)
     hierarchies = [h for h in cgroups.hierarchies(facts.cgroups, spec.resources) if h.version == 1]
     joins = tuple(at.cgroup_register(facts.cgroups, h.name) for h in hierarchies)
     into = facts.cgroups.into

@@ -25,6 +25,7 @@ from joey.plan import flags as f
 from joey.plan import layout as at
 from joey.plan import ops as op
 from joey.plan import process as run
+from joey.plan.checks import check_process, check_request
 from joey.plan.ops import Reg
 from joey.plan.setup import device_tree, make_cgroups, write_settings
 
@@ -66,6 +67,7 @@ def launch(
         spec.process if spec.process.cwd or not image.cwd else msgspec.structs.replace(spec.process, cwd=image.cwd)
     )
     env = run.environment(image.env, process, identity, hostname)
+    check_process(process, env)
     output = bool(spec.process.argv)
     owned = run.owned_namespaces(wanted) & (~f.CLONE_NEWNET if spec.network != "none" else ~0)
     check_sysctls(spec, owned)
@@ -96,14 +98,7 @@ def _check(spec: SandboxSpec, identity: Identity, image: Image) -> None:
     for field, count, most in limits:
         if count > most:
             raise Invalid(field, f"{count} are more than the {most} a plan can hold")
-    for field, target in (
-        *(("mounts", m.target) for m in spec.mounts), *(("tmpfs", t.target) for t in spec.tmpfs),
-        *(("devices", d.target or d.path) for d in spec.devices),
-    ):  # fmt: skip
-        if not target.startswith("/") or target == "/":
-            raise Invalid(field, f"target {target!r} must be an absolute path other than /")
-        if ".." in target.split("/"):
-            raise Invalid(field, f"target {target!r} must not contain ..")
+    check_request(spec)
 
 
 def _sources(spec: SandboxSpec, box: BoxPlan) -> tuple[op.Source, ...]:
@@ -190,14 +185,16 @@ def _tree_of_box(spec: SandboxSpec) -> Reg:
 def _private_dev(spec: SandboxSpec, slot: Slot) -> list[op.Op]:
     """A /dev of its own, with an empty file for each device to be bound on; the shared one is read-only."""
     path = f"{at.box_path('memory', slot.name)}/dev"
-    ops = [op.Mkdir(path), *device_tree(path)]
+    ops = [op.Mkdir(path), *device_tree(path), op.OpenTree(_DEV, path)]
     for target in (device.target or device.path for device in spec.devices):
-        if target.startswith("/dev/"):
-            parent = (path + target.removeprefix("/dev")).rpartition("/")[0]
-            ops += [op.Mkdir(parent, exist_ok=True, parents=True)]
-            ops += [op.Mknod(path + target.removeprefix("/dev"), stat.S_IFREG | 0o600, exist_ok=True)]
+        name = target.removeprefix("/dev/")
+        if name != target:
+            parent = name.rpartition("/")[0]
+            # Below the descriptor: /dev/fd is a link to descriptors of whoever follows it, here the launcher.
+            ops += [op.Mkdir(parent, at=_DEV, exist_ok=True, parents=True)] if parent else []
+            ops += [op.Mknod(name, stat.S_IFREG | 0o600, at=_DEV, exist_ok=True)]
     flags = f.MOUNT_ATTR_RDONLY | f.MOUNT_ATTR_NOSUID | f.MOUNT_ATTR_NOEXEC
-    return [*ops, op.OpenTree(_DEV, path), op.MountSetattr(_DEV, set=flags, clear=f.MOUNT_ATTR_NODEV)]
+    return [*ops, op.MountSetattr(_DEV, set=flags, clear=f.MOUNT_ATTR_NODEV)]
 
 
 def _tmpfs_sources(spec: SandboxSpec, slot: Slot) -> list[op.Op]:
