@@ -246,3 +246,10 @@ def test_a_string_with_nul_never_reaches_the_launcher() -> None:
 def test_nothing_stands_between_the_filter_and_the_program() -> None:
     ops = [op.name for op in _launch().ops]
     assert ops[-2:] == ["seccomp", "exec"]
+
+
+@pytest.mark.parametrize("name", [name for name in PLANS_BY_NAME if name.startswith("launch-")])
+def test_nothing_is_opened_between_the_limit_of_descriptors_and_a_table_of_its_own(name: str) -> None:
+    """The table is the launcher's until then, and its next number may be beyond what the program may have."""
+    ops = [op.name for op in PLANS_BY_NAME[name]().ops]
+    assert set(ops[ops.index("setrlimit") : ops.index("stdio")]) == {"setrlimit"}

@@ -359,7 +359,9 @@ def _finish(
 ) -> list[op.Op]:
     """What still takes privilege but no longer changes the file system."""
     ops = run.streams(spec.process, output, slot.base, identity, "/dev/pts")
-    ops += [op.Hostname(hostname), *run.rlimits(spec.process, facts)]
+    ops += [op.Hostname(hostname)]
     ops += [op.Write("/proc/self/oom_score_adj", str(spec.oom_score_adj))] if spec.oom_score_adj else []
     # The CPU quota comes last: a small one would stretch everything after it, and the launcher waits for that.
-    return [*ops, *_joins(spec, facts, slot, cpu=True), op.Unshare(f.CLONE_NEWCGROUP), op.Setsid()]
+    ops += [*_joins(spec, facts, slot, cpu=True), op.Unshare(f.CLONE_NEWCGROUP), op.Setsid()]
+    # Nothing is opened from here on: the table is still the launcher's, whose numbers go beyond the program's limit.
+    return [*ops, *run.rlimits(spec.process, facts)]
