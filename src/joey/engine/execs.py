@@ -111,7 +111,8 @@ class Execs:
             asyncio.get_running_loop(), fds.get(f.ROLE_STDIN), fds.get(f.ROLE_STDOUT), fds.get(f.ROLE_STDERR),
             fds.get(f.ROLE_TERMINAL), None, partial(one.launched.shard.end_input, key),
         )  # fmt: skip
-        attached = Attached(one.wait, one.signal, pid=one.launched.pid, owner=partial(one.launched.shard.end_streams, key))
+        end_streams = partial(one.launched.shard.end_streams, key)
+        attached = Attached(one.wait, one.signal, pid=one.launched.pid, owner=end_streams)
         one.output.attach(attached)
         if one.ended.done():  # its end was told together with its beginning
             one.output.exited()

@@ -13,7 +13,6 @@ import os
 import signal
 import socket
 import struct
-import subprocess
 from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -27,6 +26,8 @@ _SOL_FDS = (socket.SOL_SOCKET, socket.SCM_RIGHTS)
 _ANCILLARY = socket.CMSG_SPACE(wire.MAX_FDS * 4)
 _SEALS = 0x1 | 0x2 | 0x4 | 0x8  # F_SEAL_SEAL, SHRINK, GROW, WRITE (fcntl(2))
 _F_ADD_SEALS = 1033
+_LOG_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+_END_SECONDS = 5.0
 _TRUNCATED = -2  # as the failed operation of an answer, in here
 
 
@@ -58,6 +59,7 @@ class Launcher:
 
     def __init__(self, connection: socket.socket, pid: int) -> None:
         self.pid = pid
+        self.is_child = False
         self.on_exit: Callable[[Child], None] = lambda child: None
         self.on_gone: Callable[[], None] = lambda: None
         self._socket = connection
@@ -129,12 +131,15 @@ class Launcher:
         await self._ask(wire.SUBSCRIBE)
 
     async def stop(self, *, force: bool = False) -> None:
-        """End the launcher. Raises LauncherError(EBUSY) while it holds children, unless forced: they then run on as
-        orphans.
+        """End the launcher, and wait until it has ended. Raises LauncherError(EBUSY) while it holds children, unless
+        forced: they then run on as orphans.
         """
-        with contextlib.suppress(LauncherGone):
+        try:
             await self._ask(wire.STOP, value=int(force))
+        except LauncherGone:
+            return
         self.close()
+        await _wait_for_end(self.pid)
 
     def close(self) -> None:
         """Drop the connection; the launcher and its children go on."""
@@ -234,6 +239,8 @@ class Launcher:
         for _, fds in unsent:
             _close(fds)
         self.close()
+        if self.is_child:
+            _reap_later(self.pid)
         self.on_gone()
 
 
@@ -310,31 +317,61 @@ async def spawn(path: Path, program: Path | None = None) -> Launcher:
         listener.bind(os.fspath(path))
         path.chmod(0o600)
         listener.listen(16)
-        command = [os.fspath(program or binary("joey-launcher")), "--listen-fd", str(listener.fileno())]
-        # Not our own stderr: who waits for the end of our output must not wait for a launcher that outlives us.
-        with path.with_name("launcher.log").open("ab") as log:
-            process = subprocess.Popen(
-                command, pass_fds=(listener.fileno(),), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=log,
-                start_new_session=True,
-            )  # fmt: skip
-    _reap_later(process)
+        executable = os.fspath(program or binary("joey-launcher"))
+        listener.set_inheritable(True)
+        pid = os.posix_spawn(
+            executable, [executable, "--listen-fd", str(listener.fileno())], os.environ,
+            file_actions=[
+                (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDWR, 0),
+                (os.POSIX_SPAWN_DUP2, 0, 1),
+                # Not our own stderr: who waits for the end of our output must not wait for a launcher that outlives us.
+                (os.POSIX_SPAWN_OPEN, 2, os.fspath(path.with_name("launcher.log")), _LOG_FLAGS, 0o600),
+            ],
+        )  # fmt: skip
     try:
-        return await connect(path)
-    except ConnectionError as error:
-        raise LauncherGone(f"{command[0]} ended at start (exit {process.poll()}): {error}") from error
+        launcher = await connect(path)
+    except BaseException as error:
+        _reap_later(pid)
+        if isinstance(error, ConnectionError):
+            raise LauncherGone(f"{executable} ended at start: {error}") from error
+        raise
+    launcher.is_child = True
+    return launcher
 
 
-def _reap_later(process: subprocess.Popen[bytes]) -> None:
-    """No zombie when the launcher ends before we do; nobody waits for it."""
+def _reap_later(pid: int) -> None:
+    """No zombie when a launcher of ours ends, which it is about to do."""
+    try:
+        fd = os.pidfd_open(pid)
+    except OSError:
+        return
     loop = asyncio.get_running_loop()
-    fd = os.pidfd_open(process.pid)
 
     def ended() -> None:
         loop.remove_reader(fd)
         os.close(fd)
-        process.poll()
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(pid, os.WNOHANG)
 
     loop.add_reader(fd, ended)
+
+
+async def _wait_for_end(pid: int) -> None:
+    """Return when process `pid` has ended, at the latest after some seconds."""
+    try:
+        fd = os.pidfd_open(pid)
+    except OSError:
+        return
+    loop = asyncio.get_running_loop()
+    ended: asyncio.Future[None] = loop.create_future()
+    loop.add_reader(fd, ended.cancel)
+    try:
+        await asyncio.wait((ended,), timeout=_END_SECONDS)
+    finally:
+        loop.remove_reader(fd)
+        os.close(fd)
+        with contextlib.suppress(ChildProcessError):  # another process's child
+            os.waitpid(pid, os.WNOHANG)
 
 
 def is_gone(error: BaseException) -> bool:
