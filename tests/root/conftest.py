@@ -15,6 +15,7 @@ from joey.engine.supervisor import Engine
 from joey.host.instance import Instance
 from joey.model.spec import SandboxSpec
 from joey.model.views import Exit
+from root.inside import Inside
 
 T = TypeVar("T")
 
@@ -92,3 +93,9 @@ def engine(lab: Lab) -> Engine:
 def run(lab: Lab) -> Callable[..., Result]:
     """run(spec, stdin=None) -> (exit, stdout, stderr)"""
     return lambda spec, stdin=None: lab.do(lab.finish(spec, stdin))
+
+
+@pytest.fixture(scope="module")
+def inside(lab: Lab) -> Inside:
+    """What a hostile program sees and gets inside sandboxes of the module's engine."""
+    return Inside(lab)
