@@ -10,6 +10,7 @@ import os
 import shutil
 import subprocess
 import tempfile
+import time
 import warnings
 from collections.abc import Iterator
 from functools import cache
@@ -131,6 +132,9 @@ def joey_home(homes: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         home.rmdir()
 
 
+_WAIT_SECONDS = 10.0
+
+
 @contextlib.contextmanager
 def _watch(homes: Path) -> Iterator[None]:
     scope = leaks.Scope(root=homes)
@@ -139,17 +143,22 @@ def _watch(homes: Path) -> Iterator[None]:
     before = leaks.snapshot(scope)
     yield
     scope = dataclasses.replace(scope, instances=tuple(_instances))
-    left = leaks.wait_clean(before, scope)
+    deadline = time.monotonic() + _WAIT_SECONDS
+    while True:
+        leaks.reap_orphans(dead)  # a namespace goes only when its last dead process does
+        found = leaks.wait_clean(before, scope, 0.3)
+        # Beside another test run only what is certainly ours can count. CI has the machine for itself.
+        others = [] if IN_CI or all(leak.certain for leak in found) else leaks.strangers(scope)
+        left = [leak for leak in found if leak.certain or not others]
+        if not left or time.monotonic() > deadline:
+            break
     leaks.reap_orphans(dead)
-    # Beside another test run only what is certainly ours can count. CI has the machine for itself.
-    others = [] if IN_CI or all(leak.certain for leak in left) else leaks.strangers(scope)
-    if others:
-        doubtful = [leak for leak in left if not leak.certain]
-        left = [leak for leak in left if leak.certain]
+    if len(left) < len(found):
+        doubtful = [leak for leak in found if not leak.certain]
         made = "; ".join(map(str, doubtful[:10])) + (f" … and {len(doubtful) - 10} more" if len(doubtful) > 10 else "")
         warnings.warn(f"leak watch: not counted, {', '.join(others[:5])} may have made it: {made}", stacklevel=1)
     if left:
-        pytest.fail(leaks.report(left, 10.0), pytrace=False)
+        pytest.fail(leaks.report(left, _WAIT_SECONDS), pytrace=False)
 
 
 @pytest.fixture

@@ -1,0 +1,313 @@
+"""Engine, launcher or worker is killed: what runs goes on, what ended is known, nothing is left that has no record."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from joey.engine.interface import Filter, LogQuery
+from joey.engine.record import Run
+from joey.engine.supervisor import Engine
+from joey.host.instance import Instance
+from joey.model.errors import Broken, JoeyError
+from joey.model.spec import Process, SandboxSpec
+from joey.model.views import Sandbox
+from joey.testing import leaks
+from machine_state import descriptors, eventually, mounts
+
+pytestmark = pytest.mark.timeout(60)
+
+CHILD = Path(__file__).with_name("engine_child.py")
+SLEEP = SandboxSpec(image="host", process=Process(argv=("sleep", "1000")))
+
+
+@pytest.fixture
+def home(joey_home: Path) -> Iterator[Path]:
+    """A JOEY_HOME that is empty afterwards, also when the test fails."""
+    yield joey_home
+    if joey_home.exists():
+        asyncio.run(Engine(Instance.open(joey_home)).reset())
+
+
+@contextmanager
+def engine_process(home: Path, *args: str) -> Iterator[subprocess.Popen[str]]:
+    """engine_child.py, killed at the end of the block and waited for."""
+    with subprocess.Popen([sys.executable, str(CHILD), str(home), *args], stdout=subprocess.PIPE, text=True) as child:
+        try:
+            yield child
+        finally:
+            child.kill()
+
+
+def taken_over(home: Path, work) -> None:
+    """Run `work(engine)` with a new engine on `home`, then reset."""
+
+    async def main() -> None:
+        engine = Engine(Instance.open(home), slots=0)
+        try:
+            await engine.open()
+            await asyncio.wait_for(work(engine), 30)
+        finally:
+            report = await engine.reset()
+        assert not os.path.exists(home), report
+
+    asyncio.run(main())
+
+
+async def consistent(engine: Engine) -> list[Sandbox]:
+    """Assert that records and reality agree; the sandboxes that run."""
+    machine = engine.machine
+    await eventually(lambda: not any(box.record.held and not box.alive for box in engine.boxes))
+    await eventually(lambda: not machine.pool.pending)
+    boxes = await engine.list(Filter(all=True))
+    running = [box for box in boxes if box.state in ("running", "paused")]
+    known = {child.pid for shard in machine.fleet.shards for child in await shard.launcher.list() if child.running}
+    assert {box.pid for box in running} == known
+    assert all(box.state in ("running", "exited", "created") for box in boxes)
+    slots = {engine.find(box.id).slot.name for box in running}
+    assert set(machine.cgroup.sweep()) == slots
+    for box in running:
+        assert box.pid in machine.cgroup.procs(engine.find(box.id).slot.name)
+    files = {box.slot.name for box in engine.boxes if box.slot is not None}
+    found = {name for name in os.listdir(machine.storage.scratch) if not name.startswith(".")}
+    assert files == found
+    assert set(os.listdir(machine.storage.disk)) <= files | {".images", ".templates"}
+    return running
+
+
+def gone(boxes: Iterable[Sandbox]) -> bool:
+    """Whether the processes of `boxes` are no more. Orphans of a launcher become ours here, and must be reaped."""
+    leaks.reap_orphans(set())
+    return not any(os.path.exists(f"/proc/{box.pid}") for box in boxes)
+
+
+async def text_of(engine: Engine, ref: str) -> bytes:
+    return b"".join([entry.data async for entry in engine.logs(ref, LogQuery())])
+
+
+# --- the engine is killed --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("lines", [1, 20, 60, 150])
+def test_engine_killed_in_the_middle_of_fifty_launches(home, lines):
+    with engine_process(home, "launch", "50") as child:
+        for _ in range(lines):
+            assert child.stdout.readline()
+
+    async def check(engine: Engine) -> None:
+        running = await consistent(engine)
+        assert running
+        for box in running[:3]:
+            assert (await engine.stop(box.id, 0)).exit.signal == 9
+        assert (await engine.run(SLEEP)).sandbox.state == "running"
+        await consistent(engine)
+
+    taken_over(home, check)
+
+
+def test_a_hundred_run_on_and_no_exit_or_output_is_lost(home):
+    with engine_process(home, "hold", "100") as child:
+        assert child.stdout.readline() == "all run\n"
+
+    async def check(engine: Engine) -> None:
+        boxes = {box.name: box for box in await engine.list(Filter(all=True))}
+        assert len(boxes) == 120
+        ends = await asyncio.gather(*(engine.wait(f"e{i}") for i in range(20)))
+        assert [end.code for end in ends] == [7] * 20
+        await eventually(lambda: not any(b.output and b.name[0] == "e" and b.output._streams for b in engine.boxes))
+        assert {await text_of(engine, f"e{i}") for i in range(20)} == {b"bye\n"}
+        running = await consistent(engine)
+        assert len(running) == 100
+        pids = {boxes[box.name].pid for box in running}
+        assert pids == {box.pid for box in running}, "restarted"
+        lines = (await text_of(engine, "t5")).split()
+        assert lines == [b"%d" % i for i in range(len(lines))] and len(lines) > 20
+        await engine.kill("t7", 9)
+        assert (await engine.wait("t7")).signal == 9
+        attached = await engine.exec("t8", Process(argv=("true",)))
+        assert (await attached.wait()).code == 0
+        await attached.close()
+
+    import time
+
+    time.sleep(1.1)  # those that end do so while no engine is there
+    taken_over(home, check)
+
+
+def test_engine_restarts_in_order(home):
+    """Again and again, with everything running: nothing grows, not even the launcher's mounts."""
+
+    async def main() -> None:
+        instance = Instance.open(home)
+        engine = Engine(instance, slots=2)
+        await engine.open()
+        box = (await engine.run(SLEEP)).sandbox
+        paused = (await engine.run(SLEEP)).sandbox
+        await engine.pause(paused.id)
+        created = await engine.create(SLEEP)
+        found = []
+        for _ in range(3):
+            await engine.close()
+            engine = Engine(instance, slots=2)
+            await engine.open()
+            assert (await engine.inspect(box.id)).sandbox.pid == box.pid
+            assert (await engine.inspect(paused.id)).sandbox.state == "paused"
+            assert (await engine.inspect(created.id)).sandbox.state == "created"
+            await engine.remove((await engine.run(SLEEP)).sandbox.id, force=True)
+            pids = [shard.launcher.pid for shard in engine.machine.fleet.shards]
+            found.append([(pid, descriptors(pid), mounts(pid)) for pid in pids])
+            await eventually(lambda e=engine: not e.machine.pool.pending)
+        assert found[1] == found[2]
+        await engine.start(created.id)
+        await engine.stop(paused.id, 0)
+        await engine.close(stop_launcher=True)
+        engine = Engine(instance)
+        await engine.open()
+        assert (await engine.inspect(box.id)).sandbox.pid == box.pid
+        await engine.reset()
+
+    asyncio.run(main())
+
+
+def test_reset_without_an_engine_removes_what_one_left(home):
+    with engine_process(home, "hold", "10") as child:
+        assert child.stdout.readline()
+    report = asyncio.run(Engine(Instance.open(home)).reset())
+    assert report.removed["processes"] >= 10 and not home.exists()
+    assert asyncio.run(Engine(Instance.open(home)).reset()).removed == {}
+
+
+# --- a launcher is killed --------------------------------------------------------------------------------------------
+
+
+async def opened(home: Path, slots: int = 0) -> Engine:
+    engine = Engine(Instance.open(home), slots=slots)
+    await engine.open()
+    return engine
+
+
+def test_launcher_killed_with_sandboxes_running(home):
+    async def main() -> None:
+        engine = await opened(home)
+        boxes = [(await engine.run(SLEEP)).sandbox for _ in range(6)]
+        attached = await engine.exec(boxes[0].id, Process(argv=("sleep", "1000")))
+        waiting = [asyncio.ensure_future(engine.wait(box.id)) for box in boxes]
+        await asyncio.sleep(0)
+        for shard in engine.machine.fleet.shards:
+            os.kill(shard.launcher.pid, signal.SIGKILL)
+        for end in await asyncio.gather(*waiting):
+            assert (end.code, end.error) == (125, "its launcher ended")
+        assert (await attached.wait()).code == 125
+        await attached.close()
+        assert await consistent(engine) == []
+        await eventually(lambda: gone(boxes))
+        again = await engine.start(boxes[1].id)
+        assert again.state == "running"
+        await consistent(engine)
+        await engine.reset()
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("turns", [5, 40, 150])
+def test_launcher_killed_while_launching(home, turns):
+    async def main() -> None:
+        engine = await opened(home)
+        work = [asyncio.ensure_future(engine.run(SLEEP)) for _ in range(30)]
+        execs = await engine.run(SLEEP)
+        work += [asyncio.ensure_future(engine.exec(execs.sandbox.id, SLEEP.process)) for _ in range(5)]
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        for shard in engine.machine.fleet.shards:
+            os.kill(shard.launcher.pid, signal.SIGKILL)
+        for end in await asyncio.gather(*work, return_exceptions=True):
+            if isinstance(end, BaseException):
+                assert isinstance(end, JoeyError), repr(end)
+        await consistent(engine)
+        assert (await engine.run(SLEEP)).sandbox.state == "running"
+        await engine.reset()
+
+    asyncio.run(main())
+
+
+def test_launcher_killed_while_no_engine_is_there(home):
+    with engine_process(home, "hold", "10") as child:
+        assert child.stdout.readline()
+
+    async def launchers() -> list[int]:
+        from joey.host.launcher import connect
+
+        found = []
+        for path in (home / "run").glob("launcher-?.sock"):
+            launcher = await connect(path)
+            found.append(launcher.pid)
+            launcher.close()
+        return found
+
+    for pid in asyncio.run(launchers()):
+        os.kill(pid, signal.SIGKILL)
+
+    async def check(engine: Engine) -> None:
+        assert await consistent(engine) == []
+        for box in await engine.list(Filter(all=True)):
+            assert (box.state, box.exit.code) == ("exited", 125) and "launcher" in box.exit.error
+
+    taken_over(home, check)
+
+
+def test_worker_killed(home):
+    async def main() -> None:
+        engine = await opened(home, slots=8)
+        for _ in range(5):
+            work = [asyncio.ensure_future(engine.run(SLEEP)) for _ in range(10)]
+            await asyncio.sleep(0.002)
+            os.kill((await engine.machine.fleet.worker()).launcher.pid, signal.SIGKILL)
+            ends = await asyncio.gather(*work, return_exceptions=True)
+            assert all(isinstance(end, Broken) or not isinstance(end, BaseException) for end in ends), ends
+            running = (await engine.list(Filter()))[:10]
+            asks = [engine.remove(box.id, force=True) for box in running]
+            os.kill((await engine.machine.fleet.worker()).launcher.pid, signal.SIGKILL)
+            await asyncio.gather(*asks)
+        assert (await engine.run(SLEEP)).sandbox.state == "running"
+        await engine.reset()
+
+    asyncio.run(main())
+
+
+# --- records and reality differ --------------------------------------------------------------------------------------
+
+
+def test_what_runs_without_a_record_is_ended(home):
+    """The engine ended before the record was on disk: in a slot of its own, and in the kept slot of another run."""
+
+    async def main() -> None:
+        engine = await opened(home)
+        kept = await engine.create(SandboxSpec(image="host", process=Process(argv=("sh", "-c", "test -e /x || > /x"))))
+        await engine.start(kept.id)
+        await engine.wait(kept.id)
+        await eventually(lambda: not engine.find(kept.id).record.held)
+        await engine.store.flush()
+        engine.store.save = engine.store.delete = lambda *_: None  # from here on nothing reaches the disk
+        lost = (await engine.run(SLEEP)).sandbox
+        engine.find(kept.id).request = None
+        engine.find(kept.id).spec = SLEEP
+        again = await engine.start(kept.id)
+        await engine.close()
+        engine = await opened(home)
+        assert [box.id for box in await engine.list(Filter(all=True))] == [kept.id]
+        assert await consistent(engine) == []
+        await eventually(lambda: gone((lost, again)))
+        assert engine.find(kept.id).record.run is Run.NONE
+        await engine.start(kept.id)
+        assert (await engine.wait(kept.id)).code == 0
+        await engine.reset()
+
+    asyncio.run(main())
