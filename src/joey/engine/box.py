@@ -12,7 +12,7 @@ from functools import partial
 from typing import Protocol
 
 from joey.engine.attached import Attached
-from joey.engine.launching import Launched, Request
+from joey.engine.launching import Launched, Request, check_signal, send_signal
 from joey.engine.lifecycle import step
 from joey.engine.logs import Logs
 from joey.engine.machine import Machine
@@ -44,7 +44,6 @@ from joey.engine.record import Launched as HasLaunched
 from joey.engine.schema import Row
 from joey.engine.store import Store
 from joey.host.cgroup_files import CgroupError
-from joey.host.launcher import LauncherGone, is_gone
 from joey.model import codec
 from joey.model.errors import Broken, Conflict, Invalid, JoeyError, NotFound, from_os
 from joey.model.slot import Slot
@@ -274,20 +273,12 @@ class Box:
     # --- what it is asked for ----------------------------------------------------------------------------------------
 
     async def _signal(self, number: int) -> None:
-        if self.launched is None:
-            return
-        try:
-            await self.launched.shard.launcher.signal(self.launched.key, number)
-        except LauncherGone:
-            pass
-        except OSError as error:
-            if not is_gone(error):
-                raise from_os(f"send signal {number}", error) from error
+        if self.launched is not None:
+            await send_signal(self.launched, number)
 
     async def signal(self, number: int) -> None:
         """For attachments: nothing when it has ended. Raises Invalid for a number the kernel does not have."""
-        if not 0 < number < signal.NSIG:
-            raise Invalid("signal", f"{number} is not a signal")
+        check_signal(number)
         await self._signal(number)
 
     async def _freezer(self, freeze: bool, key: int) -> None:

@@ -12,12 +12,11 @@ from typing import TYPE_CHECKING
 from msgspec.structs import replace
 
 from joey.engine.attached import Attached
-from joey.engine.launching import Launched, Launching, Request
+from joey.engine.launching import Launched, Launching, Request, check_signal, send_signal
 from joey.engine.output import Output
 from joey.engine.record import SIGKILL, exit_of
-from joey.host.launcher import LauncherGone, is_gone
 from joey.model.capabilities import DEFAULT_CAPABILITIES
-from joey.model.errors import Conflict, Invalid, JoeyError, LaunchFailed, from_os
+from joey.model.errors import Conflict, Invalid, JoeyError, LaunchFailed
 from joey.model.spec import Process, SandboxSpec
 from joey.model.views import Exit
 from joey.plan import flags as f
@@ -44,17 +43,9 @@ class _Exec:
         return await asyncio.shield(self.ended)
 
     async def signal(self, number: int) -> None:
-        if not 0 < number < 65:
-            raise Invalid("signal", f"{number} is not a signal")
-        if self.launched is None or self.ended.done():
-            return
-        try:
-            await self.launched.shard.launcher.signal(self.launched.key, number)
-        except LauncherGone:
-            pass
-        except OSError as error:
-            if not is_gone(error):
-                raise from_os(f"send signal {number}", error) from error
+        check_signal(number)
+        if self.launched is not None and not self.ended.done():
+            await send_signal(self.launched, number)
 
     def end(self, exit: Exit) -> None:
         if not self.ended.done():

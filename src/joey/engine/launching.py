@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import stat
 from collections.abc import Callable, Hashable
 from contextlib import ExitStack
@@ -19,13 +20,13 @@ from joey.engine.slots import Prepared
 from joey.host import sys
 from joey.host.cgroup import InstanceCgroup
 from joey.host.instance import Instance
-from joey.host.launcher import LauncherError, LauncherGone
+from joey.host.launcher import LauncherError, LauncherGone, is_gone
 from joey.host.storage import Storage
 from joey.images.users import resolve_image_user
 from joey.model import codec
 from joey.model.cgroup import DEFAULT_DEVICES, DeviceRule
 from joey.model.cgroup import Unenforceable as CgroupUnenforceable
-from joey.model.errors import Broken, Invalid, Unenforceable
+from joey.model.errors import Broken, Invalid, Unenforceable, from_os
 from joey.model.facts import HostFacts
 from joey.model.image import Identity, Image
 from joey.model.slot import Slot, slot_name
@@ -68,6 +69,23 @@ class Launched:
     key: int
     pid: int
     fds: dict[int, int]
+
+
+def check_signal(number: int) -> None:
+    """Raises Invalid for a number the kernel does not have."""
+    if not 0 < number < signal.NSIG:
+        raise Invalid("signal", f"{number} is not a signal")
+
+
+async def send_signal(launched: Launched, number: int) -> None:
+    """Signal a process; nothing when it has ended. Raises JoeyError."""
+    try:
+        await launched.shard.launcher.signal(launched.key, number)
+    except LauncherGone:
+        pass
+    except OSError as error:
+        if not is_gone(error):
+            raise from_os(f"send signal {number}", error) from error
 
 
 class _Planned(NamedTuple):

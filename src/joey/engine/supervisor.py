@@ -20,7 +20,7 @@ from joey.engine.box import Box
 from joey.engine.execs import Execs
 from joey.engine.fleet import Shard
 from joey.engine.interface import Attachment, Filter, LogQuery, Started
-from joey.engine.launching import Launched
+from joey.engine.launching import Launched, check_signal
 from joey.engine.logs import Logs
 from joey.engine.machine import READY_SLOTS, Machine
 from joey.engine.record import (
@@ -189,8 +189,7 @@ class Engine:
 
     async def kill(self, ref: str, signal: int) -> None:
         box = self.find(ref)
-        if not 0 < signal < 65:
-            raise Invalid("signal", f"{signal} is not a signal")
+        check_signal(signal)
         box.apply(SignalAsked(signal))
         await box.settled()
 
