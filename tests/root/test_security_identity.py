@@ -11,7 +11,6 @@ import pytest
 from joey.model.capabilities import DEFAULT_CAPABILITIES, mask
 from joey.model.slot import IDS_PER_SLOT
 from joey.model.spec import Process, SandboxSpec
-
 from root.inside import told
 
 pytestmark = pytest.mark.leak_scope("module")
