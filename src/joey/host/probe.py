@@ -6,6 +6,7 @@ missing: what an administrator repairs works at the next start.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import resource
@@ -82,8 +83,9 @@ def _tried(instance: Instance | None, layers: Path, key: str) -> dict[str, bool]
     found = trials.run(layers)
     if place and place.parent.is_dir() and found and all(found[name] for name in found if name not in _OPTIONAL):
         fresh = place.with_name(f"{_CACHE}.{os.getpid()}")
-        fresh.write_text(json.dumps({"key": key, "found": found}))
-        fresh.rename(place)
+        with contextlib.suppress(OSError):  # only to be quicker next time; a full disk is for others to complain about
+            fresh.write_text(json.dumps({"key": key, "found": found}))
+            fresh.rename(place)
     return found
 
 
