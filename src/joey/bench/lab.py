@@ -24,6 +24,8 @@ from joey.native import binary
 T = TypeVar("T")
 ANSWER_SECONDS = 60.0
 """A program that has not answered by then counts as failed."""
+BUSY_SECONDS = 20.0
+"""So long an engine that says it is busy is asked again."""
 PROBE = "/joey-probe"
 
 
@@ -142,6 +144,8 @@ class Lab:
                 break
             except Busy as busy:
                 self.retries += 1
+                if time.perf_counter() - begin > BUSY_SECONDS:
+                    raise
                 await asyncio.sleep(busy.retry_after)
         sandbox = started.sandbox
         self.ids.append(sandbox.id)
