@@ -63,8 +63,8 @@ def _tiles(result: dict[str, Any]) -> list[tuple[str, str]]:
         (number(start["answer_ms"]["p50"], "ms", 1), "request to answer, median"),
         (number(start["memory_per_sandbox_kib"], "KiB", 0), "memory of each, alive"),
         (f"{start['removed_seconds']:.1f} s", "until all were gone again"),
-        (f"{work['as_expected']:,} / {work['count']:,}", "verdicts as they should be"),
-        (f"{work['contained']} / {work['attacks']}", "attacks contained"),
+        (number(work["as_expected"]), f"of {number(work['count'])} verdicts as they should be"),
+        (number(work["contained"]), f"of {number(work['attacks'])} attacks contained"),
         (number(result["leftovers"]), "left behind"),
     ]
 
