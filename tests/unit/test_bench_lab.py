@@ -4,6 +4,7 @@ import asyncio
 import os
 import shutil
 import signal
+import tempfile
 from argparse import Namespace
 from pathlib import Path
 
@@ -15,6 +16,13 @@ from joey.model.errors import Busy, HostFailed
 from joey.testing.engine import FakeEngine
 
 TINY = ("count", "failed", "seconds", "per_second", "answer_ms", "leftovers", "machine")
+
+
+@pytest.fixture
+def tmp_path():
+    """Short, unlike pytest's own: a JOEY_HOME in it has to hold sockets."""
+    with tempfile.TemporaryDirectory(prefix="j") as path:
+        yield Path(path)
 
 
 @pytest.fixture(autouse=True)
