@@ -12,6 +12,8 @@ import pytest
 
 from joey.bench import peers
 from joey.bench.latency import joey
+from joey.bench.leftovers import cgroups_named
+from joey.testing.leaks import instance_name
 
 COMMON = {"count", "failed", "leftovers", "machine"}
 RATES = {"seconds", "per_second", "answer_ms"}
@@ -103,12 +105,12 @@ def test_stopped_half_way_it_leaves_nothing(environment, number):
 
 
 def _until_sandboxes_run(process, environment):
-    """Until some sandboxes of the benchmark's own instance are there: their writable layers."""
+    """Until some sandboxes of the benchmark's own instance are there, as cgroups."""
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline and process.poll() is None:
-        cgroups = [path for path in Path("/sys/fs/cgroup").glob("**/joey-*/s*") if path.is_dir()]
-        if len(cgroups) > 50:
-            return
+        for home in Path(environment["TMPDIR"]).glob("joey-bench-*/home"):
+            if len(cgroups_named(instance_name(home))) > 100:
+                return
         time.sleep(0.05)
     pytest.fail(f"no sandboxes: {process.communicate()[1].decode() if process.poll() is not None else 'too slow'}")
 
