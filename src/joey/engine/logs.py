@@ -236,25 +236,34 @@ class Log:
         with contextlib.closing(_Reader(self)) as reader:
             if query.tail is not None:
                 tail = _Tail(query.tail)
-                async for entry in self._entries(reader, query):
+                async for entry in self._entries(reader, query, self._held()):
                     tail.add(entry)
                 for entry in tail.entries():
                     yield entry
                 if not query.follow:
                     return
             while True:
-                async for entry in self._entries(reader, query):
+                async for entry in self._entries(reader, query, math.inf if query.follow else self._held()):
                     yield entry
                 # Nothing has been awaited since the end was found: what comes from now on wakes us.
                 if not (query.follow and self.running and await self._changed(query.until)):
                     return
 
-    async def _entries(self, reader: _Reader, query: LogQuery) -> AsyncIterator[LogEntry]:
-        """Those of `query` among what there is now, in chunks, so that others get their turn."""
+    def _held(self) -> int:
+        """Bytes in its files. Who does not follow reads no more than that: a program may write faster than we read."""
+        total = 0
+        for index in range(self._logs.files):
+            with contextlib.suppress(FileNotFoundError):
+                total += os.stat(self.file(index)).st_size
+        return total
+
+    async def _entries(self, reader: _Reader, query: LogQuery, most: float) -> AsyncIterator[LogEntry]:
+        """Those of `query` among what there is now, in chunks, so that others get their turn; some `most` bytes."""
         since, until = query.since or 0.0, query.until or math.inf
         streams = {number for number, wanted in ((1, query.stdout), (2, query.stderr)) if wanted}
-        while entries := reader.read():
+        while most > 0 and (entries := reader.read()):
             for entry in entries:
+                most -= len(entry.data) + _HEADER_SIZE + 1
                 if entry.at > until:
                     return
                 if entry.stream in streams and entry.at >= since:
