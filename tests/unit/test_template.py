@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import struct
 import sys
 from pathlib import Path
 
@@ -13,8 +14,9 @@ from joey.model.slot import Slot, slot_name
 from joey.model.spec import Process, SandboxSpec
 from joey.model.storage import BoxPlan
 from joey.plan import setup, template
-from joey.plan.encode import encode
+from joey.plan.encode import MAGIC, VERSION, append, encode
 from joey.plan.launch import launch
+from joey.plan.ops import Plan
 
 _file = Path(__file__).parent.parent / "golden/test_plans.py"
 _spec = importlib.util.spec_from_file_location("golden_plans", _file)
@@ -61,3 +63,37 @@ def test_slot_and_clear(slot: Slot) -> None:
 
 def test_what_depends_on_the_slot_in_another_way_has_no_template() -> None:
     assert template.make(lambda slot: encode(setup.clear((), ("memory",), slot.name[-1])), Resources.default()) is None
+
+
+@pytest.mark.parametrize("slot", SLOTS)
+@pytest.mark.parametrize("argv", [("sh",), ("s1111111", "x" * 5000), ("a", "")])
+def test_the_program_is_appended_to_what_was_filled_in(slot: Slot, argv: tuple[str, ...]) -> None:
+    def plan(one: Slot, words: tuple[str, ...]) -> Plan:
+        spec = SandboxSpec(image="host", process=Process(argv=words, env={"A": words[0]}))
+        return launch(
+            spec, golden.IMAGE, golden.ROOT, golden.facts(), one, BoxPlan(storage="memory", directory=one.name)
+        )
+
+    found = template.make(lambda one: encode(Plan(plan(one, ("?",)).ops[:-1])), slot.prepared)
+    assert found is not None
+    whole = plan(slot, argv)
+    got, want = append(found.fill(slot), whole.ops[-1]), encode(whole)
+    assert decoded(got) == decoded(want)
+
+
+def decoded(data: bytes) -> list[tuple[object, ...]]:
+    """Operations with their strings in place of offsets (equal strings may stand once or twice)."""
+    magic, version, count, size = struct.unpack_from("<4I", data)
+    blob = data[len(data) - size :]
+    assert (magic, version, len(data)) == (MAGIC, VERSION, 16 + 48 * count + size) and blob[-1] == 0
+    found: list[tuple[object, ...]] = []
+    for number in range(count):
+        fields = struct.unpack_from("<H4BH4I3Q", data, 16 + 48 * number)
+        texts = [blob[at : blob.index(0, at)] for at in fields[6:10]] if fields[0] not in (46, 31, 37, 44) else []
+        found.append((*fields[:6], *texts, *fields[10:]))
+    path, argv, env, search = struct.unpack_from("<4I", data, 16 + 48 * (count - 1) + 8)
+    for at in (argv, env):
+        (items,) = struct.unpack_from("<I", blob, at)
+        found.append(tuple(blob[at + 4 :].split(b"\0")[:items]))
+    found += [(blob[at : blob.index(0, at)],) for at in (path, search)]
+    return found

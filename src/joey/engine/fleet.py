@@ -10,7 +10,8 @@ import asyncio
 import contextlib
 import fcntl
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 
 from joey.host import sys
 from joey.host.cgroup import InstanceCgroup
@@ -33,6 +34,8 @@ CHILDREN_PER_LAUNCHER = 4000
 MAX_LAUNCHERS = 16
 MAX_WIDTH = 4
 """Launchers that work side by side however many processors there are."""
+HOST_LAYER = "host-"
+"""How ids of layers begin that are always attached."""
 WORKER = 99
 """Its number among the launchers."""
 _SEALS = 0x1 | 0x2 | 0x4 | 0x8
@@ -46,6 +49,7 @@ class Shard:
         self.launcher = launcher
         self.children = 0
         self._layers: dict[str, asyncio.Future[None]] = {}
+        self._users: Counter[str] = Counter()
         self._ending: set[asyncio.Task[None]] = set()
 
     async def run(self, key: int, plan: bytes, fds: Sequence[int] = ()) -> Done:
@@ -61,8 +65,7 @@ class Shard:
         self._let_go(key, 0xFF)
 
     def _let_go(self, key: int, roles: int) -> None:
-        self._ending = {task for task in self._ending if not task.done()}
-        self._ending.add(asyncio.ensure_future(self._release(key, roles)))
+        self._spawn(self._release(key, roles))
 
     async def _release(self, key: int, roles: int) -> None:
         with contextlib.suppress(LauncherError, LauncherGone):  # it has ended
@@ -91,6 +94,32 @@ class Shard:
         finally:
             os.close(tree)
 
+    def use(self, layers: Iterable[Layer]) -> None:
+        """A sandbox is going to be of `layers`."""
+        self._users.update(layer.id for layer in layers)
+
+    def leave(self, layers: Iterable[Layer]) -> None:
+        """It has ended, or never began. Layers that nobody uses any more are detached, but for those of the host."""
+        for layer in layers:
+            self._users[layer.id] -= 1
+            if self._users[layer.id] <= 0:
+                del self._users[layer.id]
+                self._detach(layer.id)
+
+    def _detach(self, id: str) -> None:
+        known = self._layers.pop(id, None)
+        if known is not None and known.done() and known.exception() is None:
+            self._spawn(self._do_detach(id))
+
+    async def _do_detach(self, id: str) -> None:
+        with contextlib.suppress(LauncherError, LauncherGone):
+            await self.run(0, encode(setup.detach(id)))
+
+    def _spawn(self, work: Coroutine[None, None, None]) -> None:
+        """In the background. The launcher does what it is asked for in order."""
+        self._ending = {task for task in self._ending if not task.done()}
+        self._ending.add(asyncio.ensure_future(work))
+
     def find_layers(self) -> None:
         """Of a launcher that an earlier engine left: what it has attached, so that it is not attached again."""
         loop, prefix = asyncio.get_running_loop(), layer_path("")
@@ -100,6 +129,8 @@ class Shard:
             if point.startswith(prefix) and "/" not in (id := point.removeprefix(prefix)):
                 self._layers[id] = loop.create_future()
                 self._layers[id].set_result(None)
+                if not id.startswith(HOST_LAYER):  # what runs of it has copies of its own
+                    self._detach(id)
 
 
 class Fleet:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
 import stat
@@ -15,10 +16,10 @@ import msgspec
 
 from joey import images
 from joey.engine.failures import explain, image_layer
-from joey.engine.fleet import Fleet, Shard
+from joey.engine.fleet import HOST_LAYER, Fleet, Shard
 from joey.engine.slots import Prepared
 from joey.host import sys
-from joey.host.cgroup import InstanceCgroup
+from joey.host.cgroup import CgroupError, InstanceCgroup
 from joey.host.instance import Instance
 from joey.host.launcher import LauncherError, LauncherGone, is_gone
 from joey.host.storage import Storage
@@ -28,14 +29,14 @@ from joey.model.cgroup import DEFAULT_DEVICES, DeviceRule
 from joey.model.cgroup import Unenforceable as CgroupUnenforceable
 from joey.model.errors import Broken, Invalid, Unenforceable, from_os
 from joey.model.facts import HostFacts
-from joey.model.image import Identity, Image
+from joey.model.image import Identity, Image, Layer
 from joey.model.slot import Slot, slot_name
 from joey.model.spec import Mount, Process, SandboxSpec
 from joey.model.storage import BoxPlan
 from joey.plan import template
-from joey.plan.encode import encode
+from joey.plan.encode import append, encode
 from joey.plan.exec import exec_
-from joey.plan.launch import launch
+from joey.plan.launch import launch, program
 from joey.plan.ops import Hold, Plan, Source
 from joey.plan.process import environment
 
@@ -56,19 +57,24 @@ class Request:
 
     @cached_property
     def shape(self) -> Hashable:
-        """Equal for requests whose plans differ only in their slots."""
-        spec = msgspec.structs.replace(self.spec, name="", labels={})
-        return codec.encode(spec), self.image.attached, tuple(self.image.env.items()), self.identity, self.files
+        """Equal for requests whose plans differ only in their slots and in the program, the last operation."""
+        argv = ("?",) if self.spec.process.argv else ()
+        process = msgspec.structs.replace(self.spec.process, argv=argv, env={})
+        spec = msgspec.structs.replace(self.spec, name="", labels={}, process=process)
+        return codec.encode(spec), self.image.attached, self.image.cwd, self.identity, self.files
 
 
 @dataclass(frozen=True, slots=True)
 class Launched:
-    """A running process. fds: role (plan.flags.ROLE_*) → descriptor; they belong to the holder."""
+    """A running process. fds: role (plan.flags.ROLE_*) → descriptor; they belong to the holder. layers: to `leave` with
+    its end.
+    """
 
     shard: Shard
     key: int
     pid: int
     fds: dict[int, int]
+    layers: tuple[Layer, ...] = ()
 
 
 def check_signal(number: int) -> None:
@@ -159,13 +165,23 @@ class Launching:
 
     async def start(self, request: Request, prepared: Prepared, key: int) -> Launched:
         """Start it. The slot is the caller's to clear, whatever happens. Raises JoeyError."""
-        spec, slot = request.spec, prepared.slot
         shard = await self._fleet.shard()
+        layers = tuple(layer for layer in request.image.attached if not layer.id.startswith(HOST_LAYER))
+        shard.use(layers)
+        try:
+            launched = await self._start(request, prepared, key, shard)
+        except BaseException:
+            shard.leave(layers)
+            raise
+        return dataclasses.replace(launched, layers=layers) if layers else launched
+
+    async def _start(self, request: Request, prepared: Prepared, key: int, shard: Shard) -> Launched:
+        spec, slot = request.spec, prepared.slot
         await self._attach(shard, request.image)
         box = self._storage.box(slot.name, spec)
         plan = self._planned(request, slot, box)
         if request.devices is not None:
-            self._cgroup.allow_devices(slot.name, (*DEFAULT_DEVICES, *request.devices))
+            self._allow(slot, request.devices)
         shard.children += 1
         try:
             with ExitStack() as stack:
@@ -174,6 +190,12 @@ class Launching:
         except BaseException:
             shard.children -= 1
             raise
+
+    def _allow(self, slot: Slot, devices: tuple[DeviceRule, ...]) -> None:
+        try:
+            self._cgroup.allow_devices(slot.name, (*DEFAULT_DEVICES, *devices))
+        except CgroupError as error:
+            raise HostFailed("devices", str(error), error.remedy, errno=error.errno or 0) from error
 
     async def exec(
         self, process: Process, request: Request, where: Launched, slot: Slot, key: int, *, output: bool, devpts: bool
@@ -218,11 +240,14 @@ class Launching:
         shape = self._shapes[request.shape]
         if shape is None:
             return _planned(self.plan(request, slot, box))
-        return _Planned(shape.template.fill(slot), shape.sources, shape.roles, lambda: self.plan(request, slot, box))
+        last = program(request.spec, request.image, request.identity, slot)
+        encoded = append(shape.template.fill(slot), last)
+        return _Planned(encoded, shape.sources, shape.roles, lambda: self.plan(request, slot, box))
 
     def _shape(self, request: Request, slot: Slot, box: BoxPlan) -> _Shape | None:
         def compile(one: Slot) -> bytes:
-            return encode(self.plan(request, one, msgspec.structs.replace(box, directory=one.name)))
+            plan = self.plan(request, one, msgspec.structs.replace(box, directory=one.name))
+            return encode(Plan(plan.ops[:-1]))
 
         found = template.make(compile, slot.prepared)
         if found is None or box.directory != slot.name:

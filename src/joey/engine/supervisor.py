@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import random
 import secrets
@@ -49,6 +50,8 @@ LAUNCHES_AT_ONCE = 16
 """Starts in flight: more would only wait for each other in the kernel (mount and network namespace locks)."""
 FORGET_AGAIN_SECONDS = 1.0
 """How often exits that could not be written to disk are tried again."""
+_GC_THRESHOLDS = (20_000, 20, 50)
+"""Of the collector of cycles: walking the objects of thousands of sandboxes as often as by default costs a tenth."""
 LAUNCHES_WAITING = 20_000
 """Starts that may wait for their turn; beyond that the engine says it is busy."""
 _ADJECTIVES = "amber bold brisk calm clever coral eager fair fleet gentle golden keen lively merry nimble".split()
@@ -90,6 +93,7 @@ class Engine:
         self.machine.start_pool(lambda: self.store.next_number("slot"))
         self._execs = Execs(self.machine.launching, self.store, self.forget)
         self._open = True
+        gc.set_threshold(*_GC_THRESHOLDS)
         try:
             await self._take_over()
         except BaseException as error:
@@ -328,6 +332,7 @@ class Engine:
     def forget(self, launched: Launched) -> None:
         """Acknowledge an exit to the launcher, together with others, once all that is known of it is on disk."""
         launched.shard.children -= 1
+        launched.shard.leave(launched.layers)
         self._keys.pop(launched.key, None)
         self._acknowledge(launched.shard, launched.key)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 
-from joey.plan.ops import NO_REG, Plan, Reg
+from joey.plan.ops import NO_REG, Op, Plan, Reg
 
 MAGIC = 0x4E4C504A
 VERSION = 1
@@ -18,8 +18,8 @@ HEADER_SIZE, OP_SIZE = _HEADER.size, _OP.size
 class _Blob:
     """Strings and data behind each other; equal strings stand once. Offset 0 is the empty string."""
 
-    def __init__(self) -> None:
-        self.bytes = bytearray(b"\0")
+    def __init__(self, before: bytes = b"\0") -> None:
+        self.bytes = bytearray(before)
         self._seen: dict[str, int] = {"": 0}
 
     def string(self, text: str) -> int:
@@ -56,12 +56,26 @@ def _c_string(text: str) -> bytes:
 def encode(plan: Plan) -> bytes:
     """The launcher's form of a plan. Raises ValueError for a string with a NUL byte."""
     blob = _Blob()
-    packed = bytearray()
-    for op in plan.ops:
-        regs, offsets, numbers = op.pack(blob)
-        r = (*regs, *(NO_REG,) * (4 - len(regs)))
-        s = (*offsets, *(0,) * (4 - len(offsets)))
-        n = (*numbers, *(0,) * (3 - len(numbers)))
-        packed += _OP.pack(op.CODE, *r, 0, *s, n[0] & _U64, n[1] & _U64, n[2] & _U64)
+    packed = b"".join([_pack(op, blob) for op in plan.ops])
+    return _assemble(len(plan.ops), packed, blob)
+
+
+def append(encoded: bytes, op: Op) -> bytes:
+    """An encoded plan with one more operation at its end."""
+    count, size = struct.unpack_from("<2I", encoded, 8)
+    blob = _Blob(encoded[len(encoded) - size : -1])
+    packed = _pack(op, blob)
+    return _assemble(count + 1, encoded[HEADER_SIZE : len(encoded) - size] + packed, blob)
+
+
+def _pack(op: Op, blob: _Blob) -> bytes:
+    regs, offsets, numbers = op.pack(blob)
+    r = (*regs, *(NO_REG,) * (4 - len(regs)))
+    s = (*offsets, *(0,) * (4 - len(offsets)))
+    n = (*numbers, *(0,) * (3 - len(numbers)))
+    return _OP.pack(op.CODE, *r, 0, *s, n[0] & _U64, n[1] & _U64, n[2] & _U64)
+
+
+def _assemble(count: int, packed: bytes, blob: _Blob) -> bytes:
     blob.bytes += b"\0"
-    return _HEADER.pack(MAGIC, VERSION, len(plan.ops), len(blob.bytes)) + bytes(packed) + bytes(blob.bytes)
+    return b"".join((_HEADER.pack(MAGIC, VERSION, count, len(blob.bytes)), packed, blob.bytes))

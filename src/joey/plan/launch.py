@@ -66,8 +66,6 @@ def launch(
     process = (
         spec.process if spec.process.cwd or not image.cwd else msgspec.structs.replace(spec.process, cwd=image.cwd)
     )
-    env = run.environment(image.env, process, identity, hostname)
-    check_process(process, env)
     output = bool(spec.process.argv)
     owned = run.owned_namespaces(wanted) & (~f.CLONE_NEWNET if spec.network != "none" else ~0)
     check_sysctls(spec, owned)
@@ -84,9 +82,17 @@ def launch(
         run.stdio(spec.process, output, (USERNS, at.INIT) if spec.init or not spec.process.argv else (USERNS,)),
         *([op.Ctty()] if spec.process.tty else []),
         *run.become(process, identity, USERNS, facts, spec.seccomp, owned),
-        run.run(process, env, spec.init or not spec.process.argv),
+        program(spec, image, identity, slot),
     ]
     return op.Plan(tuple(ops), _sources(spec, box))
+
+
+def program(spec: SandboxSpec, image: Image, identity: Identity, slot: Slot) -> op.Exec:
+    """The last operation: the only one that depends on the request's argv and env. Raises Invalid."""
+    process = spec.process
+    env = run.environment(image.env, process, identity, spec.hostname or slot.name)
+    check_process(process, env)
+    return run.run(process, env, spec.init or not process.argv)
 
 
 def _check(spec: SandboxSpec, identity: Identity, image: Image) -> None:
@@ -108,6 +114,10 @@ def _sources(spec: SandboxSpec, box: BoxPlan) -> tuple[op.Source, ...]:
     return (op.Source("userns"), op.Source("netns"), *trees)
 
 
+_NET_SYSCTLS = {"net.ipv4.ip_unprivileged_port_start": "0", "net.ipv4.ping_group_range": "0 2147483647"}
+"""The network namespace belongs to the initial user namespace: root inside has no power over it, so what ordinary
+programs need power for is allowed to all: low ports, and ping. Written through the sandbox's own /proc: in one shared
+by many, the directories of all their network namespaces are in one hash chain."""
 _SYSCTLS = ("net.", "fs.mqueue.", "kernel.shm", "kernel.msg")
 _SYSCTL_NAME = re.compile(r"[a-z0-9_]+([.-][A-Za-z0-9_]+)+")
 
@@ -292,7 +302,8 @@ def _kernel_files(spec: SandboxSpec, facts: HostFacts, slot: Slot) -> list[op.Op
         ops += [op.Fsopen(_FS, "tmpfs"), *(op.Fsconfig(_FS, k, v) for k, v in options), op.Fsconfig(_FS)]
         ops += [op.Fsmount(_SHM, _FS, _SAFE)]
     ops += [op.MoveMount(_SHM, "/dev/shm", resolve=strict), op.MoveMount(_SYS, "/sys", resolve=strict)]
-    ops += [op.Write("/proc/sys/" + name.replace(".", "/"), value) for name, value in sorted(spec.sysctls.items())]
+    sysctls = {**(_NET_SYSCTLS if spec.network == "none" else {}), **spec.sysctls}
+    ops += [op.Write("/proc/sys/" + name.replace(".", "/"), value) for name, value in sorted(sysctls.items())]
     masked = facts.proc_masked if spec.masked_paths is None else spec.masked_paths
     readonly = facts.proc_readonly if spec.readonly_paths is None else spec.readonly_paths
     ops += [op.Mask(path, "/dev/null", _EMPTY) for path in masked]

@@ -140,10 +140,6 @@ def slot(layout: CgroupLayout, slot: Slot, *, revive: bool = False) -> op.Plan:
     # Its owner is nobody else: the kernel's per-user counts (ucounts) would be shared by all that root owns.
     ops += [op.Userns(Reg(0), slot.id_map, slot.id_map, slot.base), op.Hold(Reg(0), f.ROLE_USERNS, keep=False)]
     ops += [op.Unshare(f.CLONE_NEWNET), op.IfUp("lo")]
-    # The namespace belongs to the initial user namespace: root inside has no power over it, so what
-    # ordinary programs need power for is allowed to all: low ports, and ping.
-    ops += [op.Write("/proc/sys/net/ipv4/ip_unprivileged_port_start", "0")]
-    ops += [op.Write("/proc/sys/net/ipv4/ping_group_range", "0 2147483647")]
     ops += [op.Open(Reg(1), "/proc/self/ns/net"), op.Hold(Reg(1), f.ROLE_NETNS, keep=False)]
     return op.Plan(tuple(ops))
 
