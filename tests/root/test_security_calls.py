@@ -16,7 +16,8 @@ CLONE_NEW = {
 }  # fmt: skip
 
 REFUSED = {
-    "mounts": "mount umount2 pivot_root open_tree move_mount fsopen fsconfig fsmount fspick mount_setattr open_tree_attr",
+    "mounts": "mount umount2 pivot_root open_tree move_mount fsopen fsconfig fsmount fspick mount_setattr"
+    " open_tree_attr",
     "namespaces": "setns unshare",
     "kernel": "init_module finit_module delete_module kexec_load kexec_file_load reboot swapon swapoff acct syslog",
     "exploits": "bpf perf_event_open userfaultfd io_uring_setup io_uring_enter io_uring_register",
@@ -74,7 +75,8 @@ for family in range(0, 50):
             answer = call('socket', family, kind, protocol)
             if answer == 'ok': found.setdefault(str(family), set()).add((kind, protocol))
             if answer == 'ok': os.close(3)
-        if call('socketpair', family, kind, 0, ctypes.create_string_buffer(8)) == 'ok': found.setdefault('pair', set()).add(family)
+        pair = call('socketpair', family, kind, 0, ctypes.create_string_buffer(8))
+        if pair == 'ok': found.setdefault('pair', set()).add(family)
 found = {k: sorted(v) for k, v in found.items()}
 upper = (7 << 32)
 found['upper half'] = [call('socket', upper | 40, 1, 0), call('socket', upper | 38, 5, 0)]
@@ -111,7 +113,8 @@ code = mmap.mmap(-1, 4096, prot=mmap.PROT_READ | mmap.PROT_WRITE | mmap.PROT_EXE
 # mov eax, edi; push rbx; mov ebx, esi; int 0x80; pop rbx; movsxd rax, eax; ret
 code.write(bytes.fromhex('89f8 53 89f3 cd80 5b 4863c0 c3'.replace(' ', '')))
 run = ctypes.CFUNCTYPE(ctypes.c_long, ctypes.c_int, ctypes.c_int)(ctypes.addressof(ctypes.c_char.from_buffer(code)))
-for what, number, argument in (('getpid', 20, 0), ('unshare', 310, 0x10000000), ('mount', 21, 0), ('bpf', 357, 0), ('setns', 346, 0)):
+for what, number, argument in (('getpid', 20, 0), ('unshare', 310, 0x10000000), ('mount', 21, 0), ('bpf', 357, 0),
+                               ('setns', 346, 0)):
     child = os.fork()
     if not child:
         answer = run(number, argument)

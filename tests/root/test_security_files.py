@@ -48,7 +48,7 @@ for kind in (b'proc', b'sysfs', b'cgroup', b'cgroup2', b'tmpfs', b'overlay', b'd
     answers.add(call('fsopen', kind, 0))
 answers.add(call('move_mount', 0, b'', -100, b'/mnt', 4))
 found['answers'] = sorted(answers)
-found['setns'] = [attempt(lambda: os.open(f'/proc/self/ns/{n}', os.O_RDONLY)) and call('setns', 3, 0) for n in ('mnt', 'user')]
+found['setns'] = [call('setns', os.open(f'/proc/self/ns/{n}', os.O_RDONLY), 0) for n in ('mnt', 'user')]
 """
     before = Path(f"/proc/{box.pid}/mountinfo").read_text()
     found = inside.ask(box, text)
@@ -106,7 +106,8 @@ def test_a_host_process_that_enters_lands_in_the_same_root(inside, box):
 def test_masked_paths_show_nothing_by_any_way(inside, box):
     """A list of Docker's, through every link that leads to the same place (CVE-2023-27561, CVE-2025-31133)."""
     text = """
-ways = ('', '/proc/self/root', '/proc/1/root', '/proc/thread-self/root', '/proc/self/cwd', f'/proc/self/task/{os.getpid()}/root')
+ways = ('', '/proc/self/root', '/proc/1/root', '/proc/thread-self/root', '/proc/self/cwd',
+        f'/proc/self/task/{os.getpid()}/root')
 for path in PATHS:
     for way in ways:
         try: seen = os.listdir(way + path) if os.path.isdir(way + path) else read(way + path)
@@ -124,7 +125,8 @@ found['at'] = [trying(lambda: os.read(os.open('keys', os.O_RDONLY, dir_fd=fd), 9
 def test_what_controls_the_kernel_cannot_be_written_or_read(inside, box):
     text = """
 writes = '''/proc/sysrq-trigger /proc/sys/kernel/core_pattern /proc/sys/kernel/modprobe /proc/sys/vm/drop_caches
-/proc/sys/kernel/hostname /proc/sys/net/ipv4/ip_forward /proc/sys/fs/binfmt_misc/register /proc/sys/user/max_user_namespaces
+/proc/sys/kernel/hostname /proc/sys/net/ipv4/ip_forward /proc/sys/fs/binfmt_misc/register
+/proc/sys/user/max_user_namespaces
 /proc/irq/0/smp_affinity /proc/bus/pci/devices /proc/mtrr /proc/driver/rtc /proc/acpi/wakeup /proc/scsi/scsi
 /proc/self/root/proc/sys/kernel/core_pattern /proc/1/root/proc/sysrq-trigger /sys/kernel/mm/transparent_hugepage/enabled
 /sys/kernel/uevent_helper /sys/fs/cgroup/release_agent /proc/self/attr/current /proc/1/oom_score_adj'''.split()
@@ -132,8 +134,9 @@ for path in writes:
     answer = attempt(os.open, path, os.O_WRONLY)
     if answer == 'ok': answer = attempt(lambda: os.write(os.open(path, os.O_WRONLY), b'0'))
     if answer == 'ok' and not path.endswith('oom_score_adj'): found[path] = answer
-for path in '''/proc/kcore /proc/kmsg /proc/kpagecount /proc/kpageflags /proc/kpagecgroup /proc/vmallocinfo /proc/slabinfo
-/proc/pagetypeinfo /proc/1/mem /proc/self/pagemap /dev/mem /dev/kmem /dev/port /dev/kmsg /dev/fuse /dev/kvm /dev/vda /dev/loop0
+for path in '''/proc/kcore /proc/kmsg /proc/kpagecount /proc/kpageflags /proc/kpagecgroup /proc/vmallocinfo
+/proc/slabinfo /proc/pagetypeinfo /proc/1/mem /proc/self/pagemap /dev/mem /dev/kmem /dev/port /dev/kmsg /dev/fuse
+/dev/kvm /dev/vda /dev/loop0
 /dev/loop-control /dev/net/tun /dev/mapper/control /dev/ttyS0 /dev/tty0 /dev/console /dev/hwrng /dev/uinput'''.split():
     try:
         if read(path, 16) and path not in ('/proc/self/pagemap', '/proc/1/mem'): found[path] = 'read'
@@ -153,10 +156,11 @@ for folder, folders, files in os.walk('/dev'):
     devices += [os.path.join(folder, f) for f in files if stat.S_IFMT(os.lstat(os.path.join(folder, f)).st_mode) in
                 (stat.S_IFCHR, stat.S_IFBLK)]
 found['devices'] = sorted(d.removeprefix('/dev/') for d in devices)
-kinds = {'null': (stat.S_IFCHR, 1, 3), 'mem': (stat.S_IFCHR, 1, 1), 'disk': (stat.S_IFBLK, 254, 0), 'loop': (stat.S_IFBLK, 7, 0),
-         'whiteout': (stat.S_IFCHR, 0, 0)}
+char, block = stat.S_IFCHR | 0o666, stat.S_IFBLK | 0o666
+kinds = {'null': (char, 1, 3), 'mem': (char, 1, 1), 'disk': (block, 254, 0), 'loop': (block, 7, 0),
+         'whiteout': (char, 0, 0)}
 for where in ('/', '/tmp/', '/dev/shm/', '/dev/'):
-    found[where] = [attempt(os.mknod, where + kind, mode | 0o666, os.makedev(a, b)) for kind, (mode, a, b) in kinds.items()]
+    found[where] = [attempt(os.mknod, where + kind, mode, os.makedev(a, b)) for kind, (mode, a, b) in kinds.items()]
 found['disks'] = [n for n in os.listdir('/sys/block') + os.listdir('/sys/class')]
 """
     found = inside.ask(box, text)
@@ -200,7 +204,7 @@ def evil(inside, box) -> list[str]:
     neighbour = Path(lab.do(lab.engine.inspect(box.id)).paths["files"]).parent.name
     for pid in lab.engine.machine.fleet.pids:
         done = subprocess.run(
-            ["find", f"/proc/{pid}/root/", "-path", f"/proc/{pid}/root/proc", "-prune", "-o", "-name", "evil*", "-print"],
+            ["find", f"/proc/{pid}/root/", "-path", "*/root/proc", "-prune", "-o", "-name", "evil*", "-print"],
             capture_output=True, text=True, check=False,
         )  # fmt: skip
         seen += [path for path in done.stdout.splitlines() if "/box/memory/" not in path or neighbour in path]
@@ -209,7 +213,7 @@ def evil(inside, box) -> list[str]:
 
 @pytest.mark.parametrize("kind", ["cwd", "mount", "file", "tmpfs", "device"])
 def test_paths_through_descriptors_of_the_launcher_lead_nowhere(inside, box, tmp_path, kind):
-    """CVE-2024-21626: a working directory, a mount point … below /proc/self/fd/N, N being whatever the launcher has."""
+    """CVE-2024-21626: a working directory, a mount point … below /proc/self/fd/N, N being any the launcher has."""
     (tmp_path / "f").touch()
     patterns = LAUNCHER_FILES if kind in ("cwd", "mount") else LAUNCHER_FILES[:2]
     for number in range(64, 92):
@@ -260,7 +264,7 @@ def test_links_in_an_image_do_not_lead_out_either(inside, box, busybox, tmp_path
 @pytest.mark.parametrize("place", ["proc", "dev", "sys"])
 @pytest.mark.parametrize("what", ["/", "/proc/self/fd/80", "etc", "missing", "FIFO", "FILE"])
 def test_an_image_with_something_else_at_a_mount_point_is_refused(inside, busybox, place, what):
-    """CVE-2019-19921, CVE-2023-27561: /proc, /dev or /sys as a link, a fifo, a file. Nothing starts without its masks."""
+    """CVE-2019-19921, CVE-2023-27561: /proc, /dev or /sys is a link, a fifo, a file. No start without masks."""
     (busybox / place).rmdir()
     if what == "FIFO":
         os.mkfifo(busybox / place)

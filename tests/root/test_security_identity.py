@@ -1,4 +1,4 @@
-"""Who a process of a sandbox is, and what it holds: ids, capabilities, groups, descriptors, keyrings, per-user counts."""
+"""Who a process of a sandbox is, and what it holds: ids, capabilities, groups, descriptors, keyrings, its share."""
 
 from __future__ import annotations
 
@@ -183,8 +183,8 @@ while attempt(os.open, '/dev/ptmx', os.O_RDWR | os.O_NOCTTY) == 'ok': found['ter
 
 
 def test_using_up_per_user_limits_leaves_the_neighbours_theirs(inside, pair):
-    """The kernel counts inotify instances, message queues, queued signals … per user, and for a user namespace's owner
-    too. Were that root, one sandbox could deny them to all others and to the host.
+    """The kernel counts inotify instances, message queues, queued signals … per user, and for a user namespace's
+    owner too. Were that root, one sandbox could deny them to all others and to the host.
     """
 
     async def both():

@@ -11,7 +11,6 @@ import pytest
 from joey.engine.interface import LogQuery
 from joey.model.resources import Resources
 from joey.model.spec import Process, SandboxSpec, Tmpfs
-
 from root.inside import told
 
 pytestmark = pytest.mark.leak_scope("module")
@@ -34,7 +33,11 @@ def beside(inside, hogs, seconds=1.0, text=None, resources=SMALL, **more):
 
     async def measure():
         boxes = [
-            (await lab.engine.run(SandboxSpec(image="host", process=inside.python(hog), resources=resources, **more), attach=True))
+            (
+                await lab.engine.run(
+                    SandboxSpec(image="host", process=inside.python(hog), resources=resources, **more), attach=True
+                )
+            )
             for hog in hogs
         ]
         quiet = (await lab.engine.run(SandboxSpec(image="host", process=Process(argv=("sleep", "60"))))).sandbox
@@ -61,7 +64,8 @@ def beside(inside, hogs, seconds=1.0, text=None, resources=SMALL, **more):
 def test_fork_bombs(inside):
     """Two at once, of threads and of processes; the count stops at the sandbox's own limit."""
     forks = "while True:\n    if attempt(os.fork) == 'EAGAIN' and not found: tell(full=True); found['x'] = 1"
-    threads = "import _thread\nwhile True:\n    try: _thread.start_new_thread(time.sleep, (99,))\n    except RuntimeError: tell(full=True); break\nwhile True: os.getppid()"
+    threads = "import _thread\nwhile not found:\n    try: _thread.start_new_thread(time.sleep, (99,))\n"
+    threads += "    except RuntimeError: tell(full=True); break\nwhile True: os.getppid()"
     results = beside(inside, [forks, threads], resources=Resources(memory=512 * MIB, swap=0, cpus=1.0, pids=64))
     assert all(b'"full": true' in result.stdout for result in results)
 
@@ -76,12 +80,16 @@ MEMORY = {
     "shm": "n = 0\nwhile True:\n    with open(f'/dev/shm/{n}', 'wb') as f: f.write(bytes(1 << 20))\n    n += 1",
     "names": "n = 0\nwhile True:\n    os.close(os.open(f'/dev/shm/{\"x\" * 200}{n}', os.O_CREAT)); n += 1",
     "memfd": "fds = []\nwhile True:\n    fds.append(os.memfd_create('x')); os.write(fds[-1], bytes(1 << 20))",
-    "pipes": "fds = []\nwhile True:\n    fds.append(os.pipe()); fcntl.fcntl(fds[-1][1], 1031, 1 << 20); os.set_blocking(fds[-1][1], False)\n"
+    "pipes": "fds = []\nwhile True:\n    fds.append(os.pipe()); fcntl.fcntl(fds[-1][1], 1031, 1 << 20)\n"
+    "    os.set_blocking(fds[-1][1], False)\n"
     "    attempt(os.write, fds[-1][1], bytes(1 << 20))",
     "page tables": "import mmap\nm = mmap.mmap(-1, 1 << 40, flags=0x4022)\nn = 0\nwhile True: m[n] = 1; n += 1 << 21",
-    "attributes": "n = 0\nopen('/dev/shm/a', 'w')\nwhile True:\n    os.setxattr('/dev/shm/a', f'user.{n}', bytes(60000)); n += 1",
-    "messages": "ids = [libc.msgget(0, 0o1600) for _ in range(500)]\nwhile True:\n    for i in ids: libc.msgsnd(i, struct.pack('q', 1) + bytes(8000), 8000, 0o4000)",
-    "sysv": "libc.shmat.restype = ctypes.c_void_p\nwhile True:\n    ctypes.memset(libc.shmat(libc.shmget(0, 1 << 20, 0o1600), None, 0), 1, 1 << 20)",
+    "attributes": "n = 0\nopen('/dev/shm/a', 'w')\nwhile True:\n"
+    "    os.setxattr('/dev/shm/a', f'user.{n}', bytes(60000)); n += 1",
+    "messages": "ids = [libc.msgget(0, 0o1600) for _ in range(500)]\nwhile True:\n"
+    "    for i in ids: libc.msgsnd(i, struct.pack('q', 1) + bytes(8000), 8000, 0o4000)",
+    "sysv": "libc.shmat.restype = ctypes.c_void_p\nwhile True:\n"
+    "    ctypes.memset(libc.shmat(libc.shmget(0, 1 << 20, 0o1600), None, 0), 1, 1 << 20)",
 }
 
 
@@ -134,10 +142,13 @@ for _ in range(900):
                 while True: sent += s.send(bytes(65536))
             except BlockingIOError: pass
 memory = {line.split(':')[0]: line for line in read('/proc/net/sockstat').splitlines()}
-found['pages'] = int(memory[sys.argv[1].upper()].split('mem ')[1].split()[0]) if 'mem' in memory[sys.argv[1].upper()] else 0
+used = memory[sys.argv[1].upper()]
+found['pages'] = int(used.split('mem ')[1].split()[0]) if 'mem' in used else 0
 found['sent'] = sent
 """
-    spec = SandboxSpec(image="host", process=inside.python(text, kind), resources=Resources(memory=256 * MIB, cpus=1.0, pids=64))
+    spec = SandboxSpec(
+        image="host", process=inside.python(text, kind), resources=Resources(memory=256 * MIB, cpus=1.0, pids=64)
+    )
     found = told(inside.lab.do(inside.lab.finish(spec)))
     assert found["sent"] < 400 * MIB and found["pages"] * 4096 < 300 * MIB, found
 
@@ -165,7 +176,9 @@ except OSError as error: found['error'] = name(error.errno)
 found['size'] = os.path.getsize('/big') >> 20
 """
     limits = Resources(memory=256 * MIB, cpus=1.0, pids=64, disk=16 * MIB)
-    found = told(inside.lab.do(inside.lab.finish(SandboxSpec(image="host", process=inside.python(text), resources=limits))))
+    found = told(
+        inside.lab.do(inside.lab.finish(SandboxSpec(image="host", process=inside.python(text), resources=limits)))
+    )
     assert found["error"] in ("ENOSPC", "EDQUOT") and found["size"] <= 16
 
 
@@ -187,12 +200,15 @@ def beside_logs(inside, hogs, seconds):
 
     async def measure():
         floods = [
-            (await lab.engine.run(SandboxSpec(image="host", process=inside.python(hog), resources=SMALL))).sandbox for hog in hogs
+            (await lab.engine.run(SandboxSpec(image="host", process=inside.python(hog), resources=SMALL))).sandbox
+            for hog in hogs
         ]
         worst, end = 0.0, time.monotonic() + seconds
         while time.monotonic() < end:
             began = time.monotonic()
-            assert (await lab.finish(SandboxSpec(image="host", process=Process(argv=("echo", "ok")), remove=True))).stdout == b"ok\n"
+            assert (
+                await lab.finish(SandboxSpec(image="host", process=Process(argv=("echo", "ok")), remove=True))
+            ).stdout == b"ok\n"
             worst = max(worst, time.monotonic() - began)
         sizes = []
         for box in floods:
@@ -231,7 +247,13 @@ def test_too_little_memory_for_its_arguments_is_an_error(inside):
     from joey.model.errors import JoeyError
     from joey.model.spec import Rlimit
 
-    limits = Resources(memory=6 * MIB, swap=0, cpus=1.0, pids=20, oom_kill_disable=inside.lab.engine.machine.layout.of("memory").version == 1)
+    limits = Resources(
+        memory=6 * MIB,
+        swap=0,
+        cpus=1.0,
+        pids=20,
+        oom_kill_disable=inside.lab.engine.machine.layout.of("memory").version == 1,
+    )
     argv = ("true", *["x" * 120_000] * 30)
     process = Process(argv=argv, rlimits=(Rlimit(name="STACK", soft=None, hard=None),))
     pids = inside.lab.engine.machine.fleet.pids

@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 
 from joey.model.spec import Process, SandboxSpec
-
 from root.inside import told
 
 pytestmark = pytest.mark.leak_scope("module")
@@ -63,7 +62,7 @@ libc.shmat.restype = ctypes.c_void_p
 key = 0x4a4f4559
 found['before'] = [call('shmget', key, 4096, 0), call('semget', key, 1, 0), call('msgget', key, 0)]
 found['made'] = [call('shmget', key, 4096, 0o1666), call('semget', key, 1, 0o1666), call('msgget', key, 0o1666)]
-found['queue'] = attempt(lambda: libc.mq_open(b'/joey', os.O_RDWR)) and ('ok' if libc.mq_open(b'/joey', os.O_RDWR) >= 0 else 'none')
+found['queue'] = 'ok' if libc.mq_open(b'/joey', os.O_RDWR) >= 0 else 'none'
 found['new queue'] = libc.mq_open(b'/joey', os.O_CREAT | os.O_RDWR, 0o666, None) >= 0
 found['table'] = read('/proc/sysvipc/shm').count('\\n')
 found['files'] = os.listdir('/dev/shm')
@@ -89,7 +88,8 @@ def test_ipc_objects_are_not_shared(inside, pair):
 def test_names_are_its_own(inside, pair):
     before = socket.gethostname()
     text = """
-found['set'] = [attempt(socket.sethostname, 'x'), call('setdomainname', b'x', 1), attempt(os.open, '/proc/sys/kernel/hostname', 1)]
+found['set'] = [attempt(socket.sethostname, 'x'), call('setdomainname', b'x', 1),
+                attempt(os.open, '/proc/sys/kernel/hostname', 1)]
 found['name'] = socket.gethostname()
 """
     names = [inside.ask(box, text) for box in pair]
@@ -139,7 +139,7 @@ found['unix'] = [l for l in read('/proc/net/unix', 60000).splitlines()[1:] if 'j
 found['out'] = attempt(socket.create_connection, ('192.0.2.1', 80), 2)
 packet = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
 found['device'] = attempt(packet.setsockopt, socket.SOL_SOCKET, 25, b'lo')
-found['raw'] = [attempt(socket.socket, socket.AF_INET, socket.SOCK_RAW, 1), attempt(socket.socket, socket.AF_INET, socket.SOCK_RAW, 255)]
+found['raw'] = [attempt(socket.socket, socket.AF_INET, socket.SOCK_RAW, protocol) for protocol in (1, 255)]
 nl = socket.socket(16, 3, 0)
 # RTM_NEWADDR 127.0.0.2, RTM_NEWLINK dummy: changes
 for kind in (16, 20, 24):
@@ -183,7 +183,8 @@ def test_locks_and_leases_on_shared_files_hurt_nobody(inside, pair):
     text = """
 found['lease'] = trying(lambda: fcntl.fcntl(os.open('/usr/bin/env', os.O_RDONLY), 1024, fcntl.F_RDLCK))
 found['write lock'] = trying(lambda: fcntl.lockf(os.open('/usr/bin/env', os.O_RDONLY), fcntl.LOCK_EX | fcntl.LOCK_NB))
-found['attributes'] = trying(lambda: fcntl.ioctl(os.open('/usr/bin/env', os.O_RDONLY), 0x40086602, struct.pack('l', 0x10)))
+flags = struct.pack('l', 0x10)
+found['attributes'] = trying(lambda: fcntl.ioctl(os.open('/usr/bin/env', os.O_RDONLY), 0x40086602, flags))
 """
     found = inside.ask(pair[0], text)
     assert set(found.values()) <= {"EACCES", "EBADF", "EPERM", "EROFS", "ENOTTY"}, found
