@@ -9,8 +9,12 @@ import sqlite3
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
+from typing import Any
+
+from msgspec.structs import replace
 
 from joey.engine.supervisor import Engine
+from joey.model.spec import SandboxSpec
 
 
 async def eventually(condition: Callable[[], object], seconds: float = 5.0) -> None:
@@ -85,3 +89,19 @@ async def nothing_new(engine: Engine, before: dict[str, object], seconds: float 
         if time.monotonic() > deadline:
             raise AssertionError("\n".join(f"{k}: {before[k]} -> {now[k]}" for k in now if now[k] != before[k]))
         await asyncio.sleep(0.002)
+
+
+async def settled(lab: Any, spec: SandboxSpec) -> dict[str, object]:
+    """What the engine of a lab holds once every launcher has started something and nothing is under way."""
+    await asyncio.gather(*(lab.finish(replace(spec, remove=True)) for _ in range(8)))
+    await eventually(lambda: not any(box.record.held and not box.alive for box in lab.engine.boxes))
+    await eventually(lambda: all(box.alive for box in lab.engine.boxes) and not lab.engine.machine.pool.pending)
+    running = len(lab.engine.boxes)
+
+    async def children() -> int:
+        return sum([len(await shard.launcher.list()) for shard in lab.engine.machine.fleet.shards])
+
+    await until(children, running)
+    await lab.engine.store.flush()
+    rows(lab.engine)  # SQLite keeps the descriptor for the next time
+    return held(lab.engine)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import re
 
 from joey.host.launcher import LauncherError
 from joey.model.errors import Busy, CannotExecute, Conflict, ImageError, Invalid, LaunchFailed, ProgramNotFound
@@ -29,15 +30,39 @@ def explain(plan: Plan, error: LauncherError) -> LaunchFailed | Busy | Conflict 
         return Busy(where, f"{why}: no process can be made", remedy)
     if number in (errno.EMFILE, errno.ENFILE):
         return Busy(where, f"{why}: descriptors are used up", "raise RLIMIT_NOFILE of the engine, or stop sandboxes")
-    if isinstance(op, ops.Chdir) and op.path:
-        return Invalid("cwd", f"{op.path}: {why}", "name a directory that the user may enter")
-    if isinstance(op, (ops.Mkdir, ops.Mknod)) and number == errno.EROFS:
-        return Invalid("mounts", f"{op.path} does not exist and cannot be made: {why}", "make it in the image")
     if number in _FULL:
         return LaunchFailed(where, why, "free space or memory, then try again", errno=number)
+    wrong = _request(plan, op, number, why)
+    if wrong is not None:
+        return wrong
     if number == errno.ELOOP:
         return LaunchFailed(where, "the image has a symbolic link there", "remove the link", errno=number)
     return LaunchFailed(where, why, _remedy(op, number), errno=number)
+
+
+_KERNEL_FILES = ("/", "/proc", "/dev", "/sys", "/dev/pts", "/dev/shm", "/dev/mqueue")
+_MISFITS = (errno.EEXIST, errno.ENOTDIR, errno.EINVAL, errno.EROFS)
+_SYSCTLS = re.compile(r"/proc/sys/(.+)")
+
+
+def _request(plan: Plan, op: ops.Op, number: int, why: str) -> Invalid | None:
+    """The field to blame where what the request names does not fit what is inside."""
+    if isinstance(op, ops.Chdir) and op.path:
+        return Invalid("cwd", f"{op.path}: {why}", "name a directory that the user may enter")
+    if isinstance(op, ops.Write) and (sysctl := _SYSCTLS.fullmatch(op.path)):
+        return Invalid(f"sysctls.{sysctl[1].replace('/', '.')}", f"{op.text!r}: {why}", "see `sysctl -a`")
+    path = "/" + (op.target if isinstance(op, ops.MoveMount) else getattr(op, "path", "")).strip("/")
+    if number not in _MISFITS or path in _KERNEL_FILES:
+        return None
+    field = "cwd" if path in {one.path for one in plan.ops if isinstance(one, ops.Chdir)} else "mounts"
+    if isinstance(op, (ops.Mkdir, ops.Mknod)) and number == errno.EROFS:
+        return Invalid(field, f"{path} does not exist and cannot be made: {why}", "make it in the image")
+    if isinstance(op, ops.Mkdir):
+        return Invalid(field, f"{path} is there, but is no directory", "choose another path")
+    if isinstance(op, (ops.Mknod, ops.MoveMount)) and number != errno.EROFS:
+        reason = "one of source and target is a directory, the other is not"
+        return Invalid(field, f"nothing can be mounted on {path}: {reason}", "choose another target")
+    return None
 
 
 def _whole(number: int, why: str) -> LaunchFailed | Busy:

@@ -27,7 +27,7 @@ from joey.images.users import resolve_image_user
 from joey.model import codec
 from joey.model.cgroup import DEFAULT_DEVICES, DeviceRule
 from joey.model.cgroup import Unenforceable as CgroupUnenforceable
-from joey.model.errors import Broken, Invalid, Unenforceable, from_os
+from joey.model.errors import Broken, HostFailed, Invalid, Unenforceable, from_os
 from joey.model.facts import HostFacts
 from joey.model.image import Identity, Image, Layer
 from joey.model.slot import Slot, slot_name

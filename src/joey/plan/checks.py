@@ -13,7 +13,9 @@ _CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 
 
 def check_process(process: Process, env: dict[str, str]) -> None:
-    """Raises Invalid naming argv, env or cwd."""
+    """Raises Invalid naming argv, env, umask or cwd."""
+    if not 0 <= process.umask <= 0o777:
+        raise Invalid("umask", f"{process.umask:o} is not between 0 and 777")
     _no_nul("argv", process.argv)
     _no_nul("env", (text for pair in env.items() for text in pair))
     for name in env:
@@ -29,6 +31,11 @@ def check_request(spec: SandboxSpec) -> None:
         raise Invalid("hostname", f"{spec.hostname!r} must be up to 64 letters, digits, dots, dashes")
     if not -1000 <= spec.oom_score_adj <= 1000:
         raise Invalid("oom_score_adj", f"{spec.oom_score_adj} is not between -1000 and 1000")
+    if spec.shm_size is not None and spec.shm_size < 1:
+        raise Invalid("shm_size", f"{spec.shm_size} bytes: must be at least 1")
+    for number, tmpfs in enumerate(spec.tmpfs):
+        if tmpfs.size is not None and tmpfs.size < 1:
+            raise Invalid(f"tmpfs[{number}].size", f"{tmpfs.size} bytes: must be at least 1")
     for name, value in spec.sysctls.items():
         if _CONTROL.search(value):
             raise Invalid(f"sysctls.{name}", f"{value!r} has a control character in it")
