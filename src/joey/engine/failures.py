@@ -52,6 +52,8 @@ def _request(plan: Plan, op: ops.Op, number: int, why: str) -> Invalid | None:
     if isinstance(op, ops.Write) and (sysctl := _SYSCTLS.fullmatch(op.path)):
         return Invalid(f"sysctls.{sysctl[1].replace('/', '.')}", f"{op.text!r}: {why}", "see `sysctl -a`")
     path = "/" + (op.target if isinstance(op, ops.MoveMount) else getattr(op, "path", "")).strip("/")
+    if isinstance(op, ops.Mkdir) and op.parents and number == errno.ENOENT and path not in _KERNEL_FILES:
+        return Invalid("mounts", f"{path} is a link that leads nowhere", "make what it leads to in the image")
     if number not in _MISFITS or path in _KERNEL_FILES:
         return None
     field = "cwd" if path in {one.path for one in plan.ops if isinstance(one, ops.Chdir)} else "mounts"

@@ -35,6 +35,8 @@ _CGROUP, _FS, _ROOT, _PROC, _DEV, _SHM, _SYS, _PTS, _EMPTY = (Reg(n) for n in ra
 _TMPFS, _LAYERS, _BINDS = 32, 64, 112
 _MAX_TREES, _MAX_TMPFS, _MAX_BINDS = 30, 32, 32
 _BOX, _DISK = Reg(153), Reg(154)
+_VOLATILE = "work/work/incompat/volatile"
+"""What overlayfs leaves of a volatile mount, and refuses the next one for (filesystems/overlayfs.rst)."""
 _PATH_ONLY = f.O_PATH | f.O_CLOEXEC
 _HERE = f.CLONE_NEWNS | f.CLONE_NEWPID | f.CLONE_NEWUTS | f.CLONE_NEWIPC
 _TERMINALS = "64"
@@ -171,10 +173,11 @@ def _layers(spec: SandboxSpec, image: Image, slot: Slot, box: BoxPlan) -> list[o
     ops += [op.OpenTree(_BOX, at.box_path("memory", slot.name))]
     if box.storage == "disk" and not box.mount:
         path = at.box_path("disk", box.directory)
-        ops += [*_writable(slot, path), op.Remove(f"{path}/work/work/incompat/volatile", 2, missing_ok=True)]
+        ops += [*_writable(slot, path), op.Remove(f"{path}/{_VOLATILE}", 2, missing_ok=True)]
         ops += [op.OpenTree(_DISK, path)]
     elif box.mount:
-        ops += _writable(slot, "", _tree_of_box(spec))
+        tree = _tree_of_box(spec)
+        ops += [*_writable(slot, "", tree), op.Remove(_VOLATILE, 2, at=tree, missing_ok=True)]
     return ops
 
 
