@@ -11,7 +11,7 @@ import pytest
 from msgspec.structs import replace
 
 from joey.host import sys as kernel
-from joey.model.errors import Unenforceable
+from joey.model.errors import JoeyError, Unenforceable
 from joey.model.resources import Resources
 from joey.model.spec import Device, Mount, Process, Rlimit, SandboxSpec, Tmpfs
 from machine_state import eventually
