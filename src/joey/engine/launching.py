@@ -61,7 +61,7 @@ class Request:
         argv = ("?",) if self.spec.process.argv else ()
         process = msgspec.structs.replace(self.spec.process, argv=argv, env={})
         spec = msgspec.structs.replace(self.spec, name="", labels={}, process=process)
-        return codec.encode(spec), self.image.attached, self.image.cwd, self.identity, self.files
+        return codec.encode(spec), self.image.layers, self.image.binds, self.image.cwd, self.identity, self.files
 
 
 @dataclass(frozen=True, slots=True)
