@@ -132,9 +132,6 @@ def joey_home(homes: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         home.rmdir()
 
 
-_WAIT_SECONDS = 10.0
-
-
 @contextlib.contextmanager
 def _watch(homes: Path) -> Iterator[None]:
     scope = leaks.Scope(root=homes)
@@ -143,10 +140,10 @@ def _watch(homes: Path) -> Iterator[None]:
     before = leaks.snapshot(scope)
     yield
     scope = dataclasses.replace(scope, instances=tuple(_instances))
-    deadline = time.monotonic() + _WAIT_SECONDS
+    deadline = time.monotonic() + leaks.WAIT_SECONDS
     while True:
         leaks.reap_orphans(dead)  # a namespace goes only when its last dead process does
-        found = leaks.wait_clean(before, scope, 0.3)
+        found = leaks.wait_clean(before, scope, min(0.3, leaks.WAIT_SECONDS))
         # Beside another test run only what is certainly ours can count. CI has the machine for itself.
         others = [] if IN_CI or all(leak.certain for leak in found) else leaks.strangers(scope)
         left = [leak for leak in found if leak.certain or not others]
@@ -158,7 +155,7 @@ def _watch(homes: Path) -> Iterator[None]:
         made = "; ".join(map(str, doubtful[:10])) + (f" … and {len(doubtful) - 10} more" if len(doubtful) > 10 else "")
         warnings.warn(f"leak watch: not counted, {', '.join(others[:5])} may have made it: {made}", stacklevel=1)
     if left:
-        pytest.fail(leaks.report(left, _WAIT_SECONDS), pytrace=False)
+        pytest.fail(leaks.report(left, leaks.WAIT_SECONDS), pytrace=False)
 
 
 @pytest.fixture

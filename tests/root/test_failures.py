@@ -20,7 +20,7 @@ from joey.native import binary
 from joey.plan import ops, setup
 from joey.plan.encode import encode
 from joey.plan.ops import Plan, Reg
-from machine_state import eventually, held, mounts, nothing_new, rows, settled
+from machine_state import eventually, held, mounts, nothing_new, rows, settled, until
 
 pytestmark = [pytest.mark.leak_scope("module"), pytest.mark.timeout(60)]
 
@@ -107,6 +107,8 @@ LAUNCHES = {
 @pytest.fixture
 def warm(lab):
     """Launchers are there, layers attached, descriptors of logs and threads open: what is new afterwards is a leak."""
+    for box in lab.engine.boxes:
+        lab.do(lab.engine.remove(box.id, force=True))
     return lab.do(settled(lab, PLAIN))
 
 
@@ -168,6 +170,8 @@ def test_every_operation_of_a_slot(lab, revive, warm, monkeypatch):
         lab.do(engine.start("slot"))
         lab.do(engine.wait("slot"))
         lab.do(eventually(lambda: not engine.find("slot").record.held))
+        for shard in engine.machine.fleet.shards:
+            lab.do(until(shard.launcher.list, []))
     before = held(engine)
     breaker = Breaker(monkeypatch, setup, "slot")
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,7 @@ from joey.model.errors import Broken, JoeyError
 from joey.model.spec import Process, SandboxSpec
 from joey.model.views import Sandbox
 from joey.testing import leaks
-from machine_state import descriptors, eventually, mounts
+from machine_state import descriptors, eventually, mounts, until
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -142,6 +143,10 @@ def test_a_hundred_run_on_and_no_exit_or_output_is_lost(home):
     taken_over(home, check)
 
 
+async def exited(shard) -> int:
+    return sum([not child.running for child in await shard.launcher.list()])
+
+
 def test_engine_restarts_in_order(home):
     """Again and again, with everything running: nothing grows, not even the launcher's mounts."""
 
@@ -162,6 +167,9 @@ def test_engine_restarts_in_order(home):
             assert (await engine.inspect(paused.id)).sandbox.state == "paused"
             assert (await engine.inspect(created.id)).sandbox.state == "created"
             await engine.remove((await engine.run(SLEEP)).sandbox.id, force=True)
+            for shard in engine.machine.fleet.shards:
+                await eventually(lambda s=shard: s.children <= 1)
+                await until(partial(exited, shard), 0)
             pids = [shard.launcher.pid for shard in engine.machine.fleet.shards]
             found.append([(pid, descriptors(pid), mounts(pid)) for pid in pids])
             await eventually(lambda e=engine: not e.machine.pool.pending)

@@ -81,7 +81,8 @@ class Execs:
             raise
 
     async def _start(self, box: Box, request: Request, process: Process, output: bool) -> Attached:
-        assert box.launched is not None and box.slot is not None
+        if box.launched is None or box.slot is None:
+            raise Conflict("state", "cannot run a process in it: it has just ended")
         key, one, main = self._store.next_number("key"), _Exec(), box.launched
         self._known[key] = one
         devpts = process.tty and not box.devpts
@@ -105,7 +106,9 @@ class Execs:
         end_streams = partial(one.launched.shard.end_streams, key)
         attached = Attached(one.wait, one.signal, pid=one.launched.pid, owner=end_streams)
         one.output.attach(attached)
-        if one.ended.done():  # its end was told together with its beginning
+        if one.launched.shard.gone:
+            self.lost(one.launched.shard)
+        elif one.ended.done():  # its end was told together with its beginning
             one.output.exited()
             self._forget(one.launched)
         return attached

@@ -48,6 +48,7 @@ class Shard:
         self.number = number
         self.launcher = launcher
         self.children = 0
+        self.gone = False
         self._layers: dict[str, asyncio.Future[None]] = {}
         self._users: Counter[str] = Counter()
         self._ending: set[asyncio.Task[None]] = set()
@@ -258,6 +259,7 @@ class Fleet:
 
     def _shard_gone(self, shard: Shard) -> None:
         self._shards.pop(shard.number, None)
+        shard.gone = True
         self.on_gone(shard)
 
     def _worker_gone(self) -> None:

@@ -26,7 +26,6 @@ from joey.engine.logs import Logs
 from joey.engine.machine import READY_SLOTS, Machine
 from joey.engine.record import (
     Exited,
-    Lost,
     PauseAsked,
     Phase,
     RemoveAsked,
@@ -379,8 +378,7 @@ class Engine:
         for key, box in tuple(self._keys.items()):
             if box.launched is not None and box.launched.shard is shard:
                 self._keys.pop(key)
-                box.launched = None
-                box.apply(Lost(key, time.time(), "its launcher ended"))
+                box.lost(key)
         self._execs.lost(shard)
 
     # --- names -------------------------------------------------------------------------------------------------------

@@ -30,6 +30,9 @@ Key = tuple[str, ...]
 Snapshot = Mapping[str, Mapping[Key, str]]
 """kind -> key -> one line for people."""
 
+WAIT_SECONDS = 10.0
+"""How long what is left may take to go: tear-down in the kernel is asynchronous."""
+
 # Of these also the disappearance is reported: nothing that Joey did not make may go away.
 LASTING = ("mount", "link", "netns", "nft table")
 
@@ -358,7 +361,7 @@ def compare(before: Snapshot, after: Snapshot, scope: Scope) -> list[Leak]:
     return leaks
 
 
-def wait_clean(before: Snapshot, scope: Scope, seconds: float = 10.0) -> list[Leak]:
+def wait_clean(before: Snapshot, scope: Scope, seconds: float = WAIT_SECONDS) -> list[Leak]:
     """Compare with `before` until nothing is left or `seconds` are over; what is left then."""
     deadline = time.monotonic() + seconds
     pause = 0.005
