@@ -175,7 +175,7 @@ class Lab:
 
     async def prepare(self, slots: int) -> None:
         """Have so many slots ready before the clock starts."""
-        await self.engine.prepare(slots)  # type: ignore[attr-defined]
+        await self.engine.prepare(slots)
 
     async def remove_all(self, parallel: int = 32, progress: Progress | None = None) -> None:
         """Remove every sandbox launched here, as a user would: by force, one request each."""

@@ -114,6 +114,9 @@ class Engine(Protocol):
     async def close(self, *, stop_launcher: bool = False) -> None:
         """Leave: sandboxes go on. With stop_launcher the launcher ends too if it holds no child (else it stays)."""
 
+    async def prepare(self, slots: int) -> None:
+        """Have so many slots ready now, for a burst to come."""
+
     async def create(self, spec: SandboxSpec) -> Sandbox:
         """A sandbox in state created: validated, image resolved, name reserved."""
 

@@ -26,6 +26,7 @@ from joey.plan.layout import BOXES
 from joey.plan.template import Template, make
 
 _IN_FLIGHT = 16
+_QUIET_SECONDS = 0.03
 _TRIES = 2
 _RETRY_SECONDS = (0.005, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0)
 _log = logging.getLogger(__name__)
@@ -63,6 +64,7 @@ class SlotPool:
         self._gate = asyncio.Semaphore(_IN_FLIGHT)
         self._tasks: set[asyncio.Task[None]] = set()
         self._closing = False
+        self._quiet: asyncio.TimerHandle | None = None
         self._templates: dict[bool, Template] = {}
         self._clearings: dict[tuple[tuple[str, ...], bool], Template] = {}
         self._default = tuple(h.name for h in layout.default)
@@ -75,12 +77,8 @@ class SlotPool:
 
     async def take(self) -> Prepared:
         """A slot of one's own. Raises Busy when ids run out, HostFailed and its kin when the kernel refuses."""
-        while self._ready:
-            prepared = self._ready.popleft()
-            self._refill()
-            return prepared
-        self._refill()
-        return await self._make()
+        self._refill_later()
+        return self._ready.popleft() if self._ready else await self._make()
 
     async def revive(self, slot: Slot, files: bool = True) -> Prepared:
         """The slot of a sandbox that ran before, its files as it left them, all else new. files: whether they are
@@ -93,8 +91,7 @@ class SlotPool:
                 raise _gone(error) from error
 
     async def prepare(self, count: int) -> None:
-        """Make sure that `count` are ready; the pool keeps as many from then on."""
-        self._target = count
+        """Make sure that `count` are ready now. The pool does not keep as many by itself afterwards."""
         while self.ready < count and not self._closing:
             wanted = min(_IN_FLIGHT, count - self.ready)
             self._ready.extend(await asyncio.gather(*(self._make() for _ in range(wanted))))
@@ -109,6 +106,8 @@ class SlotPool:
     async def close(self) -> None:
         """Clear every slot nobody has taken, and wait for all clearing."""
         self._closing = True
+        if self._quiet is not None:
+            self._quiet.cancel()
         while self._ready or self._tasks:
             while self._ready:
                 prepared = self._ready.popleft()
@@ -178,6 +177,12 @@ class SlotPool:
             assert found is not None
             self._clearings[hierarchies, files] = found
         return found
+
+    def _refill_later(self) -> None:
+        """Not while others are being taken: making one costs as much as a launch, and would be in its way."""
+        if self._quiet is not None:
+            self._quiet.cancel()
+        self._quiet = asyncio.get_running_loop().call_later(_QUIET_SECONDS, self._refill)
 
     def _refill(self) -> None:
         if not self._closing and self.ready + self._making < self._target:

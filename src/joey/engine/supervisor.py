@@ -131,7 +131,7 @@ class Engine:
         return await reset.reset(self)
 
     async def prepare(self, slots: int) -> None:
-        """Have so many slots ready, and keep them so."""
+        """Have so many slots ready now, for a burst to come."""
         await self.machine.pool.prepare(slots)
 
     # --- life --------------------------------------------------------------------------------------------------------

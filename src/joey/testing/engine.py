@@ -117,6 +117,9 @@ class FakeEngine:
 
     # ---- lifecycle
 
+    async def prepare(self, slots: int) -> None:
+        """Nothing: there are no slots."""
+
     async def create(self, spec: SandboxSpec) -> Sandbox:
         """Validated as the real engine does, as far as that needs no kernel."""
         if spec.image and spec.image != "host":
