@@ -141,6 +141,7 @@ class Oci(_Piped):
     def argv(self, number: int) -> list[str]:
         return [
             self.path, "--root", os.fspath(self._state), "run", "--detach",
+            "--no-new-keyring",  # one user may have few of them: keyrings(7)
             "--bundle", os.fspath(self.work / f"bundle-{number}"), f"c{number}",
         ]  # fmt: skip
 
