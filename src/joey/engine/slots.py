@@ -68,6 +68,8 @@ class SlotPool:
         self._templates: dict[bool, Template] = {}
         self._clearings: dict[tuple[tuple[str, ...], bool], Template] = {}
         self._default = tuple(h.name for h in layout.default)
+        self.crowded: Callable[[], bool] = lambda: False
+        """Whether so many are being started that slots had better be made later."""
         self.pending: set[str] = set()
         """Names of slots whose clearing has not succeeded yet."""
 
@@ -179,7 +181,10 @@ class SlotPool:
         return found
 
     def _refill_later(self) -> None:
-        """Not while others are being taken: making one costs as much as a launch, and would be in its way."""
+        """At once beside a launch or two, but not within a burst: making one costs as much as a launch."""
+        if not self.crowded():
+            self._refill()
+            return
         if self._quiet is not None:
             self._quiet.cancel()
         self._quiet = asyncio.get_running_loop().call_later(_QUIET_SECONDS, self._refill)

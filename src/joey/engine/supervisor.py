@@ -51,6 +51,7 @@ FORGET_AGAIN_SECONDS = 1.0
 """How often exits that could not be written to disk are tried again."""
 _GC_THRESHOLDS = (20_000, 20, 50)
 """Of the collector of cycles: walking the objects of thousands of sandboxes as often as by default costs a tenth."""
+_CROWD = 2
 LAUNCHES_WAITING = 20_000
 """Starts that may wait for their turn; beyond that the engine says it is busy."""
 _ADJECTIVES = "amber bold brisk calm clever coral eager fair fleet gentle golden keen lively merry nimble".split()
@@ -90,6 +91,7 @@ class Engine:
             self.machine.abandon()
             raise
         self.machine.start_pool(lambda: self.store.next_number("slot"))
+        self.machine.pool.crowded = lambda: self._launching > _CROWD
         self._execs = Execs(self.machine.launching, self.store, self.forget)
         self._open = True
         gc.set_threshold(*_GC_THRESHOLDS)
