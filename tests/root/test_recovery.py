@@ -105,7 +105,7 @@ def test_engine_killed_in_the_middle_of_fifty_launches(home, lines):
 
     async def check(engine: Engine) -> None:
         running = await consistent(engine)
-        assert running
+        assert running or lines == 1  # its record may not have been written down yet
         for box in running[:3]:
             assert (await engine.stop(box.id, 0)).exit.signal == 9
         assert (await engine.run(SLEEP)).sandbox.state == "running"

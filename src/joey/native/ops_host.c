@@ -23,10 +23,10 @@ static int result(long returned) { return returned < 0 ? errno : 0; }
 
 /* ---- USERNS: a namespace needs a process to be born with it. It runs beside the launcher in the same memory, so it touches none of it. */
 
-__attribute__((no_stack_protector, noinline)) static void idle(void *unused)
+__attribute__((no_stack_protector, noinline)) static void idle(void *parent)
 {
-	(void)unused;
 	RAW(prctl, PR_SET_PDEATHSIG, SIGKILL, 0, 0);
+	if (RAW(getppid, 0, 0, 0, 0) != (long)(intptr_t)parent) raw_exit(0);	/* it died before: nobody would end us */
 	for (;;) RAW(ppoll, 0, 0, 0, 0);
 }
 static int write_map(int proc, pid_t pid, const char *file, const char *map)
@@ -55,7 +55,7 @@ int op_userns(struct run *run, const struct plan_op *op)
 	};
 	int error = op->n[0] ? act_as(op->n[0]) : 0;
 	if (error) return error;
-	long pid = clone_call(&args, sizeof args, idle, NULL);
+	long pid = clone_call(&args, sizeof args, idle, (void *)(intptr_t)getpid());
 	if (op->n[0] && (error = act_as(0))) die("cannot be root again", error);
 	if (pid < 0) return (int)-pid;
 	char path[64];
