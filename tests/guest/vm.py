@@ -53,6 +53,9 @@ mount -t devpts -o mode=620,ptmxmode=666 pts /root/dev/pts
 mount -t tmpfs shm /root/dev/shm
 mount -t tmpfs -o mode=1777 tmp /root/tmp
 mount -t tmpfs -o mode=755 run /root/run
+for place in tmp run; do  # where the checkout may be
+  case @PROJECT@ in /$place/*) mkdir -p /root@PROJECT@ && mount --bind /lower@PROJECT@ /root@PROJECT@;; esac
+done
 mount -t cgroup2 cgroup2 /root/sys/fs/cgroup
 cp /agent /bin/busybox /root/run/
 exec switch_root /root /run/busybox sh /run/agent
@@ -198,7 +201,8 @@ class Guest:
             names.append(f"/modules/{path.name}")
             files[f"modules/{path.name}"] = (program, path.read_bytes())
         files["modules.list"] = (program, "".join(f"{name}\n" for name in names).encode())
-        files["init"], files["agent"] = (program, INIT.encode()), (program, AGENT.encode())
+        init = INIT.replace("@PROJECT@", shlex.quote(str(PROJECT)))
+        files["init"], files["agent"] = (program, init.encode()), (program, AGENT.encode())
         return cpio(files)
 
     def _virtiofsd_command(self) -> list[str]:

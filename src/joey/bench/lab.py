@@ -151,7 +151,9 @@ class Lab:
         self.ids.append(sandbox.id)
         assert started.attachment is not None
         try:
-            await asyncio.wait_for(_answer(started.attachment, text.encode()), ANSWER_SECONDS)
+            # Not wait_for: in Python 3.11 it may lose a cancellation that comes together with the answer.
+            async with asyncio.timeout(ANSWER_SECONDS):
+                await _answer(started.attachment, text.encode())
             return Answer(sandbox.id, time.perf_counter() - begin, sandbox.pid or 0)
         except TimeoutError:
             raise NoAnswer(f"no answer within {ANSWER_SECONDS:.0f} s") from None
@@ -249,7 +251,11 @@ async def drive(
 
     workers = [asyncio.create_task(worker()) for _ in range(min(parallel, count))]
     try:
-        await asyncio.gather(*workers)
+        # Not gather: cancelled, that would wait for a worker whose cancellation has been swallowed, and who goes on.
+        if workers:
+            done, _ = await asyncio.wait(workers, return_when=asyncio.FIRST_EXCEPTION)
+            for task in done:
+                task.result()
     finally:
         ended = True
         for task in workers:

@@ -275,7 +275,8 @@ class Log:
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._followers.add(future)
         try:
-            await asyncio.wait_for(future, None if until is None else until - time.time())
+            async with asyncio.timeout(None if until is None else until - time.time()):
+                await future
         except TimeoutError:
             return False
         finally:
