@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import os
 import signal
 import stat
@@ -27,7 +28,7 @@ from joey.images.users import resolve_image_user
 from joey.model import codec
 from joey.model.cgroup import DEFAULT_DEVICES, DeviceRule
 from joey.model.cgroup import Unenforceable as CgroupUnenforceable
-from joey.model.errors import Broken, HostFailed, Invalid, Unenforceable, from_os
+from joey.model.errors import Broken, HostFailed, Invalid, JoeyError, Unenforceable, from_os
 from joey.model.facts import HostFacts
 from joey.model.image import Identity, Image, Layer
 from joey.model.slot import Slot, slot_name
@@ -282,7 +283,7 @@ class Launching:
         try:
             fd = sys.open_tree(sys.AT_FDCWD, source.path, flags)
         except OSError as error:
-            raise Invalid("mounts", f"source {source.path}: {error.strerror}") from error
+            raise _unreachable("mounts", f"source {source.path}", error) from error
         stack.callback(os.close, fd)
         return fd
 
@@ -337,7 +338,17 @@ def _stat(path: str, field: str) -> os.stat_result:
     try:
         return os.stat(path)
     except OSError as error:
-        raise Invalid(field, f"{path}: {error.strerror}") from None
+        raise _unreachable(field, path, error) from None
+
+
+_OF_THE_PATH = (errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENAMETOOLONG, errno.EINVAL)
+
+
+def _unreachable(field: str, path: str, error: OSError) -> JoeyError:
+    """The path's fault or the host's: the limit of open files says nothing about the request."""
+    if error.errno in _OF_THE_PATH:
+        return Invalid(field, f"{path}: {error.strerror}")
+    return from_os(f"open {path}", error)
 
 
 def _with_network(spec: SandboxSpec) -> SandboxSpec:

@@ -88,8 +88,37 @@ class Process(Value, frozen=True, kw_only=True):
     cols: int = 80
 
 
+class Restart(Value, frozen=True, kw_only=True):
+    """Whether a run that ended is followed by another (`docker run --restart`).
+
+    on-failure: after a code other than 0, at most `max_retries` times in a row (None: without end). always, and
+    unless-stopped (the same, except that one stopped by a user stays so when the engine starts again).
+    """
+
+    policy: Literal["no", "on-failure", "always", "unless-stopped"] = "no"
+    max_retries: int | None = None
+
+
+class HealthCheck(Value, frozen=True, kw_only=True):
+    """How to find out whether a running sandbox works: exactly one of command, http and tcp (seconds everywhere).
+
+    command         (n,) run inside; 0 is healthy
+    http            a URL whose host is the sandbox's loopback, e.g. http://127.0.0.1:8080/health; 200 to 399 is healthy
+    tcp             a port of the sandbox's loopback that accepts
+    start_period    failures before it do not count; until the first success it looks every start_interval
+    """
+
+    command: tuple[str, ...] = ()
+    http: str = ""
+    tcp: int | None = None
+    interval: float = 30.0
+    timeout: float = 30.0
+    retries: int = 3
+    start_period: float = 0.0
+    start_interval: float = 5.0
+
+
 NetworkMode = Literal["none", "host"]
-RestartPolicy = Literal["no"]
 
 
 class SandboxSpec(Value, frozen=True, kw_only=True):
@@ -99,7 +128,8 @@ class SandboxSpec(Value, frozen=True, kw_only=True):
     (None: the image's); a given one, even empty, also discards the image's default arguments, as Docker does. `init`
     runs joey-init as PID 1 in front of the main process; with an empty argv joey-init runs alone and processes come by
     exec. `storage` says where the writable layer lives: "memory" (a directory on a shared tmpfs, charged to the
-    sandbox and so bounded by its memory limit) or "disk". `devpts` mounts a pseudo-terminal file system of its own; it
+    sandbox and so bounded by its memory limit) or "disk". `timeout` (seconds since its start) ends or pauses it, as
+    `on_timeout` says; so does `idle_timeout` (seconds without a request about it, a process by exec, or input). `devpts` mounts a pseudo-terminal file system of its own; it
     is there anyway with `process.tty`, and added when a terminal is first asked for by exec.
     """
 
@@ -128,3 +158,8 @@ class SandboxSpec(Value, frozen=True, kw_only=True):
     stop_timeout: float = 10.0
     labels: dict[str, str] = field(default_factory=dict)
     remove: bool = False
+    restart: Restart = Restart()
+    timeout: float | None = None
+    idle_timeout: float | None = None
+    on_timeout: Literal["kill", "pause"] = "kill"
+    health: HealthCheck | None = None

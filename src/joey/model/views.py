@@ -35,7 +35,7 @@ class Sandbox(View, frozen=True):
     none.
 
     id: 24 hexadecimal characters. argv: what runs, the image's defaults included. pid: of the host, None when not
-    running.
+    running. restarts: runs the restart policy began. deadline: when its timeout acts. health: None without a check.
     """
 
     id: str
@@ -50,6 +50,44 @@ class Sandbox(View, frozen=True):
     exit: Exit | None = None
     tty: bool = False
     labels: dict[str, str] = {}
+    restarts: int = 0
+    deadline: float | None = None
+    health: Literal["starting", "healthy", "unhealthy"] | None = None
+
+
+class ProcessView(View, frozen=True):
+    """A process that exec started in a sandbox.
+
+    id: names it within this instance, for ever. pid: of the host. tag: the client's own name for it. exit: None while
+    it runs.
+    """
+
+    id: str
+    sandbox: str
+    pid: int
+    argv: tuple[str, ...]
+    cwd: str = ""
+    user: str = ""
+    tty: bool = False
+    tag: str = ""
+    started: float = 0.0
+    exit: Exit | None = None
+
+
+class Event(View, frozen=True):
+    """Something happened. id: grows by one an event, also across restarts of the engine. at: seconds since the epoch.
+
+    type: `sandbox.` created started exited (data: code, oom) paused resumed updated renamed removed oom health (data:
+    health) timeout; `process.` started exited; `pool.` created filled removed. sandbox, name: "" where there is none.
+    """
+
+    id: int
+    at: float
+    type: str
+    sandbox: str = ""
+    name: str = ""
+    labels: dict[str, str] = {}
+    data: dict[str, str | int | float | bool | None] = {}
 
 
 class Detail(View, frozen=True):
