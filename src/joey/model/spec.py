@@ -129,8 +129,9 @@ class SandboxSpec(Value, frozen=True, kw_only=True):
     runs joey-init as PID 1 in front of the main process; with an empty argv joey-init runs alone and processes come by
     exec. `storage` says where the writable layer lives: "memory" (a directory on a shared tmpfs, charged to the
     sandbox and so bounded by its memory limit) or "disk". `timeout` (seconds since its start) ends or pauses it, as
-    `on_timeout` says; so does `idle_timeout` (seconds without a request about it, a process by exec, or input). `devpts` mounts a pseudo-terminal file system of its own; it
-    is there anyway with `process.tty`, and added when a terminal is first asked for by exec.
+    `on_timeout` says; so does `idle_timeout` (seconds without a request about it, a process by exec, or input).
+    `devpts` mounts a pseudo-terminal file system of its own; it is there anyway with `process.tty`, and added when a
+    terminal is first asked for by exec.
     """
 
     image: str = ""
