@@ -66,7 +66,7 @@ def held(engine: Engine) -> dict[str, object]:
         "ids free": len(machine.ids._free) % 1024,
         "clearing": set(machine.pool.pending),
         "boxes": [box.name for box in engine.boxes],
-        "names": set(engine._names),
+        "names": set(engine._boxes.names),
         "expected ends": set(engine._keys),
         "execs": set(engine._execs._known),
         "children": [shard.children for shard in machine.fleet.shards],

@@ -79,7 +79,7 @@ def test_a_client_that_leaves_while_its_sandbox_is_made(tmp_path: Path) -> None:
 
 def test_busy_says_when_to_come_back(tmp_path: Path) -> None:
     class Full(FakeEngine):
-        async def create(self, spec: SandboxSpec) -> object:  # type: ignore[override]
+        async def create(self, spec: SandboxSpec, *, owner: str = "") -> object:  # type: ignore[override]
             raise Busy("queue", "1024 launches are waiting", "try again", retry_after=2.4)
 
     with serving(tmp_path, Full) as server:

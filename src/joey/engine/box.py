@@ -82,8 +82,10 @@ def signal_number(name: str) -> int:
 class Box:
     """The shell around a record. All of it belongs to the event loop; actions that wait are done one after another."""
 
-    def __init__(self, context: Context, id: str, name: str, spec: SandboxSpec, created: float) -> None:
-        self.id, self.name, self.spec, self.created = id, name, spec, created
+    def __init__(
+        self, context: Context, id: str, name: str, spec: SandboxSpec, created: float, owner: str = ""
+    ) -> None:
+        self.id, self.name, self.spec, self.created, self.owner = id, name, spec, created, owner
         self._encoded = codec.encode(spec)
         self.record = Record(policy=Policy(remove=spec.remove, stop_signal=signal_number(spec.stop_signal)))
         self.request: Request | None = None
@@ -118,6 +120,7 @@ class Box:
             exit=record.exit,
             tty=spec.process.tty,
             labels=spec.labels,
+            owner=self.owner,
         )
 
     def row(self) -> Row:
@@ -125,7 +128,7 @@ class Box:
         return Row(
             id=self.id, name=self.name, spec=self._encoded, created=self.created, image=self.spec.image,
             slot=self.slot.name if self.slot else "", base=self.slot.base if self.slot else 0, launcher=launcher,
-            record=self.record,
+            owner=self.owner, record=self.record,
         )  # fmt: skip
 
     @property

@@ -2,6 +2,10 @@
 it, and the same tests (tests/unit/test_api*.py, tests/e2e) run against both.
 
 Rules of the whole interface
+- `owner` is whose a sandbox is: "" the administrator's (who comes by the unix socket), else an API key's id. Names are
+  unique for each owner. Where a call asks for an owner to look through the eyes of, None sees everything (what the
+  administrator passes), and what belongs to somebody else does not exist (NotFound, never a refusal that tells of it).
+  The other calls trust `ref`: the API turns what a client gave into an id with `resolve(ref, owner)` first.
 - `ref` is an id, a unique prefix of one (at least 2 characters) or a name. Errors are those of `joey.model.errors`,
   nothing else.
 - The API cancels what only waits or reads (wait, logs, read, write, stats, list) when its client goes away; what
@@ -15,8 +19,22 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
-from joey.model.spec import Process, SandboxSpec
-from joey.model.views import Detail, DiskUsage, Exit, LogEntry, Node, ResetReport, Sandbox, State, Stats
+from joey.model.spec import Process, SandboxSpec, Update
+from joey.model.views import (
+    Detail,
+    DiskUsage,
+    Event,
+    Exit,
+    FileEvent,
+    FileInfo,
+    LogEntry,
+    Node,
+    ProcessView,
+    ResetReport,
+    Sandbox,
+    State,
+    Stats,
+)
 
 STDOUT: Literal[1] = 1
 STDERR: Literal[2] = 2
@@ -32,6 +50,8 @@ class Attachment(Protocol):
     """
 
     pid: int
+    id: str
+    """Of a process that exec started: the id of its ProcessView. "" for a main process."""
 
     async def read(self) -> tuple[Literal[1, 2], bytes] | None:
         """The next piece of output, (stream, 1..65536 bytes); None once the process has ended and all was read.
@@ -80,7 +100,9 @@ class Filter:
     """Which sandboxes `list` gives; all conditions hold. Empty fields mean any.
 
     all: also those that do not run (created, exited, dead); ignored when `states` is given. names: substrings of the
-    name. ids: prefixes. labels: name -> value, None for any value. limit: the newest so many, 0 for all.
+    name. ids: prefixes. labels: name -> value, None for any value. limit: the newest so many, 0 for all. owner: only
+    that one's, None for everybody's. cursor: the id of the last one of the page before: go on after it (also if it has
+    been removed meanwhile, then from the next older than it was).
     """
 
     all: bool = False
@@ -91,6 +113,8 @@ class Filter:
     labels: dict[str, str | None] = field(default_factory=dict)
     exited: frozenset[int] = frozenset()
     limit: int = 0
+    owner: str | None = None
+    cursor: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +129,53 @@ class LogQuery:
     stderr: bool = True
 
 
+class Files(Protocol):
+    """The files of one sandbox, running or stopped. Paths are absolute, as seen inside; links are followed as the
+    sandbox would follow them and never lead out of its root. What is written is charged to the sandbox, and belongs to
+    its ids.
+
+    Raises NotFound, Invalid, Conflict with field "path"; Exhausted when its memory or disk is full.
+    """
+
+    async def stat(self, path: str) -> FileInfo:
+        """Of the thing itself, if it is a link of the link."""
+
+    async def list(self, path: str, depth: int = 1) -> Sequence[FileInfo]:
+        """What is in a directory, in order of path; with depth 2 also what is in those, and so on."""
+
+    def read(self, path: str, offset: int = 0, length: int | None = None) -> AsyncIterator[bytes]:
+        """The bytes of a regular file in pieces of at most 1 MiB, up to its end if `length` is None."""
+
+    async def write(
+        self, path: str, chunks: AsyncIterator[bytes], *, mode: int | None = None, user: str = "", parents: bool = False
+    ) -> FileInfo:
+        """Write a file anew, all or nothing. mode: of a new file (0o644) or to set. parents: make directories above."""
+
+    async def mkdir(self, path: str, *, mode: int = 0o755, user: str = "", parents: bool = False) -> FileInfo:
+        """Make a directory. Raises Conflict if it is there, without `parents`."""
+
+    async def move(self, source: str, target: str) -> FileInfo:
+        """rename(2): a file at `target` is replaced."""
+
+    async def remove(self, path: str, *, recursive: bool = False) -> None:
+        """Remove a file, or an empty directory; with recursive all below it."""
+
+    async def chmod(self, path: str, mode: int) -> FileInfo:
+        """Set permission bits, 0 to 0o7777."""
+
+    async def chown(self, path: str, user: str) -> FileInfo:
+        """Give it to "uid", "name", "uid:gid" or "name:group" of the sandbox."""
+
+    def pack(self, path: str) -> AsyncIterator[bytes]:
+        """A tree as a tar archive."""
+
+    async def unpack(self, path: str, chunks: AsyncIterator[bytes]) -> None:
+        """Unpack a tar archive (not compressed) into a directory that exists."""
+
+    def watch(self, path: str, *, recursive: bool = False) -> AsyncIterator[FileEvent]:
+        """What changes there from now on, until the sandbox ends."""
+
+
 class Engine(Protocol):
     """Lifecycle of all sandboxes of one instance. Made by `Engine(instance)`; all methods on one event loop."""
 
@@ -117,24 +188,76 @@ class Engine(Protocol):
     async def prepare(self, slots: int) -> None:
         """Have so many slots ready now, for a burst to come."""
 
-    async def create(self, spec: SandboxSpec) -> Sandbox:
+    def resolve(self, ref: str, owner: str | None = None) -> str:
+        """The id of a sandbox. Raises NotFound, also if it is another owner's; Conflict (not unique)."""
+
+    # What create, start, run (without attach), update and remove have answered is on disk by then.
+
+    async def create(self, spec: SandboxSpec, *, owner: str = "") -> Sandbox:
         """A sandbox in state created: validated, image resolved, name reserved."""
 
     async def start(self, ref: str) -> Sandbox:
         """Start a created or exited sandbox. Raises Conflict if it runs, LaunchFailed if it cannot."""
 
-    async def run(self, spec: SandboxSpec, *, attach: bool = False) -> Started:
+    async def run(self, spec: SandboxSpec, *, attach: bool = False, owner: str = "") -> Started:
         """create + (attach) + start as one: if it fails nothing is left, not even the name."""
+
+    async def update(self, ref: str, change: Update) -> Sandbox:
+        """Change limits, labels, timeouts and restart policy, also of a running one: all of it or nothing.
+
+        Limits act at once. Raises Invalid naming the field for what this host cannot enforce, Conflict if it is being
+        removed, and what the kernel says (a memory limit below what is in use, for one).
+        """
+
+    def events(
+        self,
+        after: int | None = None,
+        *,
+        follow: bool = False,
+        types: Sequence[str] = (),
+        refs: Sequence[str] = (),
+        labels: dict[str, str | None] | None = None,
+        owner: str | None = None,
+    ) -> AsyncIterator[Event]:
+        """What happened, oldest first, of the last 10,000 events: those with an id above `after`, or with None what
+        comes from now on (without `follow`: all that is kept). follow: go on with what comes, without end.
+
+        types: exact, or a beginning that ends with a dot ("process."). refs: ids, prefixes or names of the time of the
+        event. An event of type `events.lost` stands for what is not kept any more (data: count, at most so many), also
+        for a reader who is too slow: nothing is held for one.
+        """
 
     async def attach(self, ref: str) -> Attachment:
         """Attach to the main process: output from now on. Of a created sandbox: from its start. Raises Conflict if
         exited.
         """
 
-    async def exec(self, ref: str, process: Process, *, detach: bool = False) -> Attachment:
+    async def exec(self, ref: str, process: Process, *, detach: bool = False, tag: str = "") -> Attachment:
         """Run a process in a running sandbox; `process` is taken as it is. detach: output is discarded, read() gives
-        None.
+        None. tag: the client's own name for it.
         """
+
+    async def processes(self, ref: str) -> Sequence[ProcessView]:
+        """Those that exec started, oldest first: all that run, and the last that ended."""
+
+    async def process(self, ref: str, id: str) -> ProcessView:
+        """One of them. Raises NotFound (field "process")."""
+
+    async def connect(self, ref: str, id: str) -> Attachment:
+        """Attach again: what nobody has read yet (1 MiB at most), then what comes. While somebody is attached the
+        program waits for its reader; while nobody is, the oldest output is dropped. Raises NotFound.
+        """
+
+    async def signal_process(self, ref: str, id: str, number: int) -> None:
+        """Send it a signal. Raises NotFound, Conflict if it has ended, Invalid for a number the kernel does not
+        have.
+        """
+
+    async def wait_process(self, ref: str, id: str) -> Exit:
+        """Its end. Raises NotFound."""
+
+    def files(self, ref: str) -> Files:
+        """Its files. Raises NotFound."""
 
     async def stop(self, ref: str, timeout: float | None = None) -> Sandbox:
         """Stop signal, then SIGKILL after `timeout` seconds (None: the spec's); returns when it has ended. Ended
@@ -144,8 +267,10 @@ class Engine(Protocol):
     async def kill(self, ref: str, signal: int) -> None:
         """Signal the main process. Raises Conflict if it does not run."""
 
-    async def pause(self, ref: str) -> Sandbox:
-        """Freeze all its processes."""
+    async def pause(self, ref: str, *, reclaim: bool = False) -> Sandbox:
+        """Freeze all its processes. reclaim: then have the kernel take back what memory it can (page cache; anonymous
+        memory only where there is swap).
+        """
 
     async def resume(self, ref: str) -> Sandbox:
         """Thaw them."""
@@ -191,4 +316,4 @@ class Engine(Protocol):
         """Remove everything this instance ever made. Works on an engine that was never opened, or could not be."""
 
 
-__all__ = ["Attachment", "Engine", "Filter", "LogQuery", "STDERR", "STDOUT", "Started"]
+__all__ = ["Attachment", "Engine", "Files", "Filter", "LogQuery", "STDERR", "STDOUT", "Started"]

@@ -46,7 +46,7 @@ async def recover(engine: Engine) -> None:
 
 
 def _box(engine: Engine, row: Row) -> Box:
-    box = Box(engine, row.id, row.name, codec.decode(SandboxSpec, row.spec), row.created)
+    box = Box(engine, row.id, row.name, codec.decode(SandboxSpec, row.spec), row.created, row.owner)
     box.record = row.record
     if row.slot:
         box.slot = Slot(name=row.slot, base=row.base, prepared=Resources.default())

@@ -25,10 +25,16 @@ MIGRATIONS: tuple[str, ...] = (
     CREATE TABLE counters (name TEXT PRIMARY KEY, next INTEGER NOT NULL, exact INTEGER NOT NULL) WITHOUT ROWID;
     CREATE TABLE layers (id TEXT PRIMARY KEY, source TEXT NOT NULL) WITHOUT ROWID;
     """,
+    """
+    ALTER TABLE sandboxes ADD COLUMN owner TEXT NOT NULL DEFAULT '';
+    ALTER TABLE sandboxes ADD COLUMN life TEXT NOT NULL DEFAULT '{}';
+    DROP INDEX living_names;
+    CREATE UNIQUE INDEX living_names ON sandboxes (owner, name) WHERE phase != 'removing' AND name != '';
+    """,
 )
 """Entry n leads from version n to n + 1 (PRAGMA user_version). One that was released is never changed."""
 
-_HEAD = ("id", "name", "image", "spec", "created", "slot", "base", "launcher", "meta")
+_HEAD = ("id", "name", "image", "spec", "created", "slot", "base", "launcher", "meta", "owner")
 _RECORD = (
     "phase", "run", "key", "pid", "held", "files", "started", "finished", "exit", "stopping", "stop_by", "policy",
 )  # fmt: skip
@@ -39,7 +45,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     """All that is kept of a sandbox.
 
     spec: the SandboxSpec as JSON. slot, base, launcher: where its run and files are, "" and 0 without. meta: JSON of
-    whatever else belongs to it.
+    whatever else belongs to it. owner: "" the administrator's.
     """
 
     id: str
@@ -51,6 +57,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     base: int = 0
     launcher: int = 0
     meta: bytes = b"{}"
+    owner: str = ""
     record: Record = Record()
 
 
@@ -67,6 +74,7 @@ def to_columns(row: Row) -> tuple[object, ...]:
         row.base,
         row.launcher,
         row.meta.decode(),
+        row.owner,
         str(record.phase),
         str(record.run),
         record.key,

@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import gc
 import logging
-import random
 import secrets
 import time
 from collections.abc import AsyncIterator, Iterable, Sequence
@@ -24,6 +23,7 @@ from joey.engine.interface import Attachment, Filter, LogQuery, Started
 from joey.engine.launching import Launched, check_signal
 from joey.engine.logs import Logs
 from joey.engine.machine import READY_SLOTS, Machine
+from joey.engine.owners import Registry
 from joey.engine.record import (
     Exited,
     PauseAsked,
@@ -41,7 +41,7 @@ from joey.host.cgroup_files import CgroupError
 from joey.host.instance import Instance
 from joey.host.launcher import LauncherGone
 from joey.host.wire import Child
-from joey.model.errors import Broken, Busy, Conflict, Invalid, JoeyError, NotFound, from_os
+from joey.model.errors import Broken, Busy, Conflict, Invalid, JoeyError, from_os
 from joey.model.spec import Process, SandboxSpec
 from joey.model.views import Detail, DiskUsage, Exit, LogEntry, Node, ResetReport, Sandbox, Stats
 
@@ -54,10 +54,6 @@ _GC_THRESHOLDS = (20_000, 20, 50)
 _CROWD = 2
 LAUNCHES_WAITING = 20_000
 """Starts that may wait for their turn; beyond that the engine says it is busy."""
-_ADJECTIVES = "amber bold brisk calm clever coral eager fair fleet gentle golden keen lively merry nimble".split()
-_ANIMALS = (
-    "bilby bettong dunnart kangaroo koala kowari ningaui numbat pademelon potoroo quoll quokka wallaby wombat".split()
-)
 _log = logging.getLogger(__name__)
 
 
@@ -71,8 +67,7 @@ class Engine:
         self.kept = Logs(instance.logs, fast=instance.scratch / ".logs")
         self.launches: asyncio.Semaphore
         self._slots = slots
-        self._boxes: dict[str, Box] = {}
-        self._names: dict[str, Box] = {}
+        self._boxes: Registry[Box] = Registry()
         self._keys: dict[int, Box] = {}
         self._execs: Execs
         self._to_forget: dict[Shard, list[int]] = {}
@@ -138,13 +133,16 @@ class Engine:
 
     # --- life --------------------------------------------------------------------------------------------------------
 
-    async def create(self, spec: SandboxSpec) -> Sandbox:
-        box = self._new(spec)
+    def resolve(self, ref: str, owner: str | None = None) -> str:
+        return self.find(ref, owner).id
+
+    async def create(self, spec: SandboxSpec, *, owner: str = "") -> Sandbox:
+        box = self._new(spec, owner)
         try:
             box.request = self.machine.launching.complete(spec)
             self.machine.launching.check(box.request)
         except BaseException:
-            self._drop(box)
+            self._boxes.drop(box)
             raise
         self.store.save(box.row())
         return box.view()
@@ -154,12 +152,12 @@ class Engine:
         await self._start(box)
         return box.view()
 
-    async def run(self, spec: SandboxSpec, *, attach: bool = False) -> Started:
-        box = self._new(spec)
+    async def run(self, spec: SandboxSpec, *, attach: bool = False, owner: str = "") -> Started:
+        box = self._new(spec, owner)
         try:
             box.request = self.machine.launching.complete(spec)
         except BaseException:
-            self._drop(box)
+            self._boxes.drop(box)
             raise
         attached = box.attach() if attach else None
         try:
@@ -213,9 +211,7 @@ class Engine:
     async def rename(self, ref: str, name: str) -> Sandbox:
         box = self.find(ref)
         if name != box.name:
-            self._claim(name, box)
-            self._unname(box)
-            box.name = name
+            self._boxes.claim(box, name)
             self.store.save(box.row())
         return box.view()
 
@@ -224,7 +220,7 @@ class Engine:
 
     async def _remove(self, box: Box, *, force: bool) -> None:
         box.apply(RemoveAsked(force))
-        self._unname(box)
+        self._boxes.unname(box)
         await asyncio.shield(box.removed)
 
     async def wait(self, ref: str) -> Exit:
@@ -243,17 +239,9 @@ class Engine:
 
     # --- questions ---------------------------------------------------------------------------------------------------
 
-    def find(self, ref: str) -> Box:
+    def find(self, ref: str, owner: str | None = None) -> Box:
         """The sandbox of an id, a name, or a unique prefix of an id. Raises NotFound, Conflict (not unique)."""
-        found = self._boxes.get(ref) or self._names.get(ref)
-        if found is not None:
-            return found
-        matches = [box for id, box in self._boxes.items() if id.startswith(ref)] if len(ref) >= 2 else []
-        if len(matches) > 1:
-            raise Conflict("sandbox", f"{ref!r} is the beginning of {len(matches)} ids", "give more of it")
-        if not matches:
-            raise NotFound("sandbox", f"no sandbox has the id or name {ref!r}", "see `joey ps -a`")
-        return matches[0]
+        return self._boxes.find(ref, owner)
 
     async def inspect(self, ref: str) -> Detail:
         box = self.find(ref)
@@ -268,11 +256,10 @@ class Engine:
         return Detail(sandbox=box.view(), spec=spec, paths=paths, slot=box.slot.name if box.slot else "")
 
     async def list(self, filter: Filter) -> Sequence[Sandbox]:
-        found = [view for box in reversed(self._boxes.values()) if _matches(view := box.view(), filter)]
-        return found[: filter.limit] if filter.limit else found
+        return self._boxes.list(filter)
 
     async def stats(self, refs: Sequence[str]) -> Sequence[Stats]:
-        boxes = [self.find(ref) for ref in refs] if refs else list(self._boxes.values())
+        boxes = [self.find(ref) for ref in refs] if refs else list(self._boxes)
         found = []
         for box in boxes:
             if box.alive and box.slot is not None:
@@ -294,7 +281,7 @@ class Engine:
         from joey.host.doctor import examine
 
         facts, counts = self.machine.facts, dict[str, int]()
-        for box in self._boxes.values():
+        for box in self._boxes:
             state = box.view().state
             counts[state] = counts.get(state, 0) + 1
         return Node(
@@ -303,28 +290,24 @@ class Engine:
         )  # fmt: skip
 
     async def disk_usage(self) -> Sequence[DiskUsage]:
-        return await asyncio.to_thread(
-            reset.disk_usage, self.instance, self.machine.storage, list(self._boxes.values())
-        )
+        return await asyncio.to_thread(reset.disk_usage, self.instance, self.machine.storage, list(self._boxes))
 
     # --- of boxes ----------------------------------------------------------------------------------------------------
 
     def add(self, box: Box) -> None:
         """A sandbox found at start."""
-        self._boxes[box.id] = box
-        if box.name and box.record.phase is not Phase.REMOVING:
-            self._names[box.name] = box
+        self._boxes.add(box, named=box.record.phase is not Phase.REMOVING)
 
     @property
     def boxes(self) -> Iterable[Box]:
-        return tuple(self._boxes.values())
+        return tuple(self._boxes)
 
     def expect(self, key: int, box: Box) -> None:
         """The end of `key` is this box's."""
         self._keys[key] = box
 
     def gone(self, box: Box) -> None:
-        self._drop(box)
+        self._boxes.drop(box)
 
     def unexpect(self, key: int) -> None:
         """There is no process of that key."""
@@ -385,58 +368,10 @@ class Engine:
 
     # --- names -------------------------------------------------------------------------------------------------------
 
-    def _new(self, spec: SandboxSpec) -> Box:
+    def _new(self, spec: SandboxSpec, owner: str) -> Box:
         if not self._open:
             raise Broken("engine", "it is not open")
-        id = secrets.token_hex(12)
-        box = Box(self, id, "", spec, time.time())
-        name = spec.name or self._any_name()
-        self._claim(name, box)
-        box.name = name
-        self._boxes[id] = box
+        box = Box(self, secrets.token_hex(12), "", spec, time.time(), owner)
+        self._boxes.claim(box, spec.name)
+        self._boxes.add(box)
         return box
-
-    def _claim(self, name: str, box: Box) -> None:
-        _check_name(name)
-        if name in self._names:
-            raise Conflict(
-                "name", f"{name!r} is taken by {self._names[name].id[:12]}", "remove that one, or choose another"
-            )
-        self._names[name] = box
-
-    def _any_name(self) -> str:
-        while True:
-            name = f"{random.choice(_ADJECTIVES)}-{random.choice(_ANIMALS)}-{random.randrange(1 << 20):05x}"
-            if name not in self._names:
-                return name
-
-    def _unname(self, box: Box) -> None:
-        if self._names.get(box.name) is box:
-            del self._names[box.name]
-
-    def _drop(self, box: Box) -> None:
-        self._unname(box)
-        self._boxes.pop(box.id, None)
-
-
-def _check_name(name: str) -> None:
-    plain = name.replace("-", "").replace("_", "").replace(".", "")
-    if not (plain.isascii() and plain.isalnum() and name[0].isalnum() and len(name) <= 128):
-        remedy = "letters, digits, and _ . - after the first"
-        raise Invalid("name", f"{name!r} is not a name for a sandbox", remedy)
-
-
-def _matches(view: Sandbox, filter: Filter) -> bool:
-    if filter.states:
-        if view.state not in filter.states:
-            return False
-    elif not filter.all and view.state not in ("running", "paused"):
-        return False
-    tests = (
-        not filter.names or any(name in view.name for name in filter.names),
-        not filter.ids or any(view.id.startswith(id) for id in filter.ids),
-        not filter.images or view.image in filter.images,
-        all(key in view.labels and value in (None, view.labels[key]) for key, value in filter.labels.items()),
-        not filter.exited or (view.exit is not None and view.exit.code in filter.exited),
-    )
-    return all(tests)

@@ -8,9 +8,9 @@ the bad one.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
-from msgspec import field
+from msgspec import UNSET, UnsetType, field
 
 from joey.model.capabilities import DEFAULT_CAPABILITIES
 from joey.model.resources import Resources
@@ -164,3 +164,18 @@ class SandboxSpec(Value, frozen=True, kw_only=True):
     idle_timeout: float | None = None
     on_timeout: Literal["kill", "pause"] = "kill"
     health: HealthCheck | None = None
+
+
+class Update(Value, frozen=True, kw_only=True):
+    """What to change of a sandbox (`PATCH /v1/sandboxes/{ref}`, in the manner of RFC 7396): what is not given stays.
+
+    resources: fields of Resources, e.g. {"memory": 1073741824}; None takes a limit away. labels: name -> value, None
+    removes one. timeout: seconds from now, None for no end. idle_timeout: seconds, None for none.
+    """
+
+    resources: dict[str, Any] = field(default_factory=dict)
+    labels: dict[str, str | None] = field(default_factory=dict)
+    timeout: float | UnsetType | None = UNSET
+    idle_timeout: float | UnsetType | None = UNSET
+    on_timeout: Literal["kill", "pause"] | UnsetType = UNSET
+    restart: Restart | UnsetType = UNSET

@@ -35,7 +35,8 @@ class Sandbox(View, frozen=True):
     none.
 
     id: 24 hexadecimal characters. argv: what runs, the image's defaults included. pid: of the host, None when not
-    running. restarts: runs the restart policy began. deadline: when its timeout acts. health: None without a check.
+    running. owner: "" the administrator's, else the id of an API key. restarts: runs the restart policy began.
+    deadline: when its timeout acts. health: None without a check.
     """
 
     id: str
@@ -50,6 +51,7 @@ class Sandbox(View, frozen=True):
     exit: Exit | None = None
     tty: bool = False
     labels: dict[str, str] = {}
+    owner: str = ""
     restarts: int = 0
     deadline: float | None = None
     health: Literal["starting", "healthy", "unhealthy"] | None = None
@@ -75,10 +77,12 @@ class ProcessView(View, frozen=True):
 
 
 class Event(View, frozen=True):
-    """Something happened. id: grows by one an event, also across restarts of the engine. at: seconds since the epoch.
+    """Something happened. id: grows by one an event, also across restarts of the engine (some are left out after one
+    that was killed). at: seconds since the epoch. owner: of the sandbox.
 
     type: `sandbox.` created started exited (data: code, oom) paused resumed updated renamed removed oom health (data:
-    health) timeout; `process.` started exited; `pool.` created filled removed. sandbox, name: "" where there is none.
+    health) timeout restarting (data: seconds, restarts); `process.` started exited; `pool.` created filled removed;
+    `events.lost` (data: count). sandbox, name: "" where there is none.
     """
 
     id: int
@@ -87,7 +91,33 @@ class Event(View, frozen=True):
     sandbox: str = ""
     name: str = ""
     labels: dict[str, str] = {}
+    owner: str = ""
     data: dict[str, str | int | float | bool | None] = {}
+
+
+class FileInfo(View, frozen=True):
+    """One entry of a sandbox's file system. path: absolute inside. mode: permission bits. user, group: by the sandbox's
+    own files, "" if they name none. modified: seconds since the epoch. target: of a link.
+    """
+
+    name: str
+    path: str
+    type: Literal["file", "directory", "link", "fifo", "socket", "char", "block"]
+    size: int = 0
+    mode: int = 0
+    uid: int = 0
+    gid: int = 0
+    user: str = ""
+    group: str = ""
+    modified: float = 0.0
+    target: str = ""
+
+
+class FileEvent(View, frozen=True):
+    """A change below what is watched. path: absolute inside."""
+
+    type: Literal["created", "modified", "removed", "moved", "attributes", "overflow"]
+    path: str
 
 
 class Detail(View, frozen=True):

@@ -22,6 +22,7 @@ import msgspec
 
 from joey._version import __version__
 from joey.engine.interface import Filter, LogQuery, Started
+from joey.engine.owners import Registry
 from joey.model.cgroup import Usage
 from joey.model.errors import (
     CannotExecute,
@@ -29,7 +30,6 @@ from joey.model.errors import (
     ImageError,
     Invalid,
     LaunchFailed,
-    NotFound,
     ProgramNotFound,
 )
 from joey.model.spec import Process, SandboxSpec
@@ -49,6 +49,7 @@ class _Box:
     name: str
     spec: SandboxSpec
     argv: tuple[str, ...]
+    owner: str = ""
     created: float = field(default_factory=time.time)
     state: State = "created"
     started: float | None = None
@@ -76,6 +77,7 @@ class _Box:
             exit=self.exit,
             tty=self.spec.process.tty,
             labels=self.spec.labels,
+            owner=self.owner,
         )
 
 
@@ -85,7 +87,7 @@ class FakeEngine:
     """
 
     def __init__(self) -> None:
-        self._boxes: dict[str, _Box] = {}
+        self._boxes: Registry[_Box] = Registry()
 
     async def open(self) -> None:
         """Nothing to take over."""
@@ -96,18 +98,12 @@ class FakeEngine:
 
     # ---- finding
 
+    def resolve(self, ref: str, owner: str | None = None) -> str:
+        """The id."""
+        return self._boxes.find(ref, owner).id
+
     def _find(self, ref: str) -> _Box:
-        if box := self._boxes.get(ref):
-            return box
-        named = [box for box in self._boxes.values() if box.name == ref]
-        if named:
-            return named[0]
-        hits = [box for box in self._boxes.values() if len(ref) >= 2 and box.id.startswith(ref)]
-        if len(hits) > 1:
-            raise Conflict("id", f"{ref!r} fits {len(hits)} sandboxes", "give more characters of the id")
-        if not hits:
-            raise NotFound("id", f"no sandbox {ref!r}", "joey ps -a lists all")
-        return hits[0]
+        return self._boxes.find(ref)
 
     def _running(self, ref: str, verb: str) -> _Box:
         box = self._find(ref)
@@ -120,7 +116,7 @@ class FakeEngine:
     async def prepare(self, slots: int) -> None:
         """Nothing: there are no slots."""
 
-    async def create(self, spec: SandboxSpec) -> Sandbox:
+    async def create(self, spec: SandboxSpec, *, owner: str = "") -> Sandbox:
         """Validated as the real engine does, as far as that needs no kernel."""
         if spec.image and spec.image != "host":
             raise ImageError("image", f"no image {spec.image!r}", "this engine has the image host")
@@ -129,17 +125,11 @@ class FakeEngine:
         for at, mount in enumerate(spec.mounts):
             if not os.path.exists(mount.source):
                 raise Invalid(f"mounts[{at}].source", f"{mount.source} does not exist", "create it first")
-        self._check_name(spec.name)
         argv = (*(spec.entrypoint or ()), *spec.process.argv) or ("sh",)
-        box_id = secrets.token_hex(12)
-        box = _Box(box_id, spec.name or f"fake_{box_id[:8]}", spec, argv)
-        self._boxes[box.id] = box
+        box = _Box(secrets.token_hex(12), "", spec, argv, owner)
+        self._boxes.claim(box, spec.name)
+        self._boxes.add(box)
         return box.view()
-
-    def _check_name(self, name: str) -> None:
-        holder = next((box for box in self._boxes.values() if name and box.name == name), None)
-        if holder is not None:
-            raise Conflict("name", f"{name!r} is taken by {holder.id[:12]}", f"joey rm {name}, or choose another name")
 
     async def start(self, ref: str) -> Sandbox:
         """Start the program."""
@@ -174,16 +164,16 @@ class FakeEngine:
         async with box.changed:
             box.changed.notify_all()
         if box.spec.remove:
-            self._boxes.pop(box.id, None)
+            self._boxes.drop(box)
 
-    async def run(self, spec: SandboxSpec, *, attach: bool = False) -> Started:
+    async def run(self, spec: SandboxSpec, *, attach: bool = False, owner: str = "") -> Started:
         """create + attach + start; nothing is left if it fails."""
-        made = await self.create(spec)
+        made = await self.create(spec, owner=owner)
         try:
             attachment = await self.attach(made.id) if attach else None
             return Started(await self.start(made.id), attachment)
         except BaseException:
-            del self._boxes[made.id]
+            self._boxes.drop(self._find(made.id))
             raise
 
     async def attach(self, ref: str) -> FakeAttachment:
@@ -246,8 +236,7 @@ class FakeEngine:
     async def rename(self, ref: str, name: str) -> Sandbox:
         """Another name."""
         box = self._find(ref)
-        self._check_name(name)
-        box.name = name
+        self._boxes.claim(box, name)
         return box.view()
 
     async def remove(self, ref: str, *, force: bool = False) -> None:
@@ -261,7 +250,7 @@ class FakeEngine:
             assert box.child is not None
             box.child.kill(signal.SIGKILL)
             await box.ended.wait()
-        self._boxes.pop(box.id, None)
+        self._boxes.drop(box)
 
     async def wait(self, ref: str) -> Exit:
         """The end of its run."""
@@ -280,13 +269,11 @@ class FakeEngine:
 
     async def list(self, filter: Filter) -> Sequence[Sandbox]:
         """Newest first."""
-        views = [box.view() for box in reversed(self._boxes.values())]
-        found = [view for view in views if _passes(view, filter)]
-        return found[: filter.limit] if filter.limit else found
+        return self._boxes.list(filter)
 
     async def stats(self, refs: Sequence[str]) -> Sequence[Stats]:
         """Invented figures that grow with time, of running ones."""
-        boxes = [self._find(ref) for ref in refs] or list(self._boxes.values())
+        boxes = [self._find(ref) for ref in refs] or list(self._boxes)
         return [
             Stats(
                 id=box.id,
@@ -330,7 +317,7 @@ class FakeEngine:
     async def node(self) -> Node:
         """This machine."""
         counts: dict[str, int] = {}
-        for box in self._boxes.values():
+        for box in self._boxes:
             counts[box.state] = counts.get(box.state, 0) + 1
         uname = os.uname()
         return Node(
@@ -350,12 +337,12 @@ class FakeEngine:
 
     async def disk_usage(self) -> Sequence[DiskUsage]:
         """Logs are all it keeps."""
-        size = sum(len(entry.data) for box in self._boxes.values() for entry in box.log)
+        size = sum(len(entry.data) for box in self._boxes for entry in box.log)
         return [DiskUsage(kind="logs", count=len(self._boxes), memory=size)]
 
     async def reset(self) -> ResetReport:
         """End and forget everything."""
-        boxes = list(self._boxes.values())
+        boxes = list(self._boxes)
         for box in boxes:
             for child in (*box.execs, *((box.child,) if box.child else ())):
                 child.kill(signal.SIGKILL)
@@ -365,21 +352,8 @@ class FakeEngine:
             for child in box.execs:
                 await child.wait()
                 child.close()
-        self._boxes.clear()
+        self._boxes = Registry()
         return ResetReport(removed={"sandboxes": len(boxes)})
-
-
-def _passes(view: Sandbox, chosen: Filter) -> bool:
-    states = chosen.states or (frozenset() if chosen.all else frozenset({"running", "paused"}))
-    labels = all(name in view.labels and value in (None, view.labels[name]) for name, value in chosen.labels.items())
-    return (
-        labels
-        and (not states or view.state in states)
-        and (not chosen.names or any(name in view.name for name in chosen.names))
-        and (not chosen.ids or any(view.id.startswith(prefix) for prefix in chosen.ids))
-        and (not chosen.images or view.image in chosen.images)
-        and (not chosen.exited or (view.exit is not None and view.exit.code in chosen.exited))
-    )
 
 
 def _wanted(entry: LogEntry, query: LogQuery) -> bool:
