@@ -181,11 +181,15 @@ def test_problems_are_problem_documents(api: Api) -> None:
     [
         "/v1/sandboxes?all=maybe", "/v1/sandboxes?all=1&all=1", "/v1/sandboxes?state=asleep", "/v1/sandboxes?limit=-1",
         "/v1/sandboxes/x?force=1", "/v1/health?x=1", "/v1/sandboxes/x/logs?tail=-1", "/v1/sandboxes/x/logs?since=now",
-        "/v1/sandboxes/x/logs?stdout=0&stderr=0", "/v1/node?verbose",
+        "/v1/node?verbose", "/v1/sandboxes?limit=%FF", "/v1/sandboxes/x%00y",
     ],
 )  # fmt: skip
 def test_bad_queries_are_refused(api: Api, path: str) -> None:
     assert api.fails("GET", path).status == 400
+
+
+def test_logs_of_neither_stream_are_refused(api: Api) -> None:
+    assert api.fails("GET", f"/v1/sandboxes/{api.box()}/logs?stdout=0&stderr=0").field == "stdout"
 
 
 @pytest.mark.parametrize(

@@ -60,8 +60,8 @@ def test_a_client_that_leaves_while_its_sandbox_is_made(tmp_path: Path) -> None:
     class Slow(FakeEngine):
         begun = asyncio.Event()
 
-        async def run(self, spec: SandboxSpec, *, attach: bool = False) -> Started:
-            started = await super().run(spec, attach=attach)
+        async def run(self, spec: SandboxSpec, *, attach: bool = False, owner: str = "") -> Started:
+            started = await super().run(spec, attach=attach, owner=owner)
             self.begun.set()
             await asyncio.sleep(0.1)
             return started

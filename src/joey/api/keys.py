@@ -11,6 +11,7 @@ from joey.api.light import web
 from joey.engine.interface import Engine
 
 if TYPE_CHECKING:
+    from joey.api.service import Service
     from joey.api.streams import FrameConnection
 
 
@@ -21,12 +22,18 @@ class Activity:
         self.open = 0
         self.last = time.monotonic()
 
+    def done(self) -> None:
+        """A request has ended."""
+        self.open -= 1
+        self.last = time.monotonic()
+
     @property
     def idle_seconds(self) -> float:
         """Seconds since the last request ended; 0 while there is one."""
         return 0.0 if self.open else time.monotonic() - self.last
 
 
+SERVICE: web.AppKey[Service] = web.AppKey("service")
 ENGINE: web.AppKey[Engine] = web.AppKey("engine")
 ENDED: web.AppKey[asyncio.Event] = web.AppKey("ended")
 """Set to make the server end."""

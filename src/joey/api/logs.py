@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import time
 
-from joey.api import problem
-from joey.api.keys import ENGINE
+from joey.api import params, problem
 from joey.api.light import web
-from joey.api.requests import boolean, count, query, seconds
+from joey.api.routes import Call, Route
 from joey.engine.interface import LogQuery
 from joey.model import codec, frames
 from joey.model.errors import Invalid, JoeyError
@@ -36,31 +35,21 @@ class Stamper:
         return b"".join(piece if begun and not index else stamp + piece for index, piece in enumerate(out))
 
 
-async def logs(request: web.Request) -> web.StreamResponse:
+async def logs(call: Call) -> web.StreamResponse:
     """Follows until the sandbox ends or the client leaves."""
-    engine = request.app[ENGINE]
-    asked = query(
-        request,
-        follow=boolean,
-        since=seconds,
-        until=seconds,
-        tail=count,
-        timestamps=boolean,
-        stdout=boolean,
-        stderr=boolean,
-    )
+    asked = dict(call.query)
     stamped = asked.pop("timestamps", False)
     wanted = LogQuery(**asked)
     if not wanted.stdout and not wanted.stderr:
         raise Invalid("stdout", "stdout and stderr are both left out: nothing would come")
-    plain = "text/plain" in request.headers.get("Accept", "")
+    plain = "text/plain" in call.request.headers.get("Accept", "")
     stamp = Stamper()
-    entries = engine.logs(request.match_info["ref"], wanted)
+    entries = call.engine.logs(call.ref, wanted)
     try:
         # Whether the answer is a stream or a problem cannot wait for the first entry: it may be long in coming.
-        await engine.inspect(request.match_info["ref"])
+        await call.engine.inspect(call.ref)
         response = web.StreamResponse(headers={"Content-Type": "text/plain" if plain else frames.MEDIA_TYPE})
-        await response.prepare(request)
+        await response.prepare(call.request)
         try:
             async for entry in entries:
                 data = stamp(entry) if stamped else entry.data
@@ -78,3 +67,20 @@ async def logs(request: web.Request) -> web.StreamResponse:
         close = getattr(entries, "aclose", None)
         if close is not None:
             await close()
+
+
+ROUTES = (
+    Route(
+        "GET", "/v1/sandboxes/{ref}/logs", logs, "Output kept, as frames or, with Accept: text/plain, as text",
+        tag="sandboxes", stream=True, answer=bytes, media=(frames.MEDIA_TYPE, "text/plain"),
+        query=(
+            params.flag("follow", "Go on with what comes, until the sandbox ends"),
+            params.seconds("since", "Only what was printed from this instant on (seconds since the epoch)"),
+            params.seconds("until", "Only what was printed before this instant"),
+            params.integer("tail", "The last so many lines"),
+            params.flag("timestamps", "Put the time before every line"),
+            params.flag("stdout", "Standard output", default=True),
+            params.flag("stderr", "Standard error", default=True),
+        ),
+    ),
+)  # fmt: skip

@@ -5,65 +5,86 @@ from __future__ import annotations
 import asyncio
 import os
 
+import msgspec
+
 from joey._version import __version__
-from joey.api.keys import ENDED
-from joey.api.light import web
-from joey.api.requests import json_object, query, sandbox_spec
-from joey.api.sandboxes import engine_of, reply, whole
+from joey.api.bodies import CreateBody
+from joey.api.requests import sandbox_spec
+from joey.api.routes import Call, Route
+from joey.model.views import DiskUsage, Node, ResetReport
 
 
-async def health(request: web.Request) -> web.Response:
-    """GET: that the engine answers."""
-    query(request)
-    return reply({"status": "ok", "version": __version__, "pid": os.getpid()})
+class Health(msgspec.Struct, frozen=True):
+    """That the engine answers. pid: of its process."""
+
+    status: str
+    version: str
+    pid: int
 
 
-async def node(request: web.Request) -> web.Response:
-    """GET: this machine, its abilities, how many sandboxes."""
-    query(request)
-    return reply(await engine_of(request).node())
+class Plan(msgspec.Struct, frozen=True):
+    """What a spec would run, a line an operation."""
+
+    plan: str
 
 
-async def disk(request: web.Request) -> web.Response:
-    """GET: what takes room, kind by kind."""
-    query(request)
-    return reply(await engine_of(request).disk_usage())
+class Ending(msgspec.Struct, frozen=True):
+    """Of the engine that ends now."""
+
+    pid: int
 
 
-async def explain(request: web.Request) -> web.Response:
-    """POST: the plan a SandboxSpec would run, as text. Changes nothing."""
-    query(request)
-    body = await json_object(request)
+async def health(call: Call) -> Health:
+    """That the engine answers."""
+    return Health("ok", __version__, os.getpid())
+
+
+async def node(call: Call) -> object:
+    """This machine, its abilities, how many sandboxes."""
+    return await call.engine.node()
+
+
+async def disk(call: Call) -> object:
+    """What takes room, kind by kind."""
+    return await call.engine.disk_usage()
+
+
+async def explain(call: Call) -> Plan:
+    """The plan a SandboxSpec would run, as text. Changes nothing."""
+    body = await call.json_object()
     body.pop("start", None)
-    return reply({"plan": await engine_of(request).explain(sandbox_spec(body))})
+    return Plan(await call.engine.explain(sandbox_spec(body)))
 
 
-async def reset(request: web.Request) -> web.Response:
-    """POST: remove everything this instance ever made, then end."""
-    query(request)
-    report = await whole(engine_of(request).reset())
-    _end(request)
-    return reply(report)
+async def reset(call: Call) -> object:
+    """Remove everything this instance ever made, then end."""
+    report = await call.whole(call.engine.reset())
+    _end(call)
+    return report
 
 
-async def shutdown(request: web.Request) -> web.Response:
-    """POST: end the engine; sandboxes go on."""
-    query(request)
-    _end(request)
-    return reply({"pid": os.getpid()})
+async def shutdown(call: Call) -> Ending:
+    """End the engine; sandboxes go on."""
+    _end(call)
+    return Ending(os.getpid())
 
 
-def _end(request: web.Request) -> None:
-    ended = request.app[ENDED]
+def _end(call: Call) -> None:
     # After this answer is on its way: closing the server waits for it.
-    asyncio.get_running_loop().call_soon(ended.set)
+    asyncio.get_running_loop().call_soon(call.service.ended.set)
 
 
-def add_routes(app: web.Application) -> None:
-    """The engine as a whole."""
-    app.router.add_get("/v1/health", health)
-    app.router.add_get("/v1/node", node)
-    app.router.add_get("/v1/disk", disk)
-    app.router.add_post("/v1/explain", explain)
-    app.router.add_post("/v1/reset", reset)
-    app.router.add_post("/v1/shutdown", shutdown)
+ROUTES = (
+    Route("GET", "/v1/health", health, "That the engine answers", tag="node", answer=Health, open=True),
+    Route("GET", "/v1/node", node, "This machine and what it can do", tag="node", answer=Node),
+    Route("GET", "/v1/disk", disk, "What takes room", tag="node", answer=tuple[DiskUsage, ...], admin=True),
+    Route(
+        "POST", "/v1/explain", explain, "The plan a spec would run; changes nothing", tag="node",
+        body=CreateBody, answer=Plan, admin=True, example={"image": "host", "process": {"argv": ["true"]}},
+    ),
+    Route(
+        "POST", "/v1/reset", reset, "Remove everything this instance ever made, and end", tag="node",
+        answer=ResetReport, admin=True,
+    ),
+    Route("POST", "/v1/shutdown", shutdown, "End the engine; sandboxes go on", tag="node", answer=Ending, admin=True),
+)  # fmt: skip

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import logging
 import secrets
-from collections.abc import Awaitable, Callable
 from typing import Any
+
+import msgspec
 
 from joey.api.light import web
 from joey.model import codec
@@ -18,7 +19,23 @@ from joey.model.errors import Busy, JoeyError, LaunchFailed
 log = logging.getLogger("joey.api")
 MEDIA_TYPE = "application/problem+json"
 
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+_KEPT = ("Allow", "Retry-After", "Upgrade", "WWW-Authenticate")
+KEY_REMEDY = "send Authorization: Bearer KEY; the administrator makes one with joey keys create"
+
+
+class Problem(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What went wrong (RFC 9457). field: of the request, or the step that failed. remedy: what to do. exit_code: what
+    `joey run` ends with. errno: where the kernel said no.
+    """
+
+    type: str
+    title: str
+    status: int
+    detail: str = ""
+    field: str = ""
+    remedy: str = ""
+    exit_code: int = 125
+    errno: int = 0
 
 
 def document(error: JoeyError) -> dict[str, Any]:
@@ -58,30 +75,29 @@ def unexpected(error: BaseException) -> dict[str, Any]:
     return plain(500, "defect", "Defect", detail, remedy="the traceback is in run/daemon.log under that mark")
 
 
-def _of_http(error: web.HTTPException) -> dict[str, Any]:
-    if error.status == 404:
-        return plain(404, "no-such-path", "Not found", "there is nothing at this path")
-    if isinstance(error, web.HTTPMethodNotAllowed):
-        return plain(405, "method", "Method not allowed", f"this path takes {', '.join(sorted(error.allowed_methods))}")
+def of_http(error: web.HTTPException) -> web.StreamResponse:
+    """The answer for what aiohttp raises. Raises it again if it is no error."""
+    if error.status < 400:
+        raise error
     if isinstance(error, web.HTTPRequestEntityTooLarge):
-        return plain(413, "too-large", "Request too large", error.text or "the body is too large")
-    return plain(error.status, "http", error.reason, error.text or error.reason)
+        members = plain(413, "too-large", "Request too large", error.text or "the body is too large")
+    elif isinstance(error, web.HTTPUnauthorized):
+        members = plain(401, "unauthorized", "Not authorized", error.text or "", remedy=KEY_REMEDY)
+    else:
+        members = plain(error.status, "http", error.reason, error.text or error.reason)
+    headers = {name: value for name, value in error.headers.items() if name in _KEPT}
+    return _send(members, headers)
 
 
-@web.middleware
-async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Turn every error of a handler into a problem document."""
-    try:
-        return await handler(request)
-    except JoeyError as error:
-        return response(error)
-    except web.HTTPException as error:
-        if error.status < 400:
-            raise
-        headers = {name: value for name, value in error.headers.items() if name in ("Allow", "Retry-After", "Upgrade")}
-        body = codec.encode(_of_http(error))
-        return web.Response(status=error.status, body=body, content_type=MEDIA_TYPE, headers=headers)
-    except ConnectionError:
-        raise  # the client went away
-    except Exception as error:
-        return web.Response(status=500, body=codec.encode(unexpected(error)), content_type=MEDIA_TYPE)
+def answer(status: int, code: str, title: str, detail: str, headers: dict[str, str] | None = None) -> web.Response:
+    """An answer that stands for no JoeyError."""
+    return _send(plain(status, code, title, detail), headers)
+
+
+def defect(error: BaseException) -> web.Response:
+    """The answer for an unexpected exception."""
+    return _send(unexpected(error))
+
+
+def _send(members: dict[str, Any], headers: dict[str, str] | None = None) -> web.Response:
+    return web.Response(status=members["status"], body=codec.encode(members), content_type=MEDIA_TYPE, headers=headers)

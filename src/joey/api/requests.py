@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal as _signal
-from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -146,39 +145,4 @@ def signal_number(text: str) -> int:
     return number
 
 
-def query(request: web.Request, **known: Callable[[str], Any]) -> dict[str, Any]:
-    """The query's parameters, each converted by its function; those not given are missing. Raises Invalid for an
-    unknown one, for one given twice, and for what the function raises ValueError about. A function in a list takes
-    many.
-    """
-    result: dict[str, Any] = {}
-    for name, text in request.query.items():
-        if name not in known:
-            allowed = ", ".join(sorted(known)) or "none"
-            raise Invalid(name, "unknown query parameter", f"this path takes: {allowed}")
-        parse = known[name]
-        many = isinstance(parse, Many)
-        if name in result and not many:
-            raise Invalid(name, "is given twice")
-        try:
-            value = parse(text)
-        except ValueError as error:
-            raise Invalid(name, str(error)) from None
-        if many:
-            result.setdefault(name, []).append(value)
-        else:
-            result[name] = value
-    return result
-
-
-class Many:
-    """Marks a query parameter that may be repeated."""
-
-    def __init__(self, parse: Callable[[str], Any] = str) -> None:
-        self._parse = parse
-
-    def __call__(self, text: str) -> Any:
-        return self._parse(text)
-
-
-__all__ = ["Many", "boolean", "count", "json_object", "process", "query", "sandbox_spec", "seconds", "signal_number"]
+__all__ = ["MAX_BODY", "boolean", "count", "json_object", "process", "sandbox_spec", "seconds", "signal_number"]

@@ -3,64 +3,38 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
-from typing import Any, TypeVar
+from typing import Any
 
-from joey.api import streams
-from joey.api.keys import ENGINE
-from joey.api.light import web
-from joey.api.logs import logs
-from joey.api.requests import Many, boolean, count, json_object, query, sandbox_spec, seconds, signal_number
-from joey.engine.interface import Engine, Filter
-from joey.model import codec
+from joey.api import params, streams
+from joey.api.bodies import CreateBody
+from joey.api.requests import sandbox_spec
+from joey.api.routes import NDJSON, Call, Route
+from joey.engine.interface import Filter
 from joey.model.errors import Invalid
+from joey.model.spec import Update
+from joey.model.views import Detail, Exit, Sandbox, Stats
 
-T = TypeVar("T")
 STATES = ("created", "running", "paused", "exited", "dead")
 
 
-def reply(value: object, status: int = 200) -> web.Response:
-    """A JSON answer."""
-    return web.Response(status=status, body=codec.encode(value), content_type="application/json")
-
-
-def engine_of(request: web.Request) -> Engine:
-    """The engine this application serves."""
-    return request.app[ENGINE]
-
-
-async def whole(work: Coroutine[Any, Any, T]) -> T:
-    """Do `work` to its end even if the client leaves: what changes a sandbox is never left half-way."""
-    task = asyncio.ensure_future(work)
-    try:
-        return await asyncio.shield(task)
-    except asyncio.CancelledError:
-        await asyncio.wait([task])
-        if not task.cancelled():
-            task.exception()  # nobody is left to be told
-        raise
-
-
-async def create(request: web.Request) -> web.StreamResponse:
-    """POST: a SandboxSpec and `start` (default true). With Upgrade: run it with this connection attached."""
-    engine = engine_of(request)
-    query(request)
-    body = await json_object(request)
+async def create(call: Call) -> Any:
+    """A SandboxSpec and `start` (default true). With Upgrade: run it with this connection attached."""
+    body = await call.json_object()
     start = body.pop("start", True)
     if not isinstance(start, bool):
         raise Invalid("start", "is true or false")
     spec = sandbox_spec(body)
-    if not streams.wants_stream(request):
-        work = engine.run(spec) if start else engine.create(spec)
-        made = await whole(work)
-        return reply(getattr(made, "sandbox", made), 201)
+    if not streams.wants_stream(call.request):
+        if start:
+            return (await call.whole(call.engine.run(spec, owner=call.owner))).sandbox
+        return await call.whole(call.engine.create(spec, owner=call.owner))
     if not start:
         raise Invalid("start", "a stream needs a sandbox that is started")
-    task = asyncio.ensure_future(engine.run(spec, attach=True))
+    task = asyncio.ensure_future(call.engine.run(spec, attach=True, owner=call.owner))
     try:
         started = await asyncio.shield(task)
         assert started.attachment is not None
-        connection = streams.take_over(request, Joey_Sandbox=started.sandbox.id)
+        connection = streams.take_over(call.request, Joey_Sandbox=started.sandbox.id)
     except (asyncio.CancelledError, ConnectionResetError):
         # Nobody knows its id: it would run for ever.
         await asyncio.wait([task])
@@ -68,30 +42,29 @@ async def create(request: web.Request) -> web.StreamResponse:
             left = task.result()
             if left.attachment is not None:
                 await left.attachment.close()
-            await engine.remove(left.sandbox.id, force=True)
+            await call.engine.remove(left.sandbox.id, force=True)
         raise
     await streams.serve(connection, started.attachment)
     return streams.Taken()
 
 
-async def index(request: web.Request) -> web.Response:
-    """GET: sandboxes, newest first."""
-    asked = query(
-        request,
-        all=boolean,
-        limit=count,
-        name=Many(),
-        id=Many(),
-        image=Many(),
-        label=Many(),
-        state=Many(_state),
-        exited=Many(count),
-    )
-    labels: dict[str, str | None] = {}
-    for text in asked.get("label", ()):
-        name, equals, value = text.partition("=")
-        labels[name] = value if equals else None
-    chosen = Filter(
+_LIST = (
+    params.flag("all", "Also those that do not run"),
+    params.choice("state", "Only those in this state", STATES).times(),
+    params.text("name", "A part of the name").times(),
+    params.text("id", "A beginning of the id").times(),
+    params.text("image", "The image's name").times(),
+    params.labels("label", "NAME, or NAME=VALUE"),
+    params.integer("exited", "Ended with this exit code", high=255).times(),
+    params.integer("limit", "The newest so many, 0 for all", default=0),
+    params.text("cursor", "The header Joey-Next-Cursor of the page before: go on after it", longest=64),
+)
+
+
+def chosen(call: Call) -> Filter:
+    """The Filter of a list's query."""
+    asked = call.query
+    return Filter(
         all=asked.get("all", False),
         limit=asked.get("limit", 0),
         names=tuple(asked.get("name", ())),
@@ -99,138 +72,135 @@ async def index(request: web.Request) -> web.Response:
         images=tuple(asked.get("image", ())),
         states=frozenset(asked.get("state", ())),
         exited=frozenset(asked.get("exited", ())),
-        labels=labels,
+        labels=params.as_labels(asked.get("label", ())),
+        owner=call.visible,
+        cursor=asked.get("cursor", ""),
     )
-    return reply(await engine_of(request).list(chosen))
 
 
-def _state(text: str) -> str:
-    if text not in STATES:
-        raise ValueError(f"{text!r} is none of {', '.join(STATES)}")
-    return text
+async def index(call: Call) -> Any:
+    """Newest first. A full page has the header Joey-Next-Cursor, from which the next one goes on."""
+    found = await call.engine.list(chosen(call))
+    limit = call.query.get("limit", 0)
+    headers = {"Joey-Next-Cursor": found[-1].id} if limit and len(found) >= limit else {}
+    if NDJSON not in call.request.headers.get("Accept", ""):
+        return call.reply(found, headers=headers)
+    lines = await call.lines(**headers)
+    for sandbox in found:
+        await lines.add(sandbox)
+    return await lines.end()
 
 
-async def inspect(request: web.Request) -> web.Response:
-    """GET: everything about one."""
-    query(request)
-    return reply(await engine_of(request).inspect(request.match_info["ref"]))
+async def inspect(call: Call) -> Any:
+    """Everything about one: state, the spec it was made from, where its files are on the host."""
+    return await call.engine.inspect(call.ref)
 
 
-async def remove(request: web.Request) -> web.Response:
-    """DELETE: remove one; a running one with force."""
-    force = query(request, force=boolean).get("force", False)
-    await whole(engine_of(request).remove(request.match_info["ref"], force=force))
-    return web.Response(status=204)
+async def update(call: Call) -> Any:
+    """What is not given stays. Limits act at once; a timeout counts from now."""
+    return await call.whole(call.engine.update(call.ref, await call.body()))
 
 
-async def start(request: web.Request) -> web.Response:
-    """POST: start a created or exited one."""
-    query(request)
-    return reply(await whole(engine_of(request).start(request.match_info["ref"])))
+async def remove(call: Call) -> None:
+    """Remove it and its log. A running one only with force."""
+    await call.whole(call.engine.remove(call.ref, force=call.query.get("force", False)))
 
 
-async def stop(request: web.Request) -> web.Response:
-    """POST: the stop signal, after `timeout` seconds SIGKILL."""
-    timeout = query(request, timeout=seconds).get("timeout")
-    return reply(await whole(engine_of(request).stop(request.match_info["ref"], timeout)))
+async def start(call: Call) -> Any:
+    """Start a created or exited one."""
+    return await call.whole(call.engine.start(call.ref))
 
 
-async def kill(request: web.Request) -> web.Response:
-    """POST: send `signal` (KILL)."""
-    number = query(request, signal=signal_number).get("signal", 9)
-    await whole(engine_of(request).kill(request.match_info["ref"], number))
-    return web.Response(status=204)
+async def stop(call: Call) -> Any:
+    """The stop signal, after `timeout` seconds SIGKILL. Answers when it has ended."""
+    return await call.whole(call.engine.stop(call.ref, call.query.get("timeout")))
 
 
-async def pause(request: web.Request) -> web.Response:
-    """POST: freeze."""
-    query(request)
-    return reply(await whole(engine_of(request).pause(request.match_info["ref"])))
+async def kill(call: Call) -> None:
+    """Send the main process `signal` (KILL)."""
+    await call.whole(call.engine.kill(call.ref, call.query.get("signal", 9)))
 
 
-async def resume(request: web.Request) -> web.Response:
-    """POST: thaw."""
-    query(request)
-    return reply(await whole(engine_of(request).resume(request.match_info["ref"])))
+async def pause(call: Call) -> Any:
+    """Freeze all its processes."""
+    if call.query.get("reclaim"):
+        return await call.whole(call.engine.pause(call.ref, reclaim=True))
+    return await call.whole(call.engine.pause(call.ref))
 
 
-async def rename(request: web.Request) -> web.Response:
-    """POST: another name."""
-    name = query(request, name=str).get("name", "")
-    if not name:
-        raise Invalid("name", "the new name is missing")
-    return reply(await whole(engine_of(request).rename(request.match_info["ref"], name)))
+async def resume(call: Call) -> Any:
+    """Thaw them."""
+    return await call.whole(call.engine.resume(call.ref))
 
 
-async def wait(request: web.Request) -> web.Response:
-    """POST: answers when it has ended."""
-    query(request)
-    return reply(await engine_of(request).wait(request.match_info["ref"]))
+async def rename(call: Call) -> Any:
+    """Another name."""
+    return await call.whole(call.engine.rename(call.ref, call.query["name"]))
 
 
-async def stats(request: web.Request) -> web.Response:
-    """GET: usage of one."""
-    query(request)
-    found = await engine_of(request).stats([request.match_info["ref"]])
-    return reply(found[0] if found else None)
+async def wait(call: Call) -> Any:
+    """Answers when it has ended."""
+    return await call.engine.wait(call.ref)
 
 
-async def all_stats(request: web.Request) -> web.Response:
-    """GET /v1/stats: usage of those given by `id`, or of all that run."""
-    refs = query(request, id=Many()).get("id", [])
-    return reply(await engine_of(request).stats(refs))
+async def stats(call: Call) -> Any:
+    """Usage now; null for one that does not run."""
+    found = await call.engine.stats([call.ref])
+    return call.reply(found[0] if found else None)
 
 
-async def attach(request: web.Request) -> web.StreamResponse:
-    """POST with Upgrade: the main process's output from now on, and its input."""
-    query(request)
-    streams.require_stream(request)
-    await request.read()
-    attachment = await engine_of(request).attach(request.match_info["ref"])
-    return await _serve(request, attachment)
+async def all_stats(call: Call) -> Any:
+    """Usage of those given by `id`, or of all that run."""
+    engine, refs = call.engine, call.query.get("id", [])
+    if call.visible is not None and not refs:
+        refs = [sandbox.id for sandbox in await engine.list(Filter(owner=call.visible))]
+        return await engine.stats(refs) if refs else []
+    return await engine.stats([engine.resolve(ref, call.visible) for ref in refs])
 
 
-async def _serve(request: web.Request, attachment: Any) -> web.StreamResponse:
-    try:
-        connection = streams.take_over(request)
-    except BaseException:
-        await attachment.close()
-        raise
-    await streams.serve(connection, attachment)
-    return streams.Taken()
+_ONE = "/v1/sandboxes/{ref}"
 
-
-async def execute(request: web.Request) -> web.StreamResponse:
-    """POST …/processes: a Process; with Upgrade attached to this connection, else with `detach: true`."""
-    from joey.api.requests import process
-
-    engine, ref = engine_of(request), request.match_info["ref"]
-    query(request)
-    body = await json_object(request)
-    detach = body.pop("detach", False)
-    if not isinstance(detach, bool):
-        raise Invalid("detach", "is true or false")
-    if not detach:
-        streams.require_stream(request)
-    detail = await engine.inspect(ref)
-    started = await whole(engine.exec(detail.sandbox.id, process(body, detail.spec.process), detach=detach))
-    if detach:
-        pid = started.pid
-        await started.close()
-        return reply({"pid": pid}, 201)
-    return await _serve(request, started)
-
-
-def add_routes(app: web.Application) -> None:
-    """Everything under /v1/sandboxes, and /v1/stats."""
-    one = "/v1/sandboxes/{ref}"
-    app.router.add_post("/v1/sandboxes", create)
-    app.router.add_get("/v1/sandboxes", index)
-    app.router.add_get(one, inspect)
-    app.router.add_delete(one, remove)
-    app.router.add_get(one + "/stats", stats)
-    app.router.add_get(one + "/logs", logs)
-    app.router.add_get("/v1/stats", all_stats)
-    verbs = {"start": start, "stop": stop, "kill": kill, "pause": pause, "resume": resume, "rename": rename}
-    for name, handler in {**verbs, "wait": wait, "attach": attach, "processes": execute}.items():
-        app.router.add_post(f"{one}/{name}", handler)
+ROUTES = (
+    Route(
+        "POST", "/v1/sandboxes", create, "Create a sandbox, and start it", tag="sandboxes",
+        body=CreateBody, answer=Sandbox, status=201, upgrade=True,
+        example={"image": "host", "process": {"argv": ["sleep", "60"]}},
+    ),
+    Route(
+        "GET", "/v1/sandboxes", index, "List sandboxes", tag="sandboxes", query=_LIST,
+        answer=tuple[Sandbox, ...], media=("application/json", NDJSON),
+    ),
+    Route("GET", _ONE, inspect, "Everything about one", tag="sandboxes", answer=Detail),
+    Route(
+        "PATCH", _ONE, update, "Change limits, labels, timeouts, restart policy", tag="sandboxes",
+        body=Update, answer=Sandbox, example={"resources": {"memory": 268435456}, "timeout": 3600},
+    ),
+    Route(
+        "DELETE", _ONE, remove, "Remove one", tag="sandboxes", status=204,
+        query=(params.flag("force", "Also one that runs: SIGKILL"),),
+    ),
+    Route("POST", _ONE + "/start", start, "Start it", tag="sandboxes", answer=Sandbox),
+    Route(
+        "POST", _ONE + "/stop", stop, "Stop it", tag="sandboxes", answer=Sandbox, stream=True,
+        query=(params.seconds("timeout", "How long to wait before SIGKILL; by default the spec's stop_timeout"),),
+    ),
+    Route(
+        "POST", _ONE + "/kill", kill, "Signal its main process", tag="sandboxes", status=204,
+        query=(params.signal(),),
+    ),
+    Route(
+        "POST", _ONE + "/pause", pause, "Freeze it", tag="sandboxes", answer=Sandbox,
+        query=(params.flag("reclaim", "Then have the kernel take back what memory it can"),),
+    ),
+    Route("POST", _ONE + "/resume", resume, "Thaw it", tag="sandboxes", answer=Sandbox),
+    Route(
+        "POST", _ONE + "/rename", rename, "Give it another name", tag="sandboxes", answer=Sandbox,
+        query=(params.text("name", "The new name", empty=False).needed(),),
+    ),
+    Route("POST", _ONE + "/wait", wait, "Wait for its end", tag="sandboxes", answer=Exit, stream=True),
+    Route("GET", _ONE + "/stats", stats, "What it uses", tag="sandboxes", answer=Stats | None),
+    Route(
+        "GET", "/v1/stats", all_stats, "What many use", tag="sandboxes", answer=tuple[Stats, ...],
+        query=(params.text("id", "Of this one; all that run if none is given").times(),),
+    ),
+)  # fmt: skip

@@ -2,45 +2,40 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import os
 import socket
-import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from weakref import WeakSet
 
-from joey.api import node, problem, sandboxes, streams
-from joey.api.keys import ACTIVITY, ENDED, ENGINE, STREAMS, Activity
+from joey.api import streams
+from joey.api.keys import ACTIVITY, ENDED, ENGINE, SERVICE, STREAMS
 from joey.api.light import web
 from joey.api.requests import MAX_BODY
+from joey.api.service import Service
+from joey.api.table import table
 from joey.engine.interface import Engine
 
 _SUN_PATH = 107
 
 
-def make_app(engine: Engine) -> web.Application:
-    """The application: errors are problem documents, bodies are bounded. `app[ENDED]` is set to make it end."""
-    activity = Activity()
+def make_app(engine: Engine, service: Service | None = None, *, local: bool = True) -> web.Application:
+    """The application of one listener. `app[ENDED]` is set to make the server end.
 
-    @web.middleware
-    async def count(request: web.Request, handler: problem.Handler) -> web.StreamResponse:
-        activity.open += 1
-        try:
-            return await handler(request)
-        finally:
-            activity.open -= 1
-            activity.last = time.monotonic()
-
-    app = web.Application(middlewares=[count, problem.middleware], client_max_size=MAX_BODY)
+    service: shared by several listeners, made for this one if none is given. local: a unix socket's, whose clients are
+    administrators without a key.
+    """
+    service = service or Service(engine, table())
+    app = web.Application(client_max_size=MAX_BODY)
+    app[SERVICE] = service
     app[ENGINE] = engine
-    app[ENDED] = asyncio.Event()
-    app[ACTIVITY] = activity
+    app[ENDED] = service.ended
+    app[ACTIVITY] = service.activity
     app[STREAMS] = WeakSet()
     app.on_shutdown.append(streams.end_all)
-    sandboxes.add_routes(app)
-    node.add_routes(app)
+    # One route for all: ours are found, checked and answered in one place (joey.api.service).
+    app.router.add_route("*", "/{tail:.*}", service.handler(local))
     return app
 
 

@@ -1,0 +1,105 @@
+"""What one server carries, and the one place every request goes through: route, caller, owner, query, errors."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable
+from typing import TYPE_CHECKING, Any
+
+from joey.api import params, problem
+from joey.api.keys import Activity
+from joey.api.light import web
+from joey.api.routes import Call, NoSuchPath, Route, Router, WrongMethod, reply
+from joey.engine.interface import Engine
+from joey.model.errors import Busy, JoeyError
+
+if TYPE_CHECKING:
+    from joey.api.auth import Access
+
+MAX_REQUESTS = 4096
+"""Requests in flight, streams and waiting ones aside. One more is told to come back: the node stays responsive."""
+
+
+class Service:
+    """An engine and what stands around it. `table` is every route; several applications (listeners) may share one."""
+
+    def __init__(
+        self, engine: Engine, table: Iterable[Route], access: Access | None = None, max_requests: int = MAX_REQUESTS
+    ) -> None:
+        self.engine = engine
+        self.table = tuple(table)
+        self.router = Router(self.table)
+        self.access = access
+        self.activity = Activity()
+        self.ended = asyncio.Event()
+        self.max_requests = max_requests
+        self.in_flight = 0
+        self.parsers = {
+            id(route): (
+                {param.name: param for param in route.query},
+                tuple(param.name for param in route.query if param.required),
+            )
+            for route in self.table
+        }
+
+    def handler(self, local: bool) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
+        """What answers every request of one listener. local: it is the unix socket, whose clients administer."""
+
+        async def handle(request: web.Request) -> web.StreamResponse:
+            activity = self.activity
+            activity.open += 1
+            try:
+                return await self._answer(request, local)
+            except JoeyError as error:
+                return problem.response(error)
+            except NoSuchPath:
+                return problem.answer(404, "no-such-path", "Not found", "there is nothing at this path")
+            except WrongMethod as error:
+                allowed = ", ".join(error.allowed)
+                return problem.answer(
+                    405, "method", "Method not allowed", f"this path takes {allowed}", headers={"Allow": allowed}
+                )
+            except web.HTTPException as error:
+                return problem.of_http(error)
+            except (ConnectionError, asyncio.CancelledError):
+                raise  # the client went away
+            except Exception as error:
+                return problem.defect(error)
+            finally:
+                activity.done()
+
+        return handle
+
+    async def _answer(self, request: web.Request, local: bool) -> web.StreamResponse:
+        path, _, raw_query = request.raw_path.partition("?")
+        route, variables = self.router.find(request.method, path)
+        call = Call(request, route, self, variables)
+        if not local or "Authorization" in request.headers or "X-API-Key" in request.headers:
+            self._admit(call, local)
+        if raw_query or route.query:
+            call.query = params.parse(raw_query, *self.parsers[id(route)])
+        if call.ref:
+            call.ref = self.engine.resolve(call.ref, call.visible)
+        if route.stream:
+            return self._response(call, await route.handler(call))
+        if self.in_flight >= self.max_requests:
+            raise Busy("requests", f"{self.in_flight} are in flight", "come back later", retry_after=1)
+        self.in_flight += 1
+        try:
+            return self._response(call, await route.handler(call))
+        finally:
+            self.in_flight -= 1
+
+    def _admit(self, call: Call, local: bool) -> None:
+        if self.access is not None:
+            self.access.admit(call, local)
+        elif not call.route.open:
+            raise web.HTTPUnauthorized(text="this server has no keys", headers={"WWW-Authenticate": "Bearer"})
+
+    @staticmethod
+    def _response(call: Call, value: Any) -> web.StreamResponse:
+        if isinstance(value, web.StreamResponse):
+            return value
+        if value is None and call.route.status == 204:
+            return web.Response(status=204)
+        return reply(value, call.route.status)

@@ -1,0 +1,22 @@
+"""All routes, module by module. A module that has routes has a tuple ROUTES and is named here."""
+
+from __future__ import annotations
+
+from joey.api import logs, node, processes, sandboxes
+from joey.api.routes import Route
+
+MODULES = (sandboxes, processes, logs, node)
+
+TAGS = {
+    "sandboxes": "Isolated environments: create, look, change, end",
+    "processes": "Programs inside a sandbox",
+    "files": "Files of a sandbox, without an agent inside",
+    "images": "What sandboxes are made from",
+    "node": "This machine and this engine",
+    "keys": "API keys (administrator)",
+}
+
+
+def table() -> tuple[Route, ...]:
+    """Every route of the API, in the order of the documentation."""
+    return tuple(route for module in MODULES for route in module.ROUTES)
