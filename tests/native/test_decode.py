@@ -38,7 +38,7 @@ REFUSED = {
     "empty": (b"", 0, "EINVAL", -1),
     "half a header": (encode([PIPE])[:15], 0, "EINVAL", -1),
     "magic": (encode([PIPE], magic=1), 0, "EINVAL", -1),
-    "version": (encode([PIPE], version=2), 0, "EPROTONOSUPPORT", -1),
+    "version": (encode([PIPE], version=3), 0, "EPROTONOSUPPORT", -1),
     "no operation": (encode([]), 0, "EINVAL", -1),
     "too many operations": (encode([op("HOME")] * 1025), 0, "EINVAL", -1),
     "shorter than it says": (encode([PIPE])[:-1], 0, "EINVAL", -1),

@@ -12,7 +12,7 @@ import time
 
 import pytest
 
-from native.wire import CHILD, HEAD, INLINE, MSG, Client, drain, encode, memfd, op, output, quiet, talking
+from native.wire import CHILD, HEAD, INLINE, MSG, VERSION, Client, drain, encode, memfd, op, output, quiet, talking
 
 PLAN = [op("PIPE", 0, 1)]
 
@@ -29,7 +29,8 @@ def wait_until(condition, timeout=5.0):
 
 def test_hello(client, launcher):
     assert client.ask("HELLO", value=1).value == launcher.pid
-    assert client.ask("HELLO", value=2).error == errno.EPROTONOSUPPORT
+    newer = client.ask("HELLO", value=77)
+    assert (newer.value, newer.key) == (launcher.pid, VERSION << 32 | 2)
 
 
 def test_another_user_is_not_heard(launcher):
@@ -59,7 +60,7 @@ def test_another_user_is_not_heard(launcher):
 
 
 def test_unknown_and_foreign_types(client):
-    for number in (0, 10, *(MSG[name] for name in ("DONE", "LISTED", "EXITED")), 1 << 31):
+    for number in (0, 11, *(MSG[name] for name in ("DONE", "LISTED", "EXITED")), 1 << 31):
         assert client.ask(number).error == errno.ENOSYS
 
 

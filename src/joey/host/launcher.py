@@ -14,7 +14,7 @@ import signal
 import socket
 import struct
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -59,6 +59,8 @@ class Launcher:
 
     def __init__(self, connection: socket.socket, pid: int) -> None:
         self.pid = pid
+        self.plans = 0
+        """PLAN_VERSION it was built with: it runs no others."""
         self.is_child = False
         self.on_exit: Callable[[Child], None] = lambda child: None
         self.on_gone: Callable[[], None] = lambda: None
@@ -115,6 +117,13 @@ class Launcher:
     async def disown(self, key: int) -> None:
         """Drop a child that still runs: its end will be told to nobody."""
         await self._ask(wire.FORGET, key, 1)
+
+    async def adopt(self, child: Child, pidfd: int, fds: Mapping[int, int]) -> None:
+        """Have a process that another launcher started as its own: who it is (`pid`, `key`, `started_ns`), a pidfd of it
+        and copies of its descriptors by role. Raises LauncherError(EEXIST) if the key is known.
+        """
+        roles = sum(1 << role for role in fds)
+        await self._ask(wire.ADOPT, child.key, roles, child.pack(), (pidfd, *(fds[role] for role in sorted(fds))))
 
     async def list(self) -> list[Child]:
         """Every child it holds, running or not yet forgotten."""
@@ -287,7 +296,7 @@ class _sealed:
 
 
 async def connect(path: Path) -> Launcher:
-    """Connect to a launcher that listens at `path`. Raises OSError (nobody there), LauncherError (another version)."""
+    """Connect to a launcher that listens at `path`, perhaps of another version. Raises OSError if nobody is there."""
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     try:
         connection.connect(os.fspath(path))
@@ -297,12 +306,23 @@ async def connect(path: Path) -> Launcher:
         connection.close()
         raise
     try:
-        message, _ = await launcher._ask(wire.HELLO, value=wire.VERSION)
+        message = await _hello(launcher)
     except BaseException:
         launcher.close()
         raise
     launcher.pid = message.value
+    launcher.plans = message.key >> 32 or 1
     return launcher
+
+
+async def _hello(launcher: Launcher) -> wire.Message:
+    """Version 1 heard no other."""
+    try:
+        return (await launcher._ask(wire.HELLO, value=wire.VERSION))[0]
+    except LauncherError as error:
+        if error.errno != errno.EPROTONOSUPPORT:
+            raise
+        return (await launcher._ask(wire.HELLO, value=1))[0]
 
 
 async def spawn(path: Path, program: Path | None = None) -> Launcher:

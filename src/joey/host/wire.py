@@ -6,15 +6,17 @@ import struct
 from collections.abc import Iterator
 from typing import NamedTuple
 
-VERSION = 1
+VERSION = 2
 INLINE = 65536
 MAX_PLAN = 4 << 20
 MAX_FDS = 64
 HEADER = struct.Struct("<IIQQqiI")
 CHILD = struct.Struct("<QQQiiQQQII")
 
-HELLO, RUN, SIGNAL, FETCH, RELEASE, FORGET, LIST, SUBSCRIBE, STOP = range(1, 10)
+HELLO, RUN, SIGNAL, FETCH, RELEASE, FORGET, LIST, SUBSCRIBE, STOP, ADOPT = range(1, 11)
 DONE, LISTED, EXITED = 32, 33, 34
+UNKNOWN = 1
+"""Flag of a child: it has ended, its status and usage nobody knows."""
 
 
 class Message(NamedTuple):
@@ -33,22 +35,31 @@ class Child(NamedTuple):
     """What the launcher knows of a process it started.
 
     Times in nanoseconds since the epoch (exited_ns 0 while it runs), usage in microseconds and KiB; status as wait(2)
-    gives it; held: bit mask of the roles whose descriptors the launcher keeps.
+    gives it; held: bit mask of the roles whose descriptors the launcher keeps; flags: UNKNOWN.
     """
 
     key: int
     started_ns: int
     exited_ns: int
     pid: int
-    status: int
-    user_us: int
-    system_us: int
-    max_rss_kib: int
-    held: int
+    status: int = 0
+    user_us: int = 0
+    system_us: int = 0
+    max_rss_kib: int = 0
+    held: int = 0
+    flags: int = 0
 
     @property
     def running(self) -> bool:
         return self.exited_ns == 0
+
+    @property
+    def unknown(self) -> bool:
+        """Whether it ended unseen: after its launcher, and before another took it over."""
+        return bool(self.flags & UNKNOWN)
+
+    def pack(self) -> bytes:
+        return CHILD.pack(*self)
 
 
 def pack(type: int, request: int, key: int = 0, value: int = 0, data: bytes = b"") -> bytes:
@@ -67,4 +78,4 @@ def unpack(packet: bytes) -> Message:
 
 def children(data: bytes) -> Iterator[Child]:
     for fields in CHILD.iter_unpack(data):
-        yield Child(*fields[:9])
+        yield Child(*fields)

@@ -5,6 +5,7 @@
 #include <signal.h>
 #include <string.h>
 #include <sys/epoll.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
@@ -61,7 +62,7 @@ struct child *child_find(uint64_t key)
 static struct child *find_pid(pid_t pid)
 {
 	for (uint32_t i = by_pid[pid_bucket(pid)]; i; i = table[i].next_pid)
-		if (table[i].info.pid == pid) return &table[i];
+		if (table[i].info.pid == pid && table[i].pidfd < 0) return &table[i];
 	return NULL;
 }
 static void drop_pid(struct child *child)
@@ -85,7 +86,7 @@ struct child *child_add(uint64_t key, pid_t pid)
 	uint32_t index = unused_list ? unused_list : used++;
 	struct child *child = &table[index];
 	if (unused_list) unused_list = child->next;
-	*child = (struct child){.info = {.key = key, .pid = pid, .started_ns = now_ns()}, .state = CHILD_RUNNING, .report = -1};
+	*child = (struct child){.info = {.key = key, .pid = pid, .started_ns = now_ns()}, .state = CHILD_RUNNING, .pidfd = -1, .report = -1};
 	memset(child->fds, -1, sizeof child->fds);
 	child->next_key = by_key[key_bucket(key)];
 	by_key[key_bucket(key)] = index;
@@ -111,10 +112,18 @@ static void drop_report(struct child *child)
 	close(child->report);
 	child->report = -1;
 }
+static void drop_pidfd(struct child *child)
+{
+	if (child->pidfd < 0) return;
+	watch(EPOLL_CTL_DEL, child->pidfd, 0, FROM_ADOPTED, NONE);
+	close(child->pidfd);
+	child->pidfd = -1;
+}
 void child_forget(struct child *child)
 {
 	child_release(child, ~0u);
 	drop_report(child);
+	drop_pidfd(child);
 	if (child->state == CHILD_PENDING) list_remove(&pending, child);
 	else list_remove(&unsent, child);
 	if (!child->exited) drop_pid(child);
@@ -161,6 +170,41 @@ void children_reap(void)
 		struct child *child = find_pid(pid);
 		if (child) exited(child, status, &usage);
 	}
+}
+
+/* ---- of another launcher, which is no more */
+
+/* Takes the descriptors over if it succeeds. 0 or errno */
+int child_adopt(const struct msg_child *info, int pidfd, uint32_t roles, const int *fds)
+{
+	struct child *child = child_add(info->key, info->pid);
+	child->info.started_ns = info->started_ns;
+	child->pidfd = pidfd;
+	if (watch(EPOLL_CTL_ADD, pidfd, EPOLLIN, FROM_ADOPTED, child_index(child))) {
+		int error = errno;
+		child->pidfd = -1;
+		child_forget(child);
+		return error;
+	}
+	for (int role = 0; role < PLAN_ROLES; role++)
+		if (roles >> role & 1) child->fds[role] = *fds++;
+	child->info.held = roles;
+	return 0;
+}
+void child_ended(uint32_t index)
+{
+	struct child *child = &table[index];
+	struct rusage unknown = {0};
+	int status = 0;
+	if (child->pidfd < 0) return;
+	if (!exit_status(child->pidfd, child->info.pid, &status)) child->info.flags |= MSG_UNKNOWN;
+	drop_pidfd(child);
+	exited(child, status, &unknown);
+}
+int child_signal(const struct child *child, int number)
+{
+	if (child->pidfd < 0) return kill(child->info.pid, number) ? errno : 0;
+	return syscall(SYS_pidfd_send_signal, child->pidfd, number, NULL, 0) ? errno : 0;
 }
 
 /* What a forked child has said so far of its way to EXEC. Its pipe ends with exec or with the child. */

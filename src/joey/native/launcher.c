@@ -44,6 +44,15 @@ int watch(int operation, int fd, uint32_t events, enum source source, uint32_t i
 	return epoll_ctl(epoll, operation, fd, &event);
 }
 
+/* ---- failpoints: JOEY_LAUNCHER_DIE=before:N or after:N (the N-th message), op:N (the N-th operation of its own), for tests */
+
+static enum moment die_when;
+static int die_in;
+void may_die(enum moment moment)
+{
+	if (die_in && moment == die_when && !--die_in) kill(getpid(), SIGKILL);
+}
+
 /* ---- start */
 
 static int number(const char *text, const char *option)
@@ -52,6 +61,16 @@ static int number(const char *text, const char *option)
 	long value = text ? strtol(text, &end, 10) : -1;
 	if (!text || end == text || *end || value < 0 || value > INT_MAX / 1000) die(option, EINVAL);
 	return (int)value;
+}
+static void arrange_failpoint(void)
+{
+	static const char *const words[] = {"before:", "after:", "op:"};
+	const char *wanted = getenv("JOEY_LAUNCHER_DIE");
+	for (int i = 0; wanted && i < 3; i++) {
+		if (strncmp(wanted, words[i], strlen(words[i]))) continue;
+		die_when = (enum moment)i;
+		die_in = number(wanted + strlen(words[i]), "JOEY_LAUNCHER_DIE");
+	}
 }
 /* Descriptors 0..LOW-1 become /dev/null, the listener and the log move up, everything else that was inherited is closed. */
 static int arrange_descriptors(int listener)
@@ -120,6 +139,7 @@ static void loop(int idle_ms)
 			case FROM_LISTENER: client_accept(); break;
 			case FROM_CLIENT: client_event(index, events[i].events); break;
 			case FROM_CHILD: child_report(index); break;
+			case FROM_ADOPTED: child_ended(index); break;
 			}
 		}
 		exits_send();
@@ -141,6 +161,7 @@ int main(int argc, char **argv)
 	umask(0);
 	if (chdir("/")) die("/", errno);
 	listener = arrange_descriptors(listener);
+	arrange_failpoint();
 	arrange_signals();
 	arrange_keyring();
 	epoll = epoll_create1(EPOLL_CLOEXEC);

@@ -115,6 +115,7 @@ struct child {
 	uint32_t previous, next;	/* the list it is in: pending, or exits to be sent */
 	uint8_t state, back;		/* back: roles to be sent with DONE */
 	bool exited, reported, executes;	/* while pending */
+	int pidfd;			/* of one adopted: whose parent is another process; else -1 */
 	int report;			/* while pending: read end */
 	struct report last;
 	uint32_t client;		/* while pending: whom to answer */
@@ -128,6 +129,9 @@ uint32_t child_index(const struct child *child);
 struct child *child_find(uint64_t key);
 bool child_room(void);
 struct child *child_add(uint64_t key, pid_t pid);
+int child_adopt(const struct msg_child *info, int pidfd, uint32_t roles, const int *fds);
+int child_signal(const struct child *child, int number);
+void child_ended(uint32_t index);
 void child_release(struct child *child, uint32_t roles);
 void child_forget(struct child *child);
 void child_send_again(void);
@@ -137,6 +141,9 @@ unsigned child_count(void);
 uint32_t child_list(uint64_t after, struct msg_child *out, uint32_t room);
 void children_reap(void);
 void child_report(uint32_t index);
+
+/* adopted.c */
+bool exit_status(int pidfd, pid_t pid, int *status);
 
 /* messages.c */
 void messages_init(int listener);
@@ -148,8 +155,10 @@ unsigned client_count(void);
 extern bool stopping;
 
 /* launcher.c */
-enum source { FROM_SIGNAL, FROM_LISTENER, FROM_CLIENT, FROM_CHILD };
+enum source { FROM_SIGNAL, FROM_LISTENER, FROM_CLIENT, FROM_CHILD, FROM_ADOPTED };
 int watch(int operation, int fd, uint32_t events, enum source source, uint32_t index);
+enum moment { BEFORE_MESSAGE, AFTER_MESSAGE, OPERATION };
+void may_die(enum moment moment);
 void say(const char *what, int error);
 _Noreturn void die(const char *what, int error);
 #endif

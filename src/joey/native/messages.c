@@ -11,6 +11,7 @@
 
 #define CLIENTS 64
 #define PAGE 500		/* children in one message */
+#define QUEUED 1024		/* messages that may wait in a socket: more than net.unix.max_dgram_qlen usually is */
 #define BURST 8			/* messages of one client before others have their turn */
 
 static struct client clients[CLIENTS];
@@ -27,6 +28,7 @@ static struct client *client_find(uint32_t serial)
 		if (c->fd >= 0 && c->serial == serial) return c;
 	return NULL;
 }
+bool client_there(uint32_t serial) { return client_find(serial); }
 
 /* ---- sending */
 
@@ -171,8 +173,16 @@ static bool is_owner(int fd)
 	socklen_t size = sizeof peer;
 	return !getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &size) && peer.uid == geteuid();
 }
+static bool client_read(struct client *c);
+/* Who comes next may be there because another is not: first what that one has still asked for, so that a LIST tells it all. */
+static void finish_others(void)
+{
+	for (struct client *c = clients; c < clients + CLIENTS; c++)
+		for (int left = QUEUED; left-- && c->fd >= 0 && !c->blocked && !stopping && client_read(c);) {}
+}
 void client_accept(void)
 {
+	finish_others();
 	int fd = accept4(listener, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
 	if (fd < 0 && (errno == EMFILE || errno == ENFILE) && spare >= 0) {	/* refuse it, or it would knock for ever */
 		close(spare);
@@ -225,10 +235,12 @@ static bool client_read(struct client *c)
 	r.head.error = 0;
 	r.head.op = -1;
 
+	may_die(BEFORE_MESSAGE);
 	if (!error) error = handle(c, &r);
 	close_fds(r.fds, r.count);
 	if (error > 0) answer_error(c, r.head, error);
 	else if (!error) answer(c, r.head, NULL, 0);
+	may_die(AFTER_MESSAGE);
 	return true;
 }
 /* what was kept back for a client goes out, in the order of the requests as far as they are answered in order */

@@ -18,4 +18,5 @@ void answer(struct client *c, struct msg_header head, const int *fds, int count)
 void answer_list(struct client *c, struct msg_header head);
 int collect(const struct child *child, uint32_t roles, int *fds);
 void subscribe(const struct client *c);
+bool client_there(uint32_t serial);
 #endif

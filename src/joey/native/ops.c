@@ -62,6 +62,17 @@ static int op_pipe(struct run *run, const struct plan_op *op)
 {
 	int ends[2];
 	if (pipe2(ends, (int)op->n[0] | O_CLOEXEC)) return errno;
+	if (op->n[1]) {
+		char path[32] = "self/fd/";
+		decimal(path + strlen(path), (unsigned)ends[1]);
+		int both = openat(home_proc(), path, O_RDWR | O_CLOEXEC), error = errno;
+		close(ends[1]);
+		if (both < 0) {
+			close(ends[0]);
+			return error;
+		}
+		ends[1] = both;
+	}
 	fill(run, op->r[0], ends[0]);
 	return fill(run, op->r[1], ends[1]);
 }
@@ -69,6 +80,7 @@ static int op_child(struct run *run, const struct plan_op *op)
 {
 	struct child *child = child_find(op->n[0]);
 	if (!child || child->state != CHILD_RUNNING) return ESRCH;
+	if (child->pidfd >= 0) return fill(run, op->r[0], fcntl(child->pidfd, F_DUPFD_CLOEXEC, LOW));
 	return fill(run, op->r[0], syscall(SYS_pidfd_open, child->info.pid, 0));
 }
 

@@ -16,7 +16,7 @@ const struct plan_rule plan_rules[] = { PLAN_OPS(RULE) };
 
 /* numbers n0..n2: w fits 32 bits, x any, - must be 0 */
 static const char numbers[CODES][4] = {
-	[OP_OPEN] = "www", [OP_CLOSE] = "---", [OP_KEEP] = "w--", [OP_HOLD] = "ww-", [OP_PIPE] = "w--", [OP_OPENPTY] = "ww-",
+	[OP_OPEN] = "www", [OP_CLOSE] = "---", [OP_KEEP] = "w--", [OP_HOLD] = "ww-", [OP_PIPE] = "ww-", [OP_OPENPTY] = "ww-",
 	[OP_OPEN_TREE] = "w--", [OP_MOUNT_SETATTR] = "xxx", [OP_MOVE_MOUNT] = "ww-", [OP_FSOPEN] = "---", [OP_FSCONFIG] = "w--",
 	[OP_FSMOUNT] = "w--", [OP_MOUNT] = "w--", [OP_UMOUNT] = "w--", [OP_PIVOT_ROOT] = "---", [OP_CHROOT] = "---", [OP_CHDIR] = "---",
 	[OP_MKDIR] = "www", [OP_MKNOD] = "wxw", [OP_SYMLINK] = "---", [OP_CHOWN] = "ww-", [OP_WRITE] = "w--", [OP_REMOVE] = "www",

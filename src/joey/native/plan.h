@@ -25,7 +25,9 @@
 #include <stdint.h>
 
 #define PLAN_MAGIC 0x4e4c504au	/* "JPLN" */
-#define PLAN_VERSION 1
+#ifndef PLAN_VERSION
+#define PLAN_VERSION 2
+#endif
 #define PLAN_MAX_OPS 1024
 #define PLAN_MAX_BYTES (4u << 20)
 #define PLAN_MAX_FDS 64		/* descriptors that may come with one message, a plan's memfd included (it is no register) */
@@ -59,7 +61,8 @@ struct plan_op {
 	OP(2,  CLOSE,         A, "i---", "----") \
 	OP(3,  KEEP,          L, "i---", "----")	/* n0 global register that takes it over */ \
 	OP(4,  HOLD,          A, "i---", "----")	/* once the plan has succeeded: n0 role, n1 1 keep with the child | 2 send back */ \
-	OP(5,  PIPE,          L, "oo--", "----")	/* r0 read end, r1 write end; n0 flags */ \
+	OP(5,  PIPE,          L, "oo--", "----")	/* r0 read end, r1 write end; n0 flags; n1 1: the write end can read, too, so that \
+							   it never breaks: who lost the read end opens it again by /proc */ \
 	OP(6,  OPENPTY,       C, "oo--", "s---")	/* r0 master, r1 slave of a new terminal of the devpts at s0; n0 rows, n1 columns */ \
 	OP(7,  OPEN_TREE,     A, "o?--", "s---")	/* n0 flags */ \
 	OP(8,  MOUNT_SETATTR, A, "i?--", "----")	/* r1 user namespace to map by; n0 set, n1 clear, n2 propagation | 1<<63 for AT_RECURSIVE */ \
@@ -113,12 +116,18 @@ struct plan_op {
 #define PLAN_ENUM(code, name, where, regs, offsets) OP_##name = code,
 enum plan_code { PLAN_OPS(PLAN_ENUM) };
 
-/* --- messages, one a packet on a SOCK_SEQPACKET socket; a plan over MSG_INLINE bytes comes in a sealed memfd as first descriptor --- */
+/* --- messages, one a packet on a SOCK_SEQPACKET socket; a plan over MSG_INLINE bytes comes in a sealed memfd as first descriptor ---
+ *
+ * A launcher outlives the engine that started it, and meets a newer one. RUN depends on PLAN_VERSION, which also changes when what
+ * the engine sets up in a launcher does. All else here never changes, it is only added to: every engine can hear of the ends of an
+ * older launcher's children, signal and forget them. Version 1 had no ADOPT, and refused a HELLO of any other version. */
 
-#define MSG_VERSION 1
+#ifndef MSG_VERSION
+#define MSG_VERSION 2
+#endif
 #define MSG_INLINE 65536
 enum msg_type {
-	MSG_HELLO = 1,		/* → version in value; ← DONE with value = launcher's pid */
+	MSG_HELLO = 1,		/* → version in value; ← DONE, value = launcher's pid, key = PLAN_VERSION << 32 | MSG_VERSION */
 	MSG_RUN = 2,		/* → key, plan; ← DONE */
 	MSG_SIGNAL = 3,		/* → key, value = signal; ← DONE (ESRCH when it has exited) */
 	MSG_FETCH = 4,		/* → key; ← DONE, value = roles present as a bit mask, with the held descriptors in role order */
@@ -127,6 +136,8 @@ enum msg_type {
 	MSG_LIST = 7,		/* → key: children with greater keys; ← LISTED, empty when done */
 	MSG_SUBSCRIBE = 8,	/* ← DONE; from now on EXITED goes here, first for all that have exited */
 	MSG_STOP = 9,		/* ← DONE, then the launcher ends; EBUSY while children are held, unless value = 1 */
+	MSG_ADOPT = 10,		/* → key, value = mask of roles, a struct msg_child (pid, started_ns), descriptors: a pidfd and one a
+				   role; ← DONE. A process another launcher started is listed, signalled and held as one's own */
 	MSG_DONE = 32,
 	MSG_LISTED = 33,	/* data: struct msg_child[] */
 	MSG_EXITED = 34,	/* data: struct msg_child[] */
@@ -138,10 +149,11 @@ struct msg_header {
 	int32_t op;		/* DONE of RUN that failed: index of the operation, or -1 for the plan as a whole */
 	uint32_t data;		/* bytes that follow */
 };
+#define MSG_UNKNOWN 1
 struct msg_child {
 	uint64_t key, started_ns, exited_ns;	/* CLOCK_REALTIME; exited_ns 0 while it runs */
 	int32_t pid, status;			/* status: as wait(2) gives it */
 	uint64_t user_us, system_us, max_rss_kib;
-	uint32_t held, reserved;		/* mask of roles held */
+	uint32_t held, flags;			/* mask of roles held; MSG_UNKNOWN: it has ended, its status and usage are not known */
 };
 #endif

@@ -7,6 +7,7 @@
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/mman.h>
+#include <sys/syscall.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -93,7 +94,7 @@ static int on_signal(const struct request *r)
 	const struct child *child = child_find(r->head.key);
 	if (!child || child->exited) return ESRCH;
 	if (r->head.value < 0 || r->head.value > SIGRTMAX) return EINVAL;
-	return kill(child->info.pid, (int)r->head.value) ? errno : 0;
+	return child_signal(child, (int)r->head.value);
 }
 static int on_fetch(struct client *c, struct request *r)
 {
@@ -120,23 +121,40 @@ static int on_forget(const struct request *r)
 		if (count) memcpy(&key, r->body + i * sizeof key, sizeof key);
 		struct child *child = child_find(key);
 		if (!child) continue;	/* forgotten already */
-		if (child->state == CHILD_EXITED || (child->state == CHILD_RUNNING && !count && r->head.value == 1)) child_forget(child);
+		bool awaited = child->state == CHILD_PENDING && client_there(child->client);
+		if (child->state == CHILD_EXITED || (!count && r->head.value == 1 && !awaited)) child_forget(child);
 		else error = EBUSY;
 	}
+	return error;
+}
+static int on_adopt(struct request *r)
+{
+	struct msg_child info;
+	uint32_t roles = (uint32_t)r->head.value;
+	if (r->head.data != sizeof info || r->head.value < 0 || r->head.value >> PLAN_ROLES) return EBADMSG;
+	memcpy(&info, r->body, sizeof info);
+	info.key = r->head.key;
+	if (!info.key || info.pid <= 0 || r->count != 1 + __builtin_popcount(roles)) return EINVAL;
+	if (syscall(SYS_pidfd_send_signal, r->fds[0], 0, NULL, 0) && errno != ESRCH) return errno;	/* a pidfd at all */
+	if (child_find(info.key)) return EEXIST;
+	if (!child_room()) return ENOSPC;
+	int error = child_adopt(&info, r->fds[0], roles, r->fds + 1);
+	if (!error) r->count = 0;
 	return error;
 }
 int handle(struct client *c, struct request *r)
 {
 	switch (r->head.type) {
 	case MSG_HELLO:
-		if (r->head.value != MSG_VERSION) return EPROTONOSUPPORT;
 		r->head.value = getpid();
+		r->head.key = (uint64_t)PLAN_VERSION << 32 | MSG_VERSION;
 		return 0;
 	case MSG_RUN: return on_run(c, r);
 	case MSG_SIGNAL: return on_signal(r);
 	case MSG_FETCH: return on_fetch(c, r);
 	case MSG_RELEASE: return on_release(r);
 	case MSG_FORGET: return on_forget(r);
+	case MSG_ADOPT: return on_adopt(r);
 	case MSG_LIST:
 		answer_list(c, r->head);
 		return -1;

@@ -202,6 +202,7 @@ static int run_operations(const struct plan *plan)
 {
 	for (run.at = 0; (uint32_t)run.at < plan->count; run.at++) {
 		const struct plan_op *op = &plan->ops[run.at];
+		may_die(OPERATION);
 		if (op->code == OP_CLONE) return clone_child(op);
 		int error = op_run(&run, op);
 		if (error) return error;

@@ -68,8 +68,8 @@ def pipes(process: Process, output: bool) -> list[op.Op]:
     if process.stdin:
         ops += [op.Pipe(STDIN, STDIN_FAR), op.Hold(STDIN_FAR, f.ROLE_STDIN)]
     if output:
-        ops += [op.Pipe(STDOUT_FAR, STDOUT), op.Hold(STDOUT_FAR, f.ROLE_STDOUT)]
-        ops += [op.Pipe(STDERR_FAR, STDERR), op.Hold(STDERR_FAR, f.ROLE_STDERR)]
+        ops += [op.Pipe(STDOUT_FAR, STDOUT, lasting=True), op.Hold(STDOUT_FAR, f.ROLE_STDOUT)]
+        ops += [op.Pipe(STDERR_FAR, STDERR, lasting=True), op.Hold(STDERR_FAR, f.ROLE_STDERR)]
     return ops
 
 

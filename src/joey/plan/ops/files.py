@@ -69,15 +69,18 @@ class Hold(Op, frozen=True):
 
 
 class Pipe(Op, frozen=True):
+    """lasting: it never breaks, whoever loses the read end may open it again by /proc (the write end can read, too)."""
+
     CODE: ClassVar[int] = 5
     read: Reg
     write: Reg
+    lasting: bool = False
 
     def describe(self) -> str:
-        return f"pipe2 -> {show(self.read)}, {show(self.write)}"
+        return f"pipe2 -> {show(self.read)}, {show(self.write)}{' that never breaks' if self.lasting else ''}"
 
     def pack(self, blob: Blob) -> Packed:
-        return (self.read, self.write), (), (f.O_CLOEXEC,)
+        return (self.read, self.write), (), (f.O_CLOEXEC, int(self.lasting))
 
 
 class OpenPty(Op, frozen=True):
