@@ -1,15 +1,63 @@
 """Joey: one Linux machine as an elastic, dense, secure pool of containers.
 
+    from joey import Sandbox
+
+    with Sandbox.create() as sandbox:
+        print(sandbox.commands.run("uname -a").stdout)
+
 Importing `joey` costs next to nothing: public names are imported from their rooms on first use (PEP 562), because
 every `joey` command pays for what this file imports.
 """
 
 from joey._version import __version__
 
-# Public name -> module that defines it. A name added here goes into __all__ and into an `if TYPE_CHECKING` import too.
-_PUBLIC: dict[str, str] = {}
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from joey.client import errors
+    from joey.client._async.sandbox import AsyncSandbox
+    from joey.client._sync.sandbox import Sandbox
+    from joey.client.errors import (
+        AuthenticationError,
+        Busy,
+        CommandExit,
+        Conflict,
+        ConnectionLost,
+        Invalid,
+        InvalidArgument,
+        JoeyError,
+        NotFound,
+        RemoteError,
+        Timeout,
+        Unenforceable,
+        Unreachable,
+    )
+    from joey.client.mapping import amap, map
+    from joey.client.types import CommandResult, FileInfo, ProcessInfo, SandboxInfo
 
-__all__ = ["__version__"]
+# Public name -> module that defines it. A name added here goes into __all__ and into an `if TYPE_CHECKING` import too.
+_ERRORS = (
+    "AuthenticationError", "Busy", "CommandExit", "Conflict", "ConnectionLost", "Invalid", "InvalidArgument",
+    "JoeyError", "NotFound", "RemoteError", "Timeout", "Unenforceable", "Unreachable",
+)  # fmt: skip
+_PUBLIC: dict[str, str] = {
+    "Sandbox": "joey.client._sync.sandbox",
+    "AsyncSandbox": "joey.client._async.sandbox",
+    "map": "joey.client.mapping",
+    "amap": "joey.client.mapping",
+    "CommandResult": "joey.client.types",
+    "FileInfo": "joey.client.types",
+    "ProcessInfo": "joey.client.types",
+    "SandboxInfo": "joey.client.types",
+    "errors": "joey.client",
+    **dict.fromkeys(_ERRORS, "joey.client.errors"),
+}
+
+__all__ = [
+    "__version__", "Sandbox", "AsyncSandbox", "map", "amap",
+    "CommandResult", "FileInfo", "ProcessInfo", "SandboxInfo", "errors",
+    "AuthenticationError", "Busy", "CommandExit", "Conflict", "ConnectionLost", "Invalid", "InvalidArgument",
+    "JoeyError", "NotFound", "RemoteError", "Timeout", "Unenforceable", "Unreachable",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> object:
@@ -18,7 +66,7 @@ def __getattr__(name: str) -> object:
         raise AttributeError(f"module 'joey' has no attribute {name!r}")
     from importlib import import_module
 
-    value = getattr(import_module(module), name)
+    value = import_module("joey.client.errors") if name == "errors" else getattr(import_module(module), name)
     globals()[name] = value
     return value
 

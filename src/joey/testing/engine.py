@@ -125,7 +125,7 @@ class FakeEngine:
         for at, mount in enumerate(spec.mounts):
             if not os.path.exists(mount.source):
                 raise Invalid(f"mounts[{at}].source", f"{mount.source} does not exist", "create it first")
-        argv = (*(spec.entrypoint or ()), *spec.process.argv) or ("sh",)
+        argv = (*(spec.entrypoint or ()), *spec.process.argv) or (("sleep", "infinity") if spec.init else ("sh",))
         box = _Box(secrets.token_hex(12), "", spec, argv, owner)
         self._boxes.claim(box, spec.name)
         self._boxes.add(box)

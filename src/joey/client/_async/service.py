@@ -1,0 +1,166 @@
+"""One engine as the SDK sees it: requests with retries, errors as exceptions, values decoded."""
+
+from __future__ import annotations
+
+import functools
+import os
+import secrets
+import time
+import weakref
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from joey.client import transport
+from joey.client._async.http import Body, Frames, Http, Response
+from joey.client._async.net import in_thread, scope, sleep
+from joey.client.endpoint import Endpoint, find, may_start, start
+from joey.client.errors import Busy, ConnectionLost, JoeyError, Unreachable, from_problem
+from joey.model import frames
+
+PATIENCE = 15.0
+"""Seconds for which a call is repeated that is safe to repeat, while the engine is away or says that it is busy."""
+_JSON = "Content-Type: application/json\r\n"
+_UPGRADE = f"Connection: Upgrade\r\nUpgrade: {frames.NAME}\r\n"
+_SAFE = ("GET", "PUT", "DELETE")
+
+
+@functools.cache
+def _decoder(kind: Any) -> msgspec.json.Decoder[Any]:
+    return msgspec.json.Decoder(kind)
+
+
+def decode(kind: Any, data: bytes) -> Any:
+    """The value of type `kind` in JSON. Raises ConnectionLost if it is none."""
+    try:
+        return _decoder(kind).decode(data)
+    except (msgspec.MsgspecError, UnicodeError) as error:
+        raise ConnectionLost("", f"the engine's answer makes no sense: {error}", "is it of another version?") from None
+
+
+def quote(text: str) -> str:
+    """Percent-encoding of everything but RFC 3986's unreserved characters."""
+    return str(transport.quote(text))  # type: ignore[no-untyped-call]
+
+
+def query(values: Mapping[str, Any]) -> str:
+    """`?a=1&b=2`; None and False are left out, True is `true`, a list repeats its name."""
+    return str(transport.query(values))  # type: ignore[no-untyped-call]
+
+
+class Service:
+    """Requests to one engine."""
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        self.endpoint = endpoint
+        self.http = Http(endpoint)
+
+    async def call(
+        self,
+        method: str,
+        path: str,
+        value: Any = None,
+        kind: Any = None,
+        *,
+        safe: bool | None = None,
+        headers: str = "",
+        wait: float = PATIENCE,
+    ) -> Any:
+        """Send `value` as JSON, return the answer decoded as `kind` (None: not at all).
+
+        safe: repeat it when its answer was lost (by default GET, PUT and DELETE). Raises JoeyError.
+        """
+        body = b"" if value is None else msgspec.json.encode(value)
+        response = await self.open(method, path, body, headers=_JSON + headers, safe=safe, wait=wait)
+        data = await response.read()
+        return decode(kind, data) if kind is not None else None
+
+    async def open(
+        self,
+        method: str,
+        path: str,
+        body: Body = b"",
+        *,
+        headers: str = "",
+        safe: bool | None = None,
+        wait: float = PATIENCE,
+    ) -> Response:
+        """The answer of a success, its body unread. Raises JoeyError."""
+        if not isinstance(body, bytes):
+            safe, wait = False, 0.0  # it can be sent only once
+        elif safe is None:
+            safe = method in _SAFE
+        end, delay = time.monotonic() + wait, 0.02
+        while True:
+            try:
+                response = await self.http.send(method, path, body, headers)
+                if response.status < 300:
+                    return response
+                raise await _problem(response)
+            except Busy as error:
+                if error.status != 503 or time.monotonic() + error.retry_after > end:
+                    raise
+                pause = error.retry_after
+            except Unreachable as error:
+                if may_start(self.endpoint, error):
+                    await in_thread(start)
+                elif time.monotonic() > end:
+                    raise
+                pause = delay
+            except ConnectionLost:
+                if not safe or time.monotonic() > end:
+                    raise
+                pause = delay
+            await sleep(pause)
+            delay = min(2 * delay, 1.0)
+
+    async def upgrade(
+        self, path: str, value: Any = None, *, headers: str = "", safe: bool = False
+    ) -> tuple[Frames, dict[str, str]]:
+        """Open a stream of frames; it and the answer's headers."""
+        body = b"" if value is None else msgspec.json.encode(value)
+        response = await self.open("POST", path, body, headers=_JSON + _UPGRADE + headers, safe=safe)
+        if response.status != 101:
+            response.close()
+            raise ConnectionLost("", f"the engine answered {response.status} instead of opening a stream")
+        return Frames(*response.take()), response.headers
+
+
+async def _problem(response: Response) -> JoeyError:
+    try:
+        document = msgspec.json.decode(await response.read())
+    except (ConnectionLost, msgspec.MsgspecError):
+        document = {}
+    return from_problem(
+        response.status, document if isinstance(document, dict) else {}, response.headers.get("retry-after")
+    )
+
+
+def idempotency() -> str:
+    """The header that makes a create safe to repeat."""
+    return f"Idempotency-Key: {secrets.token_hex(16)}\r\n"
+
+
+class _Process:
+    """What services are shared within when there is no loop."""
+
+
+_PROCESS = _Process()
+_services: weakref.WeakKeyDictionary[Any, dict[Endpoint, Service]] = weakref.WeakKeyDictionary()
+# After a fork both sides would use the same connections: the child forgets them (and closes only its own copies).
+os.register_at_fork(after_in_child=_services.clear)
+
+
+def service(url: str | None = None, api_key: str | None = None) -> Service:
+    """The service at an address, shared by all who ask for the same one. Raises Invalid."""
+    return shared(find(url, api_key))
+
+
+def shared(endpoint: Endpoint) -> Service:
+    """The service of an endpoint within this loop or process."""
+    mine = _services.setdefault(scope() or _PROCESS, {})
+    return mine.get(endpoint) or mine.setdefault(endpoint, Service(endpoint))
+
+
+__all__ = ["Service", "decode", "idempotency", "query", "quote", "service", "shared"]

@@ -1,0 +1,1 @@
+"""The SDK's blocking face: generated from `joey.client._async`, except for net.py."""

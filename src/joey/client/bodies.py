@@ -1,0 +1,132 @@
+"""Arguments of the SDK as bodies of the HTTP API (joey.model.spec). Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from joey.client.errors import Invalid
+from joey.client.types import Command, Envs, Size, Volumes
+from joey.model.units import parse_size
+
+DEFAULT_TIMEOUT = 300.0
+"""Seconds after which a sandbox of the SDK ends, unless told otherwise: one that its program forgot does not stay."""
+
+
+def size(value: Size | None, field: str) -> int | None:
+    """Bytes of a number or of text such as "512m". Raises Invalid naming `field`."""
+    if value is None or (isinstance(value, int) and not isinstance(value, bool)):
+        return value
+    try:
+        return parse_size(str(value), field)
+    except ValueError as error:
+        raise Invalid(field, str(error).removeprefix(f"{field}: ")) from None
+
+
+def argv(command: Command) -> list[str]:
+    """Program and arguments. Raises Invalid for an empty command."""
+    if isinstance(command, str):
+        if not command.strip():
+            raise Invalid("cmd", "is empty")
+        return ["/bin/sh", "-c", command]
+    words = [str(word) for word in command]
+    if not words:
+        raise Invalid("cmd", "is empty")
+    return words
+
+
+def sandbox(
+    image: str | None,
+    *,
+    cpus: float | None,
+    memory: Size | None,
+    disk: Size | None,
+    timeout: float | None,
+    idle_timeout: float | None,
+    on_timeout: str,
+    network: str | None,
+    envs: Envs | None,
+    metadata: Mapping[str, str] | None,
+    name: str | None,
+    user: str | None,
+    cwd: str | None,
+    volumes: Volumes | None,
+    read_only: bool,
+    restart: str | Mapping[str, Any] | None,
+    files: Mapping[str, str | bytes] | None,
+    spec: Mapping[str, Any] | None,
+) -> dict[str, Any]:
+    """The body of POST /v1/sandboxes. `spec`: further fields of SandboxSpec, which win. Raises Invalid."""
+    process: dict[str, Any] = {"env": dict(envs or {}), "cwd": cwd, "user": user}
+    resources = {"cpus": cpus, "memory": size(memory, "memory"), "disk": size(disk, "disk")}
+    body: dict[str, Any] = {
+        "image": image,
+        "name": name,
+        "init": True,
+        "process": _given(process),
+        "resources": _given(resources),
+        "labels": dict(metadata or {}),
+        "network": network,
+        "mounts": mounts(volumes),
+        "read_only": read_only or None,
+        "timeout": timeout,
+        "idle_timeout": idle_timeout,
+        "on_timeout": on_timeout if on_timeout != "kill" else None,
+        "restart": {"policy": restart} if isinstance(restart, str) else restart,
+        "remove": restart is None or restart == "no",
+        "files": contents(files),
+    }
+    body = _given(body)
+    for field, value in (spec or {}).items():
+        both = isinstance(body.get(field), dict) and isinstance(value, Mapping)
+        body[field] = {**body[field], **value} if both else value
+    if body.get("rootfs"):
+        body.pop("image", None)
+    elif "image" not in body:
+        body["image"] = "host"
+    return body
+
+
+def mounts(volumes: Volumes | None) -> list[dict[str, Any]]:
+    """Mount values of `volumes`."""
+    if volumes is None:
+        return []
+    if not isinstance(volumes, Mapping):
+        return [dict(one) for one in volumes]
+    found = []
+    for source, target in volumes.items():
+        text = str(target)
+        read_only = text.endswith(":ro")
+        found.append({"source": str(source), "target": text.removesuffix(":ro").removesuffix(":rw")})
+        if read_only:
+            found[-1]["read_only"] = True  # type: ignore[assignment]
+    return found
+
+
+def contents(files: Mapping[str, str | bytes] | None) -> dict[str, bytes] | None:
+    """Files to write before the sandbox is handed out; bytes become base64 when encoded."""
+    if not files:
+        return None
+    return {path: data.encode() if isinstance(data, str) else bytes(data) for path, data in files.items()}
+
+
+def process(
+    command: Command | Sequence[str],
+    cwd: str | None = None,
+    user: str | None = None,
+    envs: Envs | None = None,
+    **more: Any,
+) -> dict[str, Any]:
+    """The body that runs a command."""
+    body: dict[str, Any] = {"argv": argv(command)}
+    if cwd is not None:
+        body["cwd"] = cwd
+    if user is not None:
+        body["user"], body["groups"] = user, []
+    if envs:
+        body["env"] = dict(envs)
+    return body | more
+
+
+def _given(values: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value is not None and value != {} and value != []}
