@@ -40,7 +40,7 @@ LINK = ("-Wl,-z,relro,-z,now", "-Wl,-z,noexecstack")
 class Program:
     """One executable: the file with its `main`, and by the glob `more` the rest: a new file needs no change here.
 
-    The main file of another program never belongs to it.
+    The main file of another program never belongs to it, nor what another asks for by a narrower glob.
     """
 
     name: str
@@ -70,11 +70,13 @@ BARE = (
     "-Wl,--build-id=none",
 )
 
-# All are static: init and probe run inside images that have no C library, and the launcher starts faster and has fewer
+# All are static: init, files and probe run inside images that have no C library, and the launcher starts faster and has fewer
 # pages that a forked child must copy.
 PROGRAMS = (
     Program("joey-launcher", "launcher.c", "*.c", (*HARDEN, "-fPIE"), ("-static-pie", *LINK)),
     Program("joey-init", "init.c", "", FREESTANDING, BARE, sanitize=False),
+    Program("joey-untar", "untar.c", "untar_*.c", (*HARDEN, "-fPIE"), ("-static-pie", *LINK)),
+    Program("joey-files", "files.c", "", (*HARDEN, "-fPIE"), ("-static-pie", *LINK)),
     Program("joey-probe", "probe.c", "", (*HARDEN, "-fPIE"), ("-static-pie", "-Wl,-e,early_start", *LINK)),
 )
 
@@ -98,9 +100,12 @@ def sources(program: Program, folder: Path = HERE) -> list[Path]:
     main = folder / program.main
     if not main.is_file():
         raise BuildError(f"{program.name}: source {main} is missing")
-    mains = {program.main, *(other.main for other in PROGRAMS)}
+    taken = {program.main, *(other.main for other in PROGRAMS)}
+    for other in PROGRAMS:
+        if other.more not in ("", "*.c", program.more):  # what one asks for by name belongs to it alone
+            taken |= {path.name for path in folder.glob(other.more)}
     more = folder.glob(program.more) if program.more else ()
-    return [main, *sorted(path for path in more if path.name not in mains)]
+    return [main, *sorted(path for path in more if path.name not in taken)]
 
 
 def command(program: Program, variant: str, files: Sequence[Path], output: Path) -> list[str]:
