@@ -195,6 +195,11 @@ class Input:
             self._writers -= 1
             self._finish()
 
+    @property
+    def descriptor(self) -> int | None:
+        """Of a pipe into which more may be written."""
+        return self._fd if self._pipe and self._fd >= 0 and not self._finishing else None
+
     def finish(self) -> None:
         """End of file once everybody has written. Of a terminal: nothing."""
         if self._pipe:

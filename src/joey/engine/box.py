@@ -28,7 +28,6 @@ from joey.engine.record import (
     KillTimer,
     Launch,
     LaunchFailed,
-    Lost,
     NotifyWaiters,
     Persist,
     Phase,
@@ -201,9 +200,6 @@ class Box:
         else:
             self.took(launched)
             self.apply(HasLaunched(key, launched.pid, time.time()))
-            if launched.shard.gone:  # after its answer and before we came to read it
-                self._context.unexpect(key)
-                self.lost(key)
             self._answer(None)
 
     async def _start(self, key: int) -> Launched:
@@ -237,11 +233,6 @@ class Box:
         for attached in early:
             attached.pid = launched.pid
             self.output.attach(attached)
-
-    def lost(self, key: int) -> None:
-        """The launcher is gone: nobody will tell its end."""
-        self.launched = None
-        self.apply(Lost(key, time.time(), "its launcher ended"))
 
     def _failed(self, key: int, error: JoeyError) -> None:
         self.error = error

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING
 from msgspec.structs import replace
 
 from joey.engine.attached import Attached
+from joey.engine.ends import exit_of_child
 from joey.engine.launching import Launched, Launching, Request, check_signal, send_signal
 from joey.engine.output import Output
-from joey.engine.record import SIGKILL, exit_of
+from joey.engine.record import SIGKILL
 from joey.model.capabilities import DEFAULT_CAPABILITIES
 from joey.model.errors import Conflict, Invalid, JoeyError, LaunchFailed
 from joey.model.spec import Process, SandboxSpec
@@ -23,7 +24,6 @@ from joey.plan import flags as f
 
 if TYPE_CHECKING:
     from joey.engine.box import Box
-    from joey.engine.fleet import Shard
     from joey.engine.store import Store
     from joey.host.wire import Child
 
@@ -106,9 +106,7 @@ class Execs:
         end_streams = partial(one.launched.shard.end_streams, key)
         attached = Attached(one.wait, one.signal, pid=one.launched.pid, owner=end_streams)
         one.output.attach(attached)
-        if one.launched.shard.gone:
-            self.lost(one.launched.shard)
-        elif one.ended.done():  # its end was told together with its beginning
+        if one.ended.done():  # its end was told together with its beginning
             one.output.exited()
             self._forget(one.launched)
         return attached
@@ -130,17 +128,15 @@ class Execs:
         one = self._known.pop(child.key, None)
         if one is None:
             return False
-        one.end(exit_of(child.status, child.exited_ns / 1e9))
+        one.end(exit_of_child(child))
         if one.launched is not None:
             self._forget(one.launched)
         return True
 
-    def lost(self, shard: Shard) -> None:
-        """The launcher of these is gone."""
-        for key, one in tuple(self._known.items()):
-            if one.launched is not None and one.launched.shard is shard:
-                del self._known[key]
-                one.end(Exit(code=125, error="its launcher ended"))
+    def output(self, key: int) -> Output | None:
+        """The streams of one of ours."""
+        one = self._known.get(key)
+        return one.output if one is not None else None
 
 
 async def _is_over(main: Launched, error: JoeyError) -> bool:
@@ -150,7 +146,7 @@ async def _is_over(main: Launched, error: JoeyError) -> bool:
     dying = isinstance(error, LaunchFailed) and error.errno in (errno.ENOMEM, errno.ECANCELED, errno.ESRCH)
     for _ in range(_TURNS if dying else 1):
         try:
-            await main.shard.launcher.signal(main.key, 0)
+            await main.shard.signal(main.key, 0)
         except OSError:
             return True
         await asyncio.sleep(_TURN_SECONDS if dying else 0)

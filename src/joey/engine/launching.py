@@ -17,7 +17,7 @@ import msgspec
 
 from joey import images
 from joey.engine.failures import explain, image_layer
-from joey.engine.fleet import HOST_LAYER, Fleet, Shard
+from joey.engine.fleet import HOST_LAYER, Fleet, Running, Shard
 from joey.engine.slots import Prepared
 from joey.host import sys
 from joey.host.cgroup import CgroupError, InstanceCgroup
@@ -87,7 +87,7 @@ def check_signal(number: int) -> None:
 async def send_signal(launched: Launched, number: int) -> None:
     """Signal a process; nothing when it has ended. Raises JoeyError."""
     try:
-        await launched.shard.launcher.signal(launched.key, number)
+        await launched.shard.signal(launched.key, number)
     except LauncherGone:
         pass
     except OSError as error:
@@ -187,7 +187,7 @@ class Launching:
         try:
             with ExitStack() as stack:
                 fds = [self._open(source, prepared, stack) for source in plan.sources]
-                return await self._run(shard, key, plan, fds)
+                return await self._run(shard, key, plan, fds, slot, main=True)
         except BaseException:
             shard.children -= 1
             raise
@@ -206,7 +206,7 @@ class Launching:
         env = environment(request.image.env, process, identity, request.spec.hostname or slot.name)
         spec, facts = request.spec, self._facts
         plan = exec_(process, env, identity, spec, facts, slot, where.key, output=output, add_devpts=devpts)
-        return await self._run(where.shard, key, _planned(plan), ())
+        return await self._run(where.shard, key, _planned(plan), (), slot)
 
     def _image(self, spec: SandboxSpec) -> Image:
         """The image; a rootfs directory is looked at again only when it is another one."""
@@ -256,13 +256,17 @@ class Launching:
         plan = self.plan(request, slot, box)
         return _Shape(found, plan.sources, _roles(plan))
 
-    async def _run(self, shard: Shard, key: int, plan: _Planned, fds: list[int] | tuple[()]) -> Launched:
+    async def _run(
+        self, shard: Shard, key: int, plan: _Planned, fds: list[int] | tuple[()], slot: Slot, *, main: bool = False
+    ) -> Launched:
+        life = shard.life
         try:
             done = await shard.run(key, plan.encoded, fds)
         except LauncherError as error:
             raise explain(plan.compile(), error) from error
         except LauncherGone as error:
             raise _went_away() from error
+        self._fleet.started(shard, key, Running(done.pid, slot.name, main), life)
         return Launched(shard, key, done.pid, dict(zip(plan.roles, done.fds, strict=True)))
 
     async def _attach(self, shard: Shard, image: Image) -> None:

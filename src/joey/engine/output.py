@@ -16,6 +16,7 @@ from collections.abc import Callable
 from typing import Literal, Protocol
 
 from joey.engine.attached import Attached, Input
+from joey.plan import flags as f
 
 PIECE = 1 << 16
 GRACE_SECONDS = 1.0
@@ -88,6 +89,13 @@ class Output:
             self.closed.set_result(None)
 
     # --- of the engine -----------------------------------------------------------------------------------------------
+
+    def descriptors(self) -> dict[int, int]:
+        """What of it is open, by role (`plan.flags.ROLE_*`): to be copied at once."""
+        found = {f.ROLE_TERMINAL if self._terminal is not None else int(one.number): one.fd for one in self._streams}
+        if (stdin := self.input.descriptor) is not None:
+            found[f.ROLE_STDIN] = stdin
+        return found
 
     def attach(self, attached: Attached) -> None:
         """From now on it gets the output. After the end: at once the end."""

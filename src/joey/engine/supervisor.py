@@ -12,11 +12,12 @@ import gc
 import logging
 import secrets
 import time
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 
 from joey._version import __version__
 from joey.engine import recovery, reset
 from joey.engine.box import Box
+from joey.engine.ends import exit_of_child
 from joey.engine.execs import Execs
 from joey.engine.fleet import Shard
 from joey.engine.interface import Attachment, Filter, LogQuery, Started
@@ -34,7 +35,6 @@ from joey.engine.record import (
     SignalAsked,
     StartAsked,
     StopAsked,
-    exit_of,
 )
 from joey.engine.store import Store
 from joey.host.cgroup_files import CgroupError
@@ -101,7 +101,7 @@ class Engine:
     async def _take_over(self) -> None:
         await recovery.recover(self)
         self.machine.fleet.on_exit = self._on_exit
-        self.machine.fleet.on_gone = self._on_gone
+        self.machine.fleet.held = self._held
         for shard in self.machine.fleet.shards:
             await shard.launcher.subscribe()
         # The first sandbox shall wait for neither.
@@ -316,6 +316,7 @@ class Engine:
     def forget(self, launched: Launched) -> None:
         """Acknowledge an exit to the launcher, together with others, once all that is known of it is on disk."""
         launched.shard.children -= 1
+        launched.shard.running.pop(launched.key, None)
         launched.shard.leave(launched.layers)
         self._keys.pop(launched.key, None)
         self._acknowledge(launched.shard, launched.key)
@@ -340,6 +341,7 @@ class Engine:
             for shard, some in keys.items():
                 with contextlib.suppress(OSError, LauncherGone):
                     await shard.launcher.forget(some)
+                self.machine.fleet.retire(shard)
 
     # --- of launchers ------------------------------------------------------------------------------------------------
 
@@ -353,18 +355,16 @@ class Engine:
     def exit_of(self, box: Box, child: Child) -> Exit:
         """The end of a main process; killed for lack of memory if its cgroup has counted a kill."""
         oom = False
-        if child.status and box.slot is not None:
+        if (child.status or child.unknown) and box.slot is not None:
             with contextlib.suppress(CgroupError):
                 oom = bool(self.machine.cgroup.oom_kills(box.slot.name))
-        return exit_of(child.status, child.exited_ns / 1e9, oom=oom)
+        return exit_of_child(child, oom=oom)
 
-    def _on_gone(self, shard: Shard) -> None:
-        _log.error("launcher %d (pid %d) is gone", shard.number, shard.launcher.pid)
-        for key, box in tuple(self._keys.items()):
-            if box.launched is not None and box.launched.shard is shard:
-                self._keys.pop(key)
-                box.lost(key)
-        self._execs.lost(shard)
+    def _held(self, key: int) -> Mapping[int, int]:
+        """What of a process's streams is open here, for a launcher that takes it over."""
+        box = self._keys.get(key)
+        output = self._execs.output(key) if box is None else box.output
+        return output.descriptors() if output is not None else {}
 
     # --- names -------------------------------------------------------------------------------------------------------
 
