@@ -9,20 +9,24 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fcntl
+import logging
 import os
+import time
 from collections import Counter
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple
 
-from joey.host import sys
+from joey.host import orphans, sys
 from joey.host.cgroup import InstanceCgroup
 from joey.host.instance import Instance
 from joey.host.launcher import Done, Launcher, LauncherError, LauncherGone, connect, spawn
-from joey.host.wire import Child
+from joey.host.wire import UNKNOWN, Child
 from joey.model.cgroup import CgroupLayout
 from joey.model.errors import Broken, JoeyError, from_os
 from joey.model.image import Layer
 from joey.native import binary
 from joey.plan import setup
+from joey.plan.encode import VERSION as PLAN_VERSION
 from joey.plan.encode import encode
 from joey.plan.flags import ROLE_STDIN
 from joey.plan.layout import layer_path
@@ -38,24 +42,69 @@ HOST_LAYER = "host-"
 """How ids of layers begin that are always attached."""
 WORKER = 99
 """Its number among the launchers."""
+_PAUSE_SECONDS = 0.1
+_log = logging.getLogger(__name__)
 _SEALS = 0x1 | 0x2 | 0x4 | 0x8
 
 
+class Running(NamedTuple):
+    """A child: pid of the host, name of its slot; main: the sandbox's first process, not one of exec."""
+
+    pid: int
+    slot: str
+    main: bool
+
+
 class Shard:
-    """One launcher: its connection, what is attached in it, how many children it has."""
+    """One launcher: its connection, what is attached in it, how many children it has. When the launcher ends, another
+    takes its place, and its children over.
+    """
 
     def __init__(self, number: int, launcher: Launcher) -> None:
         self.number = number
         self.launcher = launcher
         self.children = 0
+        self.running: dict[int, Running] = {}
+        """What a new launcher has to find again should this one end: by key, all that was answered to."""
         self.gone = False
+        self.life = 0
+        """How many launchers it has had before this one."""
+        self.outdated = launcher.plans != PLAN_VERSION
+        """Of another version: it keeps what it has, and starts nothing."""
+        self._back = asyncio.Event()
+        self._back.set()
         self._layers: dict[str, asyncio.Future[None]] = {}
         self._users: Counter[str] = Counter()
         self._ending: set[asyncio.Task[None]] = set()
 
     async def run(self, key: int, plan: bytes, fds: Sequence[int] = ()) -> Done:
         """Run an encoded plan. Raises LauncherError, LauncherGone."""
+        await self._back.wait()
         return await self.launcher.run(key, plan, fds)
+
+    async def signal(self, key: int, number: int) -> None:
+        """Signal a child, of a launcher that has just ended by the next one. Raises LauncherError(ESRCH) if it has
+        ended, LauncherGone if there is no next one.
+        """
+        try:
+            await self._back.wait()
+            await self.launcher.signal(key, number)
+        except LauncherGone:
+            await self._back.wait()
+            await self.launcher.signal(key, number)
+
+    def lose(self) -> None:
+        """Its launcher is gone. Whoever asks for something waits for the next one."""
+        self.gone = True
+        self.life += 1
+        self._layers.clear()
+        self._back.clear()
+
+    def revive(self, launcher: Launcher | None) -> None:
+        """It has the next one; None: there is none."""
+        if launcher is not None:
+            self.launcher, self.gone = launcher, False
+        self._back.set()
 
     def end_input(self, key: int) -> None:
         """Drop the copy of a child's standard input that the launcher keeps for an engine that restarts."""
@@ -69,6 +118,7 @@ class Shard:
         self._spawn(self._release(key, roles))
 
     async def _release(self, key: int, roles: int) -> None:
+        await self._back.wait()
         with contextlib.suppress(LauncherError, LauncherGone):  # it has ended
             await self.launcher.release(key, roles)
 
@@ -135,11 +185,13 @@ class Shard:
 
 
 class Fleet:
-    """All launchers of an instance. `on_exit(shard, child)` hears of every end, `on_gone(shard)` of a lost launcher."""
+    """All launchers of an instance. `on_exit(shard, child)` hears of every end; of one that ended unseen while there was
+    no launcher `child.unknown` says so. held: copies of a child's streams that somebody has open, by role.
+    """
 
     def __init__(self, instance: Instance, layout: CgroupLayout, cgroup: InstanceCgroup) -> None:
         self.on_exit: Callable[[Shard, Child], None] = lambda shard, child: None
-        self.on_gone: Callable[[Shard], None] = lambda shard: None
+        self.held: Callable[[int], Mapping[int, int]] = lambda key: {}
         self._instance = instance
         self._layout = layout
         self._cgroup = cgroup
@@ -148,6 +200,8 @@ class Fleet:
         self._starting = asyncio.Lock()
         self.width = min(MAX_WIDTH, os.cpu_count() or 1)
         self._keep: tuple[int, ...] = ()
+        self._rescues: set[asyncio.Task[None]] = set()
+        self._closed = False
 
     def keep(self, fds: Iterable[int]) -> None:
         """Descriptors that every launcher shall hold open as long as it lives."""
@@ -164,10 +218,15 @@ class Fleet:
 
     async def adopt(self) -> None:
         """Connect to the launchers that an earlier engine left."""
-        for number in (*range(MAX_LAUNCHERS), WORKER):
+        for number in (*range(WORKER), WORKER):
             try:
                 shard = Shard(number, await connect(self._instance.launcher_socket(number)))
             except OSError:
+                continue
+            if number == WORKER and shard.outdated:  # it has no children
+                with contextlib.suppress(OSError):
+                    await shard.launcher.stop(force=True)
+                shard.launcher.close()
                 continue
             self._know(shard)
             shard.find_layers()
@@ -179,14 +238,17 @@ class Fleet:
         if not self._enough():
             async with self._starting:
                 if not self._enough():
-                    number = next(n for n in range(MAX_LAUNCHERS + 1) if n not in self._shards)
+                    number = next(n for n in range(WORKER) if n not in self._shards)
                     self._know(await self._start(number))
-        return min(self._shards.values(), key=lambda s: s.children)
+        return min(self._usable() or self._shards.values(), key=lambda s: s.children)
 
     def _enough(self) -> bool:
-        count = len(self._shards)
-        room = any(shard.children < CHILDREN_PER_LAUNCHER for shard in self._shards.values())
-        return count >= MAX_LAUNCHERS or (count >= self.width and room)
+        usable, most = self._usable(), MAX_LAUNCHERS - sum(shard.gone for shard in self._shards.values())
+        room = any(shard.children < CHILDREN_PER_LAUNCHER for shard in usable)
+        return len(usable) >= most or (len(usable) >= self.width and room)
+
+    def _usable(self) -> list[Shard]:
+        return [shard for shard in self._shards.values() if not (shard.gone or shard.outdated)]
 
     async def worker(self) -> Shard:
         """The launcher for slots."""
@@ -202,8 +264,12 @@ class Fleet:
 
     async def close(self, *, stop: bool) -> None:
         """Drop the connections; with `stop`, end every launcher that holds no child."""
+        self._closed = True
+        for task in tuple(self._rescues):
+            task.cancel()
         for shard in [*self._shards.values(), *([self._worker] if self._worker else [])]:
             shard.launcher.on_gone = lambda: None
+            shard.revive(None)
             if stop or shard is self._worker:
                 with contextlib.suppress(OSError):
                     await shard.launcher.stop()
@@ -213,6 +279,9 @@ class Fleet:
         self._worker = None
 
     async def _start(self, number: int) -> Shard:
+        return Shard(number, await self._start_launcher(number))
+
+    async def _start_launcher(self, number: int) -> Launcher:
         """Only a launcher that is set up gets the name under which a later engine will find it."""
         path = self._instance.launcher_socket(number)
         new = path.with_suffix(".new")
@@ -234,7 +303,7 @@ class Fleet:
             if isinstance(error, OSError):
                 raise from_os("prepare a launcher", error) from error
             raise
-        return Shard(number, launcher)
+        return launcher
 
     async def _set_up(self, launcher: Launcher) -> None:
         boxes = {"memory": os.fspath(self._instance.scratch), "disk": os.fspath(self._instance.disk)}
@@ -254,16 +323,138 @@ class Fleet:
             shard.launcher.on_gone = self._worker_gone
             return
         self._shards[shard.number] = shard
-        shard.launcher.on_exit = lambda child: self.on_exit(shard, child)
+        shard.launcher.on_exit = lambda child: self._exited(shard, child)
         shard.launcher.on_gone = lambda: self._shard_gone(shard)
 
+    def _exited(self, shard: Shard, child: Child) -> None:
+        shard.running.pop(child.key, None)
+        self.on_exit(shard, child)
+
+    # --- a launcher that ends ----------------------------------------------------------------------------------------
+
+    def started(self, shard: Shard, key: int, running: Running, life: int) -> None:
+        """A child was answered to, by the launcher of that `life`: perhaps its last words, and another is there now."""
+        shard.running[key] = running
+        if life != shard.life and not shard.gone:
+            self._spawn(self._take_over(shard, {key: running}))
+
     def _shard_gone(self, shard: Shard) -> None:
-        self._shards.pop(shard.number, None)
-        shard.gone = True
-        self.on_gone(shard)
+        _log.error("launcher %d (pid %d) is gone", shard.number, shard.launcher.pid)
+        shard.lose()
+        self._spawn(self._rescue(shard))
+
+    def _spawn(self, work: Coroutine[None, None, None]) -> None:
+        self._rescues.add(task := asyncio.ensure_future(work))
+        task.add_done_callback(self._rescues.discard)
+
+    async def _rescue(self, shard: Shard) -> None:
+        """A new launcher in its place. Its children have run on, and those that end from now on are known by pidfd."""
+        pidfds = {key: _claim(one) for key, one in shard.running.items()}
+        try:
+            launcher = await self._another(shard)
+            if launcher is None:
+                return
+            shard.revive(launcher)
+            self._know(shard)
+            await self._take_over(shard, dict(shard.running), pidfds)
+            if shard.outdated and launcher.plans == PLAN_VERSION:
+                shard.outdated = False
+            for slot in {one.slot for one in shard.running.values()}:
+                known = {one.pid for other in self._shards.values() for one in other.running.values()}
+                with contextlib.suppress(OSError):
+                    orphans.end_strangers(self._cgroup, slot, known)
+        finally:
+            for pidfd in pidfds.values():
+                if pidfd is not None:
+                    os.close(pidfd)
+
+    async def _another(self, shard: Shard) -> Launcher | None:
+        """Tried until it can be had, or the engine closes."""
+        pause = _PAUSE_SECONDS
+        while not self._closed:
+            try:
+                return await self._start_launcher(shard.number)
+            except JoeyError as error:
+                _log.error("launcher %d cannot be replaced yet: %s", shard.number, error)
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, 5.0)
+        return None
+
+    async def _take_over(
+        self, shard: Shard, children: Mapping[int, Running], pidfds: Mapping[int, int | None] | None = None
+    ) -> None:
+        for key, one in children.items():
+            pidfd = None if pidfds is None else pidfds.get(key)
+            mine = _claim(one) if pidfd is None else None
+            try:
+                if (found := mine if pidfd is None else pidfd) is None:
+                    self._exited(shard, _unseen(key, one))
+                else:
+                    await self.hand_over(shard, key, one, found, time.time())
+            except LauncherGone:
+                return  # it is gone, too; the next one finds them
+            except LauncherError as error:
+                _log.error("process %d of %s cannot be taken over: %s", one.pid, one.slot, error)
+            finally:
+                if mine is not None:
+                    os.close(mine)
+
+    async def hand_over(self, shard: Shard, key: int, running: Running, pidfd: int, started: float) -> None:
+        """Have `shard` take over a process whose launcher is gone. Raises LauncherError, LauncherGone."""
+        child = Child(key, int(started * 1e9), 0, running.pid)
+        held = dict(self.held(key))
+        reopened = {role: fd for role, fd in orphans.output_ends(running.pid).items() if not held}
+        try:
+            await shard.launcher.adopt(child, pidfd, held or reopened)
+            shard.running[key] = running
+        finally:
+            for fd in reopened.values():
+                os.close(fd)
+
+    async def find(self, key: int, slot: str, started: float) -> tuple[Shard, Child] | None:
+        """The first process of the sandbox in `slot`, whose launcher ended while no engine ran: now a child of another.
+        None if it has ended, too.
+        """
+        pid = orphans.find_main(self._cgroup, slot)
+        pidfd = None if pid is None else orphans.claim(slot, pid, main=True)
+        if pid is None or pidfd is None:
+            return None
+        try:
+            shard = await self.shard()
+            running = Running(pid, slot, True)
+            await self.hand_over(shard, key, running, pidfd, started)
+            return shard, Child(key, int(started * 1e9), 0, pid)
+        finally:
+            os.close(pidfd)
+
+    def retire(self, shard: Shard) -> None:
+        """One of another version ends with the last of its children."""
+        if shard.outdated and not shard.children and not shard.gone:
+            self._shards.pop(shard.number, None)
+            shard.launcher.on_gone = lambda: None
+            self._spawn(self._stop(shard))
+
+    async def _stop(self, shard: Shard) -> None:
+        with contextlib.suppress(OSError):
+            await shard.launcher.stop()
+            self._instance.launcher_socket(shard.number).unlink(missing_ok=True)
+        shard.launcher.close()
 
     def _worker_gone(self) -> None:
         self._worker = None
+
+
+def _claim(one: Running) -> int | None:
+    try:
+        return orphans.claim(one.slot, one.pid, main=one.main)
+    except OSError:  # too many open: again when it is its turn
+        return None
+
+
+def _unseen(key: int, one: Running) -> Child:
+    """How nobody knows it ended."""
+    now = time.time_ns()
+    return Child(key, now, now, one.pid, flags=UNKNOWN)
 
 
 async def _prepare(launcher: Launcher, plan: Plan, fd: int) -> None:

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import time
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from joey.engine.box import Box
+from joey.engine.ends import UNSEEN
+from joey.engine.fleet import Running
 from joey.engine.launching import Launched
 from joey.engine.record import Found, Recovered, Run
 from joey.host.cgroup_files import CgroupError
+from joey.host.launcher import LauncherError, LauncherGone
 from joey.model import codec
 from joey.model.resources import Resources
 from joey.model.slot import Slot
 from joey.model.spec import SandboxSpec
+
+_log = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     from joey.engine.fleet import Shard
@@ -29,12 +37,14 @@ async def recover(engine: Engine) -> None:
     await machine.fleet.adopt()
     children = [(shard, child) for shard in machine.fleet.shards for child in await shard.launcher.list()]
     known = {child.key: (shard, child) for shard, child in children}
+    await _find_orphans(engine, boxes, known)
     keys = {box.record.key for box in boxes}
     for key, (shard, _) in known.items():
         shard.children += 1
         if key not in keys:  # of an exec whose client is gone, or of a sandbox that was never written down
             shard.children -= 1
-            await shard.launcher.disown(key)
+            with contextlib.suppress(LauncherError, LauncherGone):
+                await shard.launcher.disown(key)
     placed = [(box, box.slot.name) for box in boxes if box.slot is not None]
     # Whoever runs without a record that says so (the engine ended before it could write that down) is ended, also in
     # the slot of a sandbox whose files are kept.
@@ -43,6 +53,22 @@ async def recover(engine: Engine) -> None:
     for box in boxes:
         engine.add(box)
         await _reconcile(engine, box, known.get(box.record.key))
+
+
+async def _find_orphans(engine: Engine, boxes: Iterable[Box], known: dict[int, tuple[Shard, Child]]) -> None:
+    """Sandboxes that run on although no launcher knows them: it ended while no engine was there. One whose start had not
+    been answered is none: it may be half made.
+    """
+    for box in boxes:
+        record = box.record
+        if record.run is Run.ALIVE and record.key not in known and box.slot is not None:
+            try:
+                found = await engine.machine.fleet.find(record.key, box.slot.name, record.started or time.time())
+            except OSError as error:
+                _log.error("%s runs on, but cannot be taken over: %s", box.id, error)
+                continue
+            if found is not None:
+                known[record.key] = found
 
 
 def _box(engine: Engine, row: Row) -> Box:
@@ -58,6 +84,8 @@ async def _reconcile(engine: Engine, box: Box, known: tuple[Shard, Child] | None
     if known is not None and box.record.run in (Run.ALIVE, Run.LAUNCHING):
         shard, child = known
         engine.expect(child.key, box)
+        if child.running and box.slot is not None:
+            shard.running[child.key] = Running(child.pid, box.slot.name, True)
         fds = await shard.launcher.fetch(child.key)
         box.took(Launched(shard, child.key, child.pid, fds))
         exit = None if child.running else engine.exit_of(box, child)
@@ -65,7 +93,8 @@ async def _reconcile(engine: Engine, box: Box, known: tuple[Shard, Child] | None
     elif known is not None:
         await known[0].launcher.disown(known[1].key)
         known[0].children -= 1
-    box.apply(Recovered(time.time(), found, "its launcher ended while no engine ran"))
+    reason = UNSEEN if box.record.run is Run.ALIVE else "engine and launcher ended during the launch"
+    box.apply(Recovered(time.time(), found, reason))
 
 
 def _is_frozen(engine: Engine, box: Box) -> bool:

@@ -119,7 +119,7 @@ class Launcher:
         await self._ask(wire.FORGET, key, 1)
 
     async def adopt(self, child: Child, pidfd: int, fds: Mapping[int, int]) -> None:
-        """Have a process that another launcher started as its own: who it is (`pid`, `key`, `started_ns`), a pidfd of it
+        """Take over a process that another launcher started: who it is (`pid`, `key`, `started_ns`), a pidfd of it
         and copies of its descriptors by role. Raises LauncherError(EEXIST) if the key is known.
         """
         roles = sum(1 << role for role in fds)
