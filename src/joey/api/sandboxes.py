@@ -2,50 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any
 
-from joey.api import params, streams
-from joey.api.bodies import CreateBody
-from joey.api.requests import sandbox_spec
+from joey.api import params
 from joey.api.routes import NDJSON, Call, Route
 from joey.engine.interface import Filter
-from joey.model.errors import Invalid
 from joey.model.spec import Update
 from joey.model.views import Detail, Exit, Sandbox, Stats
 
 STATES = ("created", "running", "paused", "exited", "dead")
-
-
-async def create(call: Call) -> Any:
-    """A SandboxSpec and `start` (default true). With Upgrade: run it with this connection attached."""
-    body = await call.json_object()
-    start = body.pop("start", True)
-    if not isinstance(start, bool):
-        raise Invalid("start", "is true or false")
-    spec = sandbox_spec(body)
-    if not streams.wants_stream(call.request):
-        if start:
-            return (await call.whole(call.engine.run(spec, owner=call.owner))).sandbox
-        return await call.whole(call.engine.create(spec, owner=call.owner))
-    if not start:
-        raise Invalid("start", "a stream needs a sandbox that is started")
-    task = asyncio.ensure_future(call.engine.run(spec, attach=True, owner=call.owner))
-    try:
-        started = await asyncio.shield(task)
-        assert started.attachment is not None
-        connection = streams.take_over(call.request, Joey_Sandbox=started.sandbox.id)
-    except (asyncio.CancelledError, ConnectionResetError):
-        # Nobody knows its id: it would run for ever.
-        await asyncio.wait([task])
-        if not task.cancelled() and task.exception() is None:
-            left = task.result()
-            if left.attachment is not None:
-                await left.attachment.close()
-            await call.engine.remove(left.sandbox.id, force=True)
-        raise
-    await streams.serve(connection, started.attachment)
-    return streams.Taken()
 
 
 _LIST = (
@@ -161,11 +126,6 @@ async def all_stats(call: Call) -> Any:
 _ONE = "/v1/sandboxes/{ref}"
 
 ROUTES = (
-    Route(
-        "POST", "/v1/sandboxes", create, "Create a sandbox, and start it", tag="sandboxes",
-        body=CreateBody, answer=Sandbox, status=201, upgrade=True,
-        example={"image": "host", "process": {"argv": ["sleep", "60"]}},
-    ),
     Route(
         "GET", "/v1/sandboxes", index, "List sandboxes", tag="sandboxes", query=_LIST,
         answer=tuple[Sandbox, ...], media=("application/json", NDJSON),

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 from joey.api import params, problem
+from joey.api.auth import Access
+from joey.api.database import Database
+from joey.api.idempotency import Idempotency
 from joey.api.keys import Activity
 from joey.api.light import web
+from joey.api.metrics import Counters
 from joey.api.routes import Call, NoSuchPath, Route, Router, WrongMethod, reply
 from joey.engine.interface import Engine
 from joey.model.errors import Busy, JoeyError
-
-if TYPE_CHECKING:
-    from joey.api.auth import Access
 
 MAX_REQUESTS = 4096
 """Requests in flight, streams and waiting ones aside. One more is told to come back: the node stays responsive."""
@@ -24,12 +26,17 @@ class Service:
     """An engine and what stands around it. `table` is every route; several applications (listeners) may share one."""
 
     def __init__(
-        self, engine: Engine, table: Iterable[Route], access: Access | None = None, max_requests: int = MAX_REQUESTS
+        self, engine: Engine, table: Iterable[Route], database: Path | None = None, max_requests: int = MAX_REQUESTS
     ) -> None:
+        """`database`: the file for keys and answers; without one they last as long as this."""
         self.engine = engine
         self.table = tuple(table)
         self.router = Router(self.table)
-        self.access = access
+        self.database = Database(database)
+        self.access = Access(self.database)
+        self.idempotency = Idempotency(self.database)
+        self.counters = Counters()
+        self.documents: dict[str, bytes] = {}
         self.activity = Activity()
         self.ended = asyncio.Event()
         self.max_requests = max_requests
@@ -51,6 +58,8 @@ class Service:
             try:
                 return await self._answer(request, local)
             except JoeyError as error:
+                failures = self.counters.failures
+                failures[error.code] = failures.get(error.code, 0) + 1
                 return problem.response(error)
             except NoSuchPath:
                 return problem.answer(404, "no-such-path", "Not found", "there is nothing at this path")
@@ -75,7 +84,7 @@ class Service:
         route, variables = self.router.find(request.method, path)
         call = Call(request, route, self, variables)
         if not local or "Authorization" in request.headers or "X-API-Key" in request.headers:
-            self._admit(call, local)
+            self.access.admit(call, local)
         if raw_query or route.query:
             call.query = params.parse(raw_query, *self.parsers[id(route)])
         if call.ref:
@@ -89,12 +98,6 @@ class Service:
             return self._response(call, await route.handler(call))
         finally:
             self.in_flight -= 1
-
-    def _admit(self, call: Call, local: bool) -> None:
-        if self.access is not None:
-            self.access.admit(call, local)
-        elif not call.route.open:
-            raise web.HTTPUnauthorized(text="this server has no keys", headers={"WWW-Authenticate": "Bearer"})
 
     @staticmethod
     def _response(call: Call, value: Any) -> web.StreamResponse:

@@ -1,0 +1,100 @@
+"""api.db: what only the HTTP service keeps. API keys and answers to creates with an idempotency key.
+
+Made when the first of either is kept, so an instance used by the command line alone has none. WAL with
+synchronous=NORMAL: what is committed survives the end of this process at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+from joey.model.errors import Broken, Exhausted, JoeyError, NotPermitted
+
+MIGRATIONS = (
+    """
+    CREATE TABLE keys (
+        id TEXT PRIMARY KEY, name TEXT NOT NULL, digest BLOB NOT NULL UNIQUE, created REAL NOT NULL,
+        admin INTEGER NOT NULL, limits TEXT NOT NULL
+    ) WITHOUT ROWID;
+    CREATE TABLE idempotency (
+        owner TEXT NOT NULL, key TEXT NOT NULL, digest BLOB NOT NULL, at REAL NOT NULL, status INTEGER, body BLOB,
+        PRIMARY KEY (owner, key)
+    ) WITHOUT ROWID;
+    CREATE INDEX idempotency_at ON idempotency (at);
+    """,
+)
+"""Entry n leads from version n to n + 1 (PRAGMA user_version). One that was released is never changed."""
+_SUFFIXES = ("", "-wal", "-shm")
+_REFUSED = (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM, sqlite3.SQLITE_AUTH, sqlite3.SQLITE_CANTOPEN)
+
+
+class Database:
+    """The file at `path`; in memory only if there is no path. Belongs to one thread."""
+
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
+        self._db: sqlite3.Connection | None = None
+
+    def read(self, sql: str, *values: Any) -> list[tuple[Any, ...]]:
+        """Rows; none if nothing was ever kept. Raises Broken, Exhausted, NotPermitted naming the file."""
+        if self._db is None and (self._path is None or not self._path.exists()):
+            return []
+        return self._run(sql, values)
+
+    def write(self, sql: str, *values: Any) -> list[tuple[Any, ...]]:
+        """Commits at once. Raises as `read`, and sqlite3.IntegrityError."""
+        return self._run(sql, values)
+
+    def _run(self, sql: str, values: tuple[Any, ...]) -> list[tuple[Any, ...]]:
+        try:
+            if self._db is None:
+                self._db = self._open()
+            return self._db.execute(sql, values).fetchall()
+        except sqlite3.IntegrityError:
+            raise
+        except sqlite3.Error as error:
+            raise self._explain(error) from error
+
+    def _open(self) -> sqlite3.Connection:
+        if self._path is not None:
+            self._path.touch(mode=0o600, exist_ok=True)
+        db = sqlite3.connect(self._path or ":memory:", isolation_level=None, check_same_thread=False)
+        try:
+            version = db.execute("PRAGMA user_version").fetchone()[0]
+            if version > len(MIGRATIONS):
+                reason = f"written by a newer Joey (schema {version}, this one knows {len(MIGRATIONS)})"
+                raise Broken(str(self._path), reason, "use that version, or set JOEY_HOME to another directory")
+            db.execute("PRAGMA journal_mode = WAL")
+            db.execute("PRAGMA synchronous = NORMAL")
+            for number in range(version, len(MIGRATIONS)):
+                db.executescript(f"BEGIN IMMEDIATE; {MIGRATIONS[number]}; PRAGMA user_version = {number + 1}; COMMIT;")
+        except BaseException:
+            db.close()
+            raise
+        return db
+
+    def _explain(self, error: sqlite3.Error) -> JoeyError:
+        code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+        where = str(self._path or "api.db")
+        if code == sqlite3.SQLITE_FULL:
+            return Exhausted(where, str(error), "free space on its file system")
+        if code in _REFUSED:
+            return NotPermitted(where, str(error), "run the engine as root, on a file system that can be written")
+        return Broken(where, f"damaged or unusable: {error}", "move the file away: keys have to be made anew then")
+
+    def close(self) -> None:
+        """May be called twice."""
+        if self._db is not None:
+            self._db.close()
+            self._db = None
+
+    def remove(self) -> None:
+        """Close it and remove the file: keys and kept answers are gone."""
+        self.close()
+        if self._path is not None:
+            for suffix in _SUFFIXES:
+                with contextlib.suppress(FileNotFoundError):
+                    Path(str(self._path) + suffix).unlink()
