@@ -100,11 +100,7 @@ async def create(call: Call) -> Any:
     """Answers when it runs and all of it is kept. `Idempotency-Key`: the same request sent again within 24 hours has
     the first one's answer. With `Upgrade: joey-stream` the connection becomes the program's input and output.
     """
-    data = await call.data()
-    body = codec.decode(object, data) if data else {}  # type: ignore[type-abstract]
-    if not isinstance(body, dict):
-        raise Invalid("body", "must be a JSON object")
-    one = wanted(call, body)
+    one = wanted(call, await call.json_object())
     key = call.request.headers.get(IDEMPOTENCY)
     if streams.wants_stream(call.request):
         return await _attached(call, one, key)
@@ -115,7 +111,7 @@ async def create(call: Call) -> Any:
         return 201, codec.encode(await make(call, one))
 
     # Whole: if the client leaves, its next try must find the answer.
-    status, text, again = await call.whole(call.service.idempotency.answer(call.owner, key, data, work))
+    status, text, again = await call.whole(call.service.idempotency.answer(call.owner, key, await call.data(), work))
     headers = {"Idempotency-Replayed": "true"} if again else None
     return web.Response(status=status, body=text, content_type=JSON, headers=headers)
 

@@ -1,12 +1,14 @@
 """The engine's process: `joey daemon`, and what the command line starts when no engine answers.
 
-    python -P -m joey.api.daemon [--idle-exit SECONDS] [--detached] [--ready-fd N]
+    python -P -m joey.api.daemon [--listen WHERE]… [--socket-group GROUP] [--tls-cert FILE --tls-key FILE]
+        [--idle-exit SECONDS] [--detached] [--ready-fd N]
     python -P -m joey.api.daemon --reset | --doctor
 
 One engine serves an instance: it holds run/daemon.lock. When it listens it writes `ready` to the descriptor --ready-fd
-and closes it. SIGTERM and SIGINT end it, sandboxes go on; a second one ends it at once. --reset and --doctor do their
-work without serving, for when an engine cannot, and print JSON. Errors: `joey: WHERE: WHAT` and `try: REMEDY` on
-stderr, exit code 1.
+and closes it, and tells systemd if that started it (joey.api.sdnotify). On what it listens: joey.api.listeners; its
+settings from options, environment and daemon.toml: joey.api.config. SIGTERM and SIGINT end it, sandboxes go on; a
+second one ends it at once. --reset and --doctor do their work without serving, for when an engine cannot, and print
+JSON. Errors: `joey: WHERE: WHAT` and `try: REMEDY` on stderr, exit code 1.
 """
 
 from __future__ import annotations
@@ -20,16 +22,21 @@ import gc
 import logging
 import os
 import signal
+import socket
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from joey.api.config import Settings, load
+from joey.api.database import Database
+from joey.api.sdnotify import Notifier
 from joey.engine.interface import Engine, Filter
 from joey.model import codec
 from joey.model.errors import Conflict, JoeyError
 
 log = logging.getLogger("joey.daemon")
+DATABASE = "api.db"
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -44,8 +51,12 @@ def main(argv: list[str] | None = None) -> int:
         instance = _instance()
         with exclusive(instance.daemon_lock):
             if options.reset:
-                return _reset(make_engine(instance))
-            asyncio.run(serve(make_engine(instance), instance.api_socket, _told(options.ready_fd), options.idle_exit))
+                report = _reset(make_engine(instance))
+                Database(instance.home / DATABASE).remove()
+                return report
+            given = {name: getattr(options, name) for name in ("listen", "socket_group", "tls_cert", "tls_key")}
+            settings = load(instance.home, {**given, "idle_exit": options.idle_exit}, os.environ)
+            asyncio.run(serve(make_engine(instance), instance, settings, _told(options.ready_fd)))
         return 0
     except JoeyError as error:
         _complain(str(error), error.remedy)
@@ -58,6 +69,10 @@ def main(argv: list[str] | None = None) -> int:
 
 def _options(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="joey daemon", allow_abbrev=False)
+    parser.add_argument("--listen", action="append", default=[])
+    parser.add_argument("--socket-group")
+    parser.add_argument("--tls-cert")
+    parser.add_argument("--tls-key")
     parser.add_argument("--idle-exit", type=float, default=None)
     parser.add_argument("--detached", action="store_true")
     parser.add_argument("--ready-fd", type=int, default=None)
@@ -148,25 +163,54 @@ def _told(fd: int | None) -> Callable[[], None]:
     return tell
 
 
-async def serve(engine: Engine, path: Path, ready: Callable[[], None], idle_exit: float | None = None) -> None:
-    """Open the engine, serve it on the unix socket `path` until told to end, close it. Raises JoeyError, OSError."""
-    from joey.api.keys import ACTIVITY, ENDED
-    from joey.api.server import listen, make_app, running
+async def serve(engine: Engine, instance: Any, settings: Settings, ready: Callable[[], None]) -> None:
+    """Open the engine and serve it until told to end, then close it. instance: paths (joey.host.instance.Instance).
 
-    await engine.open()
+    Raises JoeyError, OSError.
+    """
+    from joey.api.listeners import handed_over, open_all
+    from joey.api.server import make_app, serving
+    from joey.api.service import Service
+    from joey.api.table import table
+
+    notifier = Notifier(os.environ)
+    handed = handed_over(os.environ, lambda fd: socket.socket(fileno=fd))
+    for name in ("LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES", "NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"):
+        os.environ.pop(name, None)  # not for what we start
+    service = Service(engine, table(), instance.home / DATABASE, settings)
+    has_keys = bool(service.access.list())
+    listeners = open_all(settings, instance.home, instance.api_socket, has_keys, handed)
+    notifier.tell("STATUS=opening the engine")
     try:
-        app = make_app(engine)
-        ended = app[ENDED]
-        _end_on_signal(ended)
-        async with running(app, listen(path)):
-            log.info("serving %s", path)
+        await engine.open()
+        _end_on_signal(service.ended)
+        async with contextlib.AsyncExitStack() as stack:
+            for local in (True, False):
+                those = [listener for listener in listeners if listener.local is local]
+                if those:
+                    app = make_app(engine, service, local=local)
+                    await stack.enter_async_context(serving(app, those, settings))
+            for listener in listeners:
+                log.info("serving %s%s", listener.name, " (TLS)" if listener.tls else "")
+                if not listener.local and listener.tls is None:
+                    log.warning("%s is not encrypted: API keys can be read on the way", listener.name)
             _settle()
             ready()
-            watcher = asyncio.ensure_future(_idle(engine, app[ACTIVITY], idle_exit, ended))
-            await ended.wait()
-            watcher.cancel()
-            path.unlink(missing_ok=True)
+            notifier.tell("READY=1", f"MAINPID={os.getpid()}", "STATUS=serving")
+            tasks = [
+                asyncio.ensure_future(notifier.watch()),
+                asyncio.ensure_future(_idle(engine, service.activity, settings.idle_exit, service.ended)),
+            ]
+            await service.ended.wait()
+            notifier.tell("STOPPING=1", "STATUS=ending; sandboxes go on")
+            for task in tasks:
+                task.cancel()
     finally:
+        for listener in listeners:  # where serving did not come so far
+            listener.sock.close()
+            if listener.path is not None:
+                listener.path.unlink(missing_ok=True)
+        service.database.close()
         await engine.close(stop_launcher=True)
     log.info("ended")
 

@@ -59,6 +59,7 @@ async def explain(call: Call) -> Plan:
 async def reset(call: Call) -> object:
     """Remove everything this instance ever made, then end."""
     report = await call.whole(call.engine.reset())
+    call.service.database.remove()
     _end(call)
     return report
 

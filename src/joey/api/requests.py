@@ -8,7 +8,6 @@ from typing import Any
 
 import msgspec
 
-from joey.api.light import web
 from joey.model import codec
 from joey.model.capabilities import canonical
 from joey.model.errors import Invalid
@@ -20,17 +19,6 @@ from joey.model.spec import Process, SandboxSpec
 MAX_BODY = 4 << 20
 """Bytes of a request's body: a plan holds no more (PLAN_MAX_BYTES)."""
 _DEFAULT_RESOURCES: dict[str, Any] = codec.to_builtins(Resources.default())
-
-
-async def json_object(request: web.Request) -> dict[str, Any]:
-    """The body as a JSON object; an empty body is an empty object. Raises Invalid."""
-    if (request.content_length or 0) > MAX_BODY:
-        raise web.HTTPRequestEntityTooLarge(MAX_BODY, request.content_length or 0)  # before it is sent
-    data = await request.read()
-    value = codec.decode(object, data) if data else {}
-    if not isinstance(value, dict):
-        raise Invalid("body", "must be a JSON object")
-    return value
 
 
 def sandbox_spec(body: dict[str, Any]) -> SandboxSpec:
@@ -145,4 +133,4 @@ def signal_number(text: str) -> int:
     return number
 
 
-__all__ = ["MAX_BODY", "boolean", "count", "json_object", "process", "sandbox_spec", "seconds", "signal_number"]
+__all__ = ["MAX_BODY", "boolean", "count", "process", "sandbox_spec", "seconds", "signal_number"]

@@ -15,14 +15,14 @@ owner, in one place for all routes: a handler uses `call.ref` and cannot reach a
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import unquote
 
 from joey.api.light import web
 from joey.api.params import Param
-from joey.api.requests import MAX_BODY, json_object
+from joey.api.requests import MAX_BODY
 from joey.model import codec
 from joey.model.errors import Invalid
 
@@ -127,13 +127,32 @@ class Call:
 
     async def json_object(self) -> dict[str, Any]:
         """The JSON body as a dict, for what is not simply a type. Raises Invalid."""
-        return await json_object(self.request)
+        data = await self.data()
+        value = codec.decode(object, data) if data else {}
+        if not isinstance(value, dict):
+            raise Invalid("body", "must be a JSON object")
+        return value
 
     async def data(self) -> bytes:
         """The body as it came, MAX_BODY bytes at most. Raises 413."""
         if (self.request.content_length or 0) > MAX_BODY:
             raise web.HTTPRequestEntityTooLarge(MAX_BODY, self.request.content_length or 0)  # before it is sent
-        return await self.request.read()
+        return await self._in_time(self.request.read())
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        """A body of any size in pieces as they come. Raises 408 when nothing comes for the service's body_timeout."""
+        content = self.request.content
+        while piece := await self._in_time(content.readany()):
+            yield piece
+
+    async def _in_time(self, work: Coroutine[Any, Any, bytes]) -> bytes:
+        if self.request.content.is_eof():  # all of it is here: no timer is needed
+            return await work
+        try:
+            async with asyncio.timeout(self.service.body_timeout):
+                return await work
+        except TimeoutError:
+            raise web.HTTPRequestTimeout(text="the body did not come in time") from None
 
     async def whole(self, work: Coroutine[Any, Any, T]) -> T:
         """Do `work` to its end even if the client leaves: what changes a sandbox is never left half-way."""

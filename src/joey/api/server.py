@@ -1,23 +1,26 @@
-"""The HTTP API over an engine, as an aiohttp application, and the server that listens on a unix socket."""
+"""The HTTP API over an engine, as an aiohttp application, and the server that listens on sockets."""
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
-import os
+import logging
 import socket
-from collections.abc import AsyncIterator
-from pathlib import Path
+from collections.abc import AsyncIterator, Callable, Iterable
+from typing import Any
 from weakref import WeakSet
 
 from joey.api import streams
+from joey.api.config import Settings
 from joey.api.keys import ACTIVITY, ENDED, ENGINE, SERVICE, STREAMS
 from joey.api.light import web
+from joey.api.listeners import BACKLOG, Listener, listen
 from joey.api.requests import MAX_BODY
 from joey.api.service import Service
 from joey.api.table import table
 from joey.engine.interface import Engine
 
-_SUN_PATH = 107
+__all__ = ["listen", "make_app", "running", "serving"]
 
 
 def make_app(engine: Engine, service: Service | None = None, *, local: bool = True) -> web.Application:
@@ -39,43 +42,73 @@ def make_app(engine: Engine, service: Service | None = None, *, local: bool = Tr
     return app
 
 
-def listen(path: Path, backlog: int = 4096) -> socket.socket:
-    """A listening unix socket at `path`, for its owner only. Replaces a socket nobody listens on. Raises OSError."""
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    folder = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        # A path may be longer than sun_path; its folder's descriptor is not.
-        address = str(path) if len(os.fsencode(path)) <= _SUN_PATH else f"/proc/self/fd/{folder}/{path.name}"
-        path.unlink(missing_ok=True)
-        before = os.umask(0o177)  # the mode is right from the first moment
-        try:
-            sock.bind(address)
-        finally:
-            os.umask(before)
-        sock.listen(backlog)
-        return sock
-    except BaseException:
-        sock.close()
-        raise
-    finally:
-        os.close(folder)
-
-
 @contextlib.asynccontextmanager
 async def running(app: web.Application, sock: socket.socket) -> AsyncIterator[None]:
     """Serve `app` on a listening socket inside the block. A handler whose client leaves is cancelled."""
+    async with serving(app, [Listener(sock, True, "")]):
+        yield
+
+
+@contextlib.asynccontextmanager
+async def serving(
+    app: web.Application, listeners: Iterable[Listener], settings: Settings | None = None
+) -> AsyncIterator[None]:
+    """Serve `app` on sockets of one kind (unix or TCP) inside the block. The sockets are closed at its end."""
+    settings = settings or Settings()
+    listeners = list(listeners)
     runner = web.AppRunner(
         app,
         access_log=None,
+        logger=_silent(),
         handle_signals=False,
         handler_cancellation=True,
         shutdown_timeout=1.0,
         lingering_time=1.0,
+        keepalive_timeout=settings.header_timeout,
+        max_headers=64,
     )
-    await runner.setup()
+    servers: list[asyncio.Server] = []
     try:
-        await web.SockSite(runner, sock).start()
+        await runner.setup()
+        loop = asyncio.get_running_loop()
+        for listener in listeners:
+            extra: dict[str, Any] = {"ssl": listener.tls, "ssl_handshake_timeout": 10.0} if listener.tls else {}
+            factory = _factory(runner, None if listener.local else settings.max_connections)
+            servers.append(await loop.create_server(factory, sock=listener.sock, backlog=BACKLOG, **extra))
         yield
     finally:
+        for server in servers:
+            server.close()
         await runner.cleanup()
-        sock.close()
+        for listener in listeners:
+            listener.sock.close()
+            if listener.path is not None:
+                listener.path.unlink(missing_ok=True)
+
+
+def _factory(runner: web.AppRunner, most: int | None) -> Callable[[], asyncio.BaseProtocol]:
+    server = runner.server
+    assert server is not None
+
+    def make() -> asyncio.BaseProtocol:
+        if most is not None and len(server.connections) >= most:
+            return _Refused()
+        return server()
+
+    return make
+
+
+class _Refused(asyncio.Protocol):
+    """A connection too many: every one costs a descriptor, of which the engine needs some itself."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        transport.close()
+
+
+def _silent() -> logging.Logger:
+    """What a client sends that is no HTTP is answered, not logged with a traceback each time. Defects of ours are
+    logged where they are answered (joey.api.problem).
+    """
+    logger = logging.getLogger("joey.api.http")
+    logger.setLevel(logging.CRITICAL)
+    return logger

@@ -9,6 +9,7 @@ from typing import Any
 
 from joey.api import params, problem
 from joey.api.auth import Access
+from joey.api.config import Settings
 from joey.api.database import Database
 from joey.api.idempotency import Idempotency
 from joey.api.keys import Activity
@@ -18,15 +19,12 @@ from joey.api.routes import Call, NoSuchPath, Route, Router, WrongMethod, reply
 from joey.engine.interface import Engine
 from joey.model.errors import Busy, JoeyError
 
-MAX_REQUESTS = 4096
-"""Requests in flight, streams and waiting ones aside. One more is told to come back: the node stays responsive."""
-
 
 class Service:
     """An engine and what stands around it. `table` is every route; several applications (listeners) may share one."""
 
     def __init__(
-        self, engine: Engine, table: Iterable[Route], database: Path | None = None, max_requests: int = MAX_REQUESTS
+        self, engine: Engine, table: Iterable[Route], database: Path | None = None, settings: Settings | None = None
     ) -> None:
         """`database`: the file for keys and answers; without one they last as long as this."""
         self.engine = engine
@@ -39,7 +37,8 @@ class Service:
         self.documents: dict[str, bytes] = {}
         self.activity = Activity()
         self.ended = asyncio.Event()
-        self.max_requests = max_requests
+        settings = settings or Settings()
+        self.max_requests, self.body_timeout = settings.max_requests, settings.body_timeout
         self.in_flight = 0
         self.parsers = {
             id(route): (

@@ -10,6 +10,12 @@ from joey.cli.values import decimal
 def daemon(values, arguments):
     """Does not return: the engine's own program takes over."""
     argv = command()
+    for place in values.get("listen", ()):
+        argv += ["--listen", place]
+    for name in ("socket_group", "tls_cert", "tls_key"):
+        if name in values:
+            path = name.startswith("tls") and not os.path.isabs(values[name])
+            argv += ["--" + name.replace("_", "-"), os.path.abspath(values[name]) if path else values[name]]
     if "idle_exit" in values:
         decimal(values["idle_exit"], "--idle-exit")
         argv += ["--idle-exit", values["idle_exit"]]
@@ -21,9 +27,23 @@ COMMANDS = {
     "daemon": {
         "usage": "[OPTIONS]",
         "summary": "Run the engine in the foreground",
-        "text": "Other commands start one in the background when they need it. SIGTERM ends it; sandboxes go on.",
+        "text": (
+            "Other commands start one in the background when they need it. SIGTERM ends it; sandboxes go on.\n"
+            "It serves $JOEY_HOME/run/api.sock (mode 0600: who can open it administers) and what --listen names.\n"
+            "By TCP every request needs an API key (joey keys create); an address that other machines can reach is\n"
+            "refused as long as there is no key. The same settings, and a few more, stand in $JOEY_HOME/daemon.toml:\n"
+            'listen = ["…"], socket_group, tls_cert, tls_key, idle_exit, max_requests, max_connections,\n'
+            "header_timeout, body_timeout; or in the environment as JOEY_LISTEN (several places with commas) and\n"
+            "so on. Options go before the environment, that before the file."
+        ),
         "arguments": (0, 0),
-        "options": (("--idle-exit", "SECONDS", "End after so long without a sandbox and without a request"),),
+        "options": (
+            ("--listen", "unix:PATH|HOST:PORT…", "Serve this too"),
+            ("--socket-group", "GROUP", "Who is in it may use the unix sockets (mode 0660), and so administers"),
+            ("--tls-cert", "FILE", "Certificate chain (PEM): TCP is TLS then"),
+            ("--tls-key", "FILE", "Its private key (PEM)"),
+            ("--idle-exit", "SECONDS", "End after so long without a sandbox and without a request"),
+        ),
         "run": daemon,
     }
 }

@@ -1,0 +1,91 @@
+"""Settings of the daemon: options, else environment, else $JOEY_HOME/daemon.toml, else the defaults below."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from joey.model import codec
+from joey.model.errors import Invalid
+from joey.model.value import Value
+
+FILE = "daemon.toml"
+
+
+class Settings(Value, frozen=True, kw_only=True):
+    """How the daemon serves.
+
+    listen          more places beside the instance's own socket: unix:PATH, HOST:PORT, [IPv6]:PORT
+    socket_group    group (name or number) that may use the unix sockets: whoever is in it administers
+    tls_cert, tls_key   PEM files: TCP is TLS then
+    idle_exit       seconds without a sandbox and without a request after which it ends; None for never
+    max_requests    in flight at a time; more are told to come back (503)
+    max_connections by TCP at a time; more are closed
+    header_timeout  seconds a connection may take for a request's head, or be idle
+    body_timeout    seconds a request's body may take
+    """
+
+    listen: tuple[str, ...] = ()
+    socket_group: str = ""
+    tls_cert: str = ""
+    tls_key: str = ""
+    idle_exit: float | None = None
+    max_requests: int = 4096
+    max_connections: int = 4096
+    header_timeout: float = 75.0
+    body_timeout: float = 30.0
+
+    def __post_init__(self) -> None:
+        for name in ("max_requests", "max_connections"):
+            if not 1 <= getattr(self, name) <= 1 << 20:
+                raise Invalid(name, "is a whole number from 1 to 1048576")
+        for name in ("header_timeout", "body_timeout", "idle_exit"):
+            value = getattr(self, name)
+            if value is not None and not (0 < value < 1e9 or (name == "idle_exit" and value == 0)):
+                raise Invalid(name, "is a number of seconds above 0")
+        if bool(self.tls_cert) != bool(self.tls_key):
+            raise Invalid("tls_key" if self.tls_cert else "tls_cert", "certificate and key are given together")
+
+
+def load(home: Path, options: Mapping[str, Any], environment: Mapping[str, str]) -> Settings:
+    """The settings of the instance at `home`. options: what was given on the command line, by field.
+
+    Environment: JOEY_LISTEN (several with commas), JOEY_SOCKET_GROUP, JOEY_TLS_CERT and so on, a field each.
+    Raises Invalid naming the file, the variable or the field.
+    """
+    values = _of_file(home / FILE)
+    for name in Settings.__struct_fields__:
+        variable = f"JOEY_{name.upper()}"
+        if text := environment.get(variable):
+            values[name] = _of_text(name, text, variable)
+    values |= {name: value for name, value in options.items() if value is not None and value != []}
+    return codec.convert(Settings, values)
+
+
+def _of_file(path: Path) -> dict[str, Any]:
+    try:
+        with path.open("rb") as source:
+            values = tomllib.load(source)
+    except FileNotFoundError:
+        return {}
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise Invalid(str(path), f"is not TOML: {error}") from None
+    try:
+        codec.convert(Settings, values)
+    except Invalid as error:
+        raise Invalid(f"{path}: {error.where}", error.message, error.remedy) from None
+    return values
+
+
+def _of_text(name: str, text: str, variable: str) -> Any:
+    if name == "listen":
+        return [part.strip() for part in text.split(",") if part.strip()]
+    default = getattr(Settings(), name)
+    if isinstance(default, str):
+        return text
+    try:
+        return int(text) if isinstance(default, int) else float(text)
+    except ValueError:
+        raise Invalid(variable, f"{text!r} is not a number") from None
