@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import os
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Literal, Protocol
 
 from joey.model.views import Exit
 
+Piece = tuple[Literal[1, 2], bytes]
 HIGH = 1 << 20
 """Bytes queued for a client above which nothing more is read for it."""
 LOW = 1 << 19
@@ -23,7 +24,7 @@ class Pump(Protocol):
     input: Input
 
     def drained(self, attached: Attached) -> None: ...
-    def detach(self, attached: Attached) -> None: ...
+    def detach(self, attached: Attached, unread: Sequence[Piece] = ()) -> None: ...
     def resize(self, rows: int, cols: int) -> None: ...
     def close(self) -> None: ...
 
@@ -38,7 +39,7 @@ class Attached:
 
     __slots__ = (
         "_eof", "_output", "_owner", "_queue", "_reader", "_signal", "_size", "_started", "_wait",
-        "closed", "ended", "pid", "queued",
+        "closed", "ended", "id", "pid", "queued",
     )  # fmt: skip
 
     def __init__(
@@ -47,9 +48,11 @@ class Attached:
         signal: Callable[[int], Awaitable[None]],
         *,
         pid: int = 0,
+        id: str = "",
         owner: Callable[[], None] | None = None,
     ) -> None:
         self.pid = pid
+        self.id = id
         self.closed = False
         self.ended = False
         self.queued = 0
@@ -57,7 +60,7 @@ class Attached:
         self._signal = signal
         self._owner = owner
         self._output: Pump | None = None
-        self._queue: deque[tuple[Literal[1, 2], bytes]] = deque()
+        self._queue: deque[Piece] = deque()
         self._reader: asyncio.Future[None] | None = None
         self._started: asyncio.Future[None] | None = None
         self._eof = False
@@ -105,11 +108,11 @@ class Attached:
         if self.closed:
             return
         self.closed = True
-        self._queue.clear()
+        unread, self._queue = self._queue, deque()
         self.queued = 0
         self._wake()
         if self._output:
-            self._output.detach(self)
+            self._output.detach(self, unread)
             self._output.input.wake()
             if self._owner:
                 self._output.close()

@@ -1,51 +1,116 @@
-"""Processes that exec started: they live and end beside a sandbox's main process, and leave no record."""
+"""Processes that exec started: they live and end beside a sandbox's main process.
+
+One that was started to be kept (a background process, or with a tag) outlives its clients and the engine: what nobody
+has read yet is kept (`output.Backlog`), clients may come again, the launcher holds its streams and its exit status, and
+a record on disk says whose it is. Every other belongs to the client that started it: when that leaves its pipes are
+closed, and an engine that starts again forgets it.
+
+Ended ones stay listed, the newest KEPT_ENDED of a sandbox.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import errno
-from collections.abc import Callable
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
+import msgspec
 from msgspec.structs import replace
 
 from joey.engine.attached import Attached
-from joey.engine.ends import exit_of_child
+from joey.engine.ends import UNSEEN, exit_of_child
+from joey.engine.fleet import Running
 from joey.engine.launching import Launched, Launching, Request, check_signal, send_signal
 from joey.engine.output import Output
 from joey.engine.record import SIGKILL
 from joey.model.capabilities import DEFAULT_CAPABILITIES
-from joey.model.errors import Conflict, Invalid, JoeyError, LaunchFailed
+from joey.model.errors import Conflict, Invalid, JoeyError, LaunchFailed, NotFound
 from joey.model.spec import Process, SandboxSpec
-from joey.model.views import Exit
+from joey.model.views import Exit, ProcessView
 from joey.plan import flags as f
 
 if TYPE_CHECKING:
     from joey.engine.box import Box
+    from joey.engine.fleet import Shard
     from joey.engine.store import Store
     from joey.host.wire import Child
 
-
+KEPT_ENDED = 32
+KEPT_BYTES = 64 << 20
+"""Unread output of ended processes, of all sandboxes together; beyond that the oldest is dropped."""
 _TURNS, _TURN_SECONDS = 20, 0.01
+
+
+class Record(msgspec.Struct, frozen=True):
+    """What is on disk of a process that is kept: `exit` None while it runs."""
+
+    argv: tuple[str, ...]
+    cwd: str
+    user: str
+    tty: bool
+    tag: str
+    pid: int
+    started: float
+    exit: Exit | None = None
 
 
 class _Exec:
     """One process. `ended` is done with its end."""
 
-    def __init__(self) -> None:
+    def __init__(self, key: int, sandbox: str, process: Process, tag: str, keep: bool) -> None:
+        self.key, self.sandbox, self.process, self.tag, self.keep = key, sandbox, process, tag, keep
+        self.started = time.time()
+        self.pid = 0
         self.ended: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
         self.launched: Launched | None = None
         self.output: Output | None = None
 
+    @property
+    def exit(self) -> Exit | None:
+        return self.ended.result() if self.ended.done() else None
+
+    def view(self) -> ProcessView:
+        process = self.process
+        return ProcessView(
+            id=str(self.key), sandbox=self.sandbox, pid=self.pid, argv=process.argv, cwd=process.cwd, user=process.user,
+            tty=process.tty, tag=self.tag, started=self.started, exit=self.exit,
+        )  # fmt: skip
+
+    def record(self) -> bytes:
+        process = self.process
+        one = Record(
+            process.argv, process.cwd, process.user, process.tty, self.tag, self.pid, self.started, self.exit
+        )
+        return msgspec.json.encode(one)
+
     async def wait(self) -> Exit:
-        return await asyncio.shield(self.ended)
+        return self.ended.result() if self.ended.done() else await asyncio.shield(self.ended)
 
     async def signal(self, number: int) -> None:
         check_signal(number)
         if self.launched is not None and not self.ended.done():
             await send_signal(self.launched, number)
+
+    def took(self, launched: Launched) -> None:
+        """It is there: read its output."""
+        self.launched, self.pid = launched, launched.pid
+        fds = launched.fds
+        self.output = Output(
+            asyncio.get_running_loop(), fds.get(f.ROLE_STDIN), fds.get(f.ROLE_STDOUT), fds.get(f.ROLE_STDERR),
+            fds.get(f.ROLE_TERMINAL), None, partial(launched.shard.end_input, self.key), keep=self.keep,
+        )  # fmt: skip
+
+    def attachment(self) -> Attached:
+        assert self.output is not None
+        owner = None
+        if not self.keep and self.launched is not None:
+            owner = partial(self.launched.shard.end_streams, self.key)
+        return Attached(self.wait, self.signal, pid=self.pid, id=str(self.key), owner=owner)
 
     def end(self, exit: Exit) -> None:
         if not self.ended.done():
@@ -55,60 +120,67 @@ class _Exec:
 
 
 class Execs:
-    """All of them, by the launcher's key."""
+    """All of them, by the launcher's key and by sandbox."""
 
     def __init__(self, launching: Launching, store: Store, forget: Callable[[Launched], None]) -> None:
         self._launching = launching
         self._store = store
         self._forget = forget
         self._known: dict[int, _Exec] = {}
+        self._of: dict[str, dict[int, _Exec]] = {}
+        self._unread: OrderedDict[int, _Exec] = OrderedDict()  # ended ones with output that nobody has read
         self._ending: set[asyncio.Task[None]] = set()
 
-    async def start(self, box: Box, process: Process, *, output: bool) -> Attached:
-        """Run `process` in a running box. Raises JoeyError."""
+    # --- starting ----------------------------------------------------------------------------------------------------
+
+    async def start(
+        self, box: Box, process: Process, *, output: bool, tag: str = "", keep: bool = False
+    ) -> Attached:
+        """Run `process` in a running box. keep: it outlives the attachment. Raises JoeyError."""
         assert box.launched is not None and box.slot is not None
         if box.request is None:
-            box.request = self._launching.complete(box.spec)
+            box.request = self._launching.complete(box.spec, box.id)
         spec = box.request.spec
         process = _within(process, spec, box.request.image.cwd)
         if not process.argv:
             raise Invalid("argv", "name a program to run")
-        work = asyncio.ensure_future(self._start(box, box.request, process, output))
+        one = _Exec(self._store.next_number("key"), box.id, process, tag, keep or bool(tag))
+        work = asyncio.ensure_future(self._start(box, box.request, one, output))
         try:
             return await asyncio.shield(work)
         except asyncio.CancelledError:
             work.add_done_callback(self._abandon)
             raise
 
-    async def _start(self, box: Box, request: Request, process: Process, output: bool) -> Attached:
+    async def _start(self, box: Box, request: Request, one: _Exec, output: bool) -> Attached:
         if box.launched is None or box.slot is None:
             raise Conflict("state", "cannot run a process in it: it has just ended")
-        key, one, main = self._store.next_number("key"), _Exec(), box.launched
-        self._known[key] = one
+        main, process = box.launched, one.process
+        self._known[one.key] = one
         devpts = process.tty and not box.devpts
         box.devpts = box.devpts or devpts  # the launcher runs plans in order: who comes next finds it
         try:
-            one.launched = await self._launching.exec(
-                process, request, main, box.slot, key, output=output, devpts=devpts
+            launched = await self._launching.exec(
+                process, request, main, box.slot, one.key, output=output, devpts=devpts
             )
         except BaseException as error:
-            del self._known[key]
+            del self._known[one.key]
             box.devpts = box.devpts and not devpts
             if isinstance(error, JoeyError) and await _is_over(main, error):
                 raise Conflict("state", "cannot run a process in it: it has just ended") from error
             raise
-        one.launched.shard.children += 1
-        fds = one.launched.fds
-        one.output = Output(
-            asyncio.get_running_loop(), fds.get(f.ROLE_STDIN), fds.get(f.ROLE_STDOUT), fds.get(f.ROLE_STDERR),
-            fds.get(f.ROLE_TERMINAL), None, partial(one.launched.shard.end_input, key),
-        )  # fmt: skip
-        end_streams = partial(one.launched.shard.end_streams, key)
-        attached = Attached(one.wait, one.signal, pid=one.launched.pid, owner=end_streams)
+        launched.shard.children += 1
+        one.took(launched)
+        assert one.output is not None
+        self._of.setdefault(box.id, {})[one.key] = one
+        attached = one.attachment()
         one.output.attach(attached)
         if one.ended.done():  # its end was told together with its beginning
             one.output.exited()
-            self._forget(one.launched)
+            self._settle(one)
+            self._forget(launched)
+        elif one.keep:
+            self._store.save_process(one.key, one.sandbox, one.record())
         return attached
 
     def _abandon(self, work: asyncio.Future[Attached]) -> None:
@@ -117,11 +189,73 @@ class Execs:
             self._ending.add(task := asyncio.ensure_future(_end(work.result())))
             task.add_done_callback(self._ending.discard)
 
+    # --- those that are there ----------------------------------------------------------------------------------------
+
+    def find(self, sandbox: str, id: str) -> _Exec:
+        """Raises NotFound."""
+        found = self._of.get(sandbox, {}).get(int(id)) if id.isascii() and id.isdigit() and len(id) < 20 else None
+        if found is None:
+            raise NotFound("process", f"no process {id!r} in this sandbox", "ended ones are forgotten after a while")
+        return found
+
+    def list(self, sandbox: str) -> Sequence[ProcessView]:
+        return [one.view() for one in self._of.get(sandbox, {}).values()]
+
+    def view(self, sandbox: str, id: str) -> ProcessView:
+        return self.find(sandbox, id).view()
+
+    def connect(self, sandbox: str, id: str) -> Attached:
+        """Once more; of one that is not kept, too, as long as its first client is there. Raises NotFound, Conflict."""
+        one = self.find(sandbox, id)
+        if one.output is None:
+            raise Conflict("process", "its output is gone: it ended while no engine ran")
+        attached = Attached(one.wait, one.signal, pid=one.pid, id=id)
+        one.output.attach(attached)
+        if one.ended.done():
+            self._unread.pop(one.key, None)
+        return attached
+
+    async def signal(self, sandbox: str, id: str, number: int) -> None:
+        one = self.find(sandbox, id)
+        check_signal(number)
+        if one.ended.done():
+            raise Conflict("process", f"process {id} has ended")
+        await one.signal(number)
+
+    async def wait(self, sandbox: str, id: str) -> Exit:
+        return await self.find(sandbox, id).wait()
+
+    async def feed(self, sandbox: str, id: str, data: bytes, *, close: bool) -> None:
+        """Standard input; returns when the program can have taken it. Raises Conflict if it has none."""
+        one = self.find(sandbox, id)
+        if one.ended.done() or one.output is None:
+            raise Conflict("process", f"process {id} has ended")
+        if not (one.process.stdin or one.process.tty):
+            raise Conflict("process", f"process {id} has no standard input", "start it with stdin")
+        writer = Attached(one.wait, one.signal, pid=one.pid, id=id)
+        try:
+            if data:
+                await one.output.input.write(data, writer)
+            if close:
+                one.output.input.finish()
+        finally:
+            writer.closed = True
+
+    def resize(self, sandbox: str, id: str, rows: int, cols: int) -> None:
+        one = self.find(sandbox, id)
+        if not one.process.tty:
+            raise Conflict("process", f"process {id} has no terminal")
+        if one.output is not None:
+            one.output.resize(rows, cols)
+
+    # --- ends --------------------------------------------------------------------------------------------------------
+
     def leave(self) -> None:
         """The engine closes; what runs goes on without us."""
-        for one in self._known.values():
-            if one.output is not None:
-                one.output.close()
+        for some in self._of.values():
+            for one in some.values():
+                if one.output is not None:
+                    one.output.close()
 
     def ended(self, child: Child) -> bool:
         """A child has ended; whether it was one of ours."""
@@ -130,13 +264,80 @@ class Execs:
             return False
         one.end(exit_of_child(child))
         if one.launched is not None:
+            self._settle(one)
             self._forget(one.launched)
         return True
+
+    def _settle(self, one: _Exec) -> None:
+        """After its end: on disk before the launcher may forget it, and room made in the list."""
+        some = self._of.setdefault(one.sandbox, {})
+        if one.keep:
+            self._store.save_process(one.key, one.sandbox, one.record())
+            self._unread[one.key] = one
+            while len(self._unread) > 1 and sum(o.output.unread for o in self._unread.values() if o.output) > KEPT_BYTES:
+                _, oldest = self._unread.popitem(last=False)
+                if oldest.output is not None:
+                    oldest.output.drop()
+        ended = [key for key, other in some.items() if other.ended.done()]
+        for key in ended[: max(0, len(ended) - KEPT_ENDED)]:
+            self._drop(some.pop(key))
+
+    def _drop(self, one: _Exec) -> None:
+        self._unread.pop(one.key, None)
+        if one.keep:
+            self._store.delete_process(one.key)
+
+    def gone(self, sandbox: str) -> None:
+        """The sandbox is removed."""
+        for one in self._of.pop(sandbox, {}).values():
+            self._drop(one)
 
     def output(self, key: int) -> Output | None:
         """The streams of one of ours."""
         one = self._known.get(key)
         return one.output if one is not None else None
+
+    # --- after a restart ---------------------------------------------------------------------------------------------
+
+    def load(self) -> None:
+        """What an earlier engine has written down. `keys` are then theirs that may still run."""
+        for key, sandbox, data in self._store.load_processes():
+            record = msgspec.json.decode(data, type=Record)
+            process = Process(argv=record.argv, cwd=record.cwd, user=record.user, tty=record.tty)
+            one = _Exec(key, sandbox, process, record.tag, True)
+            one.started, one.pid = record.started, record.pid
+            if record.exit is None:
+                self._known[key] = one
+            else:
+                one.ended.set_result(record.exit)
+            self._of.setdefault(sandbox, {})[key] = one
+
+    @property
+    def keys(self) -> frozenset[int]:
+        return frozenset(self._known)
+
+    async def take_over(self, known: dict[int, tuple[Shard, Child]], slots: dict[str, str]) -> None:
+        """Intent meets reality: take those over that launchers hold, and say of all others that their end was not seen.
+        Those of sandboxes that are no more are forgotten. slots: sandbox → name of its slot.
+        """
+        for sandbox in [id for id in self._of if id not in slots]:
+            for key in self._of[sandbox]:
+                if self._known.pop(key, None) is not None and key in known:
+                    known[key][0].children -= 1
+                    await known[key][0].launcher.disown(key)
+            self.gone(sandbox)
+        for key, one in tuple(self._known.items()):
+            if key in known:
+                shard, child = known[key]
+                fds = await shard.launcher.fetch(key)
+                one.process = replace(one.process, stdin=f.ROLE_STDIN in fds)
+                if child.running:
+                    shard.running[key] = Running(child.pid, slots[one.sandbox], False)
+                one.took(Launched(shard, key, child.pid, fds))
+            else:
+                del self._known[key]
+                one.end(Exit(code=125, at=time.time(), error=UNSEEN))
+                self._settle(one)
 
 
 async def _is_over(main: Launched, error: JoeyError) -> bool:

@@ -1,7 +1,7 @@
 """The pump of one process's streams: from its pipes or terminal to its log and to everybody attached.
 
 A client that reads slowly makes us stop reading the process's pipes, so that the process waits and nothing is lost.
-With neither log nor client output is read and dropped. A pipe that a grandchild still holds is read for a second after
+With neither log nor client output is read and dropped, or the last MiB of it kept for a client to come. A pipe that a grandchild still holds is read for a second after
 the process's end, then what is in it, and no more.
 """
 
@@ -12,10 +12,11 @@ import contextlib
 import fcntl
 import os
 import termios
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Sequence
 from typing import Literal, Protocol
 
-from joey.engine.attached import Attached, Input
+from joey.engine.attached import HIGH, Attached, Input, Piece
 from joey.plan import flags as f
 
 PIECE = 1 << 16
@@ -25,6 +26,7 @@ _PIECES_A_TURN = 8  # then others get theirs
 _BUSY = 4  # full pieces in a row, after which a larger pipe saves waking up
 _BUSY_PIPE = 1 << 20
 _F_SETPIPE_SZ = fcntl.F_SETPIPE_SZ
+_JOINED = 4096
 _dropped = bytearray(PIECE)
 
 
@@ -46,6 +48,31 @@ class _Stream:
         self.rest: int | None = None
 
 
+class Backlog:
+    """Output that nobody has read: the newest HIGH bytes."""
+
+    __slots__ = ("_pieces", "size")
+
+    def __init__(self) -> None:
+        self._pieces: deque[Piece] = deque()
+        self.size = 0
+
+    def add(self, number: Literal[1, 2], data: bytes) -> None:
+        """A small piece joins the one before it: of a program that writes single bytes no more is held."""
+        if self._pieces and self._pieces[-1][0] == number and len(self._pieces[-1][1]) + len(data) <= _JOINED:
+            before = self._pieces.pop()[1]
+            self.size -= len(before)
+            data = before + data
+        self._pieces.append((number, data))
+        self.size += len(data)
+        while self.size > HIGH:
+            self.size -= len(self._pieces.popleft()[1])
+
+    def take(self) -> Sequence[Piece]:
+        taken, self._pieces, self.size = self._pieces, deque(), 0
+        return taken
+
+
 class Output:
     """Reads from now on, at the loop's next turn: an attachment made before that misses nothing.
 
@@ -55,7 +82,7 @@ class Output:
     """
 
     __slots__ = (
-        "_attached", "_blocked", "_exited", "_grace", "_log", "_loop", "_streams", "_terminal", "closed", "input",
+        "_attached", "_backlog", "_blocked", "_exited", "_grace", "_log", "_loop", "_streams", "_terminal", "closed", "input",
     )  # fmt: skip
 
     def __init__(
@@ -67,9 +94,13 @@ class Output:
         terminal: int | None = None,
         log: Sink | None = None,
         input_ended: Callable[[], None] | None = None,
+        *,
+        keep: bool = False,
     ) -> None:
+        """keep: what comes while nobody is attached is for who attaches next, also after the end."""
         self._loop = loop
         self._log = log
+        self._backlog = Backlog() if keep else None
         self._attached: tuple[Attached, ...] = ()
         self._blocked: set[Attached] = set()
         self._exited = False
@@ -90,6 +121,11 @@ class Output:
 
     # --- of the engine -----------------------------------------------------------------------------------------------
 
+    @property
+    def watched(self) -> bool:
+        """Whether somebody is attached."""
+        return bool(self._attached)
+
     def descriptors(self) -> dict[int, int]:
         """What of it is open, by role (`plan.flags.ROLE_*`): to be copied at once."""
         found = {f.ROLE_TERMINAL if self._terminal is not None else int(one.number): one.fd for one in self._streams}
@@ -100,6 +136,9 @@ class Output:
     def attach(self, attached: Attached) -> None:
         """From now on it gets the output. After the end: at once the end."""
         attached.bind(self)
+        if self._backlog is not None:
+            for number, data in self._backlog.take():
+                attached.put(number, data)
         if self._done:
             attached.end()
         else:
@@ -125,14 +164,26 @@ class Output:
         self._finish()
 
     @property
+    def unread(self) -> int:
+        """Bytes kept for who attaches next."""
+        return self._backlog.size if self._backlog is not None else 0
+
+    def drop(self) -> None:
+        """Nobody shall have them."""
+        self._backlog = None
+
+    @property
     def _done(self) -> bool:
         return self._exited and not self._streams
 
     # --- of attachments ----------------------------------------------------------------------------------------------
 
-    def detach(self, attached: Attached) -> None:
+    def detach(self, attached: Attached, unread: Sequence[Piece] = ()) -> None:
         """It gets nothing any more, and nothing waits for it."""
         self._attached = tuple(one for one in self._attached if one is not attached)
+        if self._backlog is not None and not self._attached:
+            for number, data in unread:
+                self._backlog.add(number, data)
         self.drained(attached)
 
     def drained(self, attached: Attached) -> None:
@@ -180,7 +231,7 @@ class Output:
     def _read(self, stream: _Stream) -> int:
         """Read and pass on one piece: its size, 0 at the end, -1 if there is nothing now."""
         try:
-            if not self._attached and self._log is None:
+            if not self._attached and self._log is None and self._backlog is None:
                 return os.readv(stream.fd, (_dropped,))
             data = os.read(stream.fd, PIECE)
         except BlockingIOError:
@@ -194,6 +245,8 @@ class Output:
     def _pass_on(self, number: Literal[1, 2], data: bytes) -> None:
         if self._log is not None:
             self._log.write(number, data)
+        if self._backlog is not None and not self._attached:
+            self._backlog.add(number, data)
         for attached in self._attached:
             if not attached.put(number, data):
                 self._blocked.add(attached)

@@ -24,7 +24,7 @@ from joey.plan.launch import devpts
 from joey.plan.ops import Reg
 
 _TARGET, _CGROUP, _FS, _PTS = Reg(0), Reg(1), Reg(2), Reg(3)
-_FIRST = f.CLONE_NEWNS | f.CLONE_NEWUTS | f.CLONE_NEWIPC | f.CLONE_NEWNET | f.CLONE_NEWPID
+FIRST = f.CLONE_NEWNS | f.CLONE_NEWUTS | f.CLONE_NEWIPC | f.CLONE_NEWNET | f.CLONE_NEWPID
 """All but the cgroup namespace: from inside that one, v2 with nsdelegate lets nobody be born into a cgroup of it."""
 
 
@@ -47,7 +47,7 @@ def exec_(
     if into is not None:
         ops += [op.Open(_CGROUP, at.cgroup_path(into.name, slot.name), flags=f.O_PATH | f.O_CLOEXEC)]
         reach += (_CGROUP,)
-    ops += [op.Clone(f.CLONE_VM | f.CLONE_VFORK | f.CLONE_FILES), op.Setns(_TARGET, _FIRST)]
+    ops += [op.Clone(f.CLONE_VM | f.CLONE_VFORK | f.CLONE_FILES), op.Setns(_TARGET, FIRST)]
     ops += devpts(slot.base, _FS, _PTS) if add_devpts else []
     ops += [*run.streams(process, output, slot.base, identity, "/dev/pts"), run.stdio(process, output, reach)]
     ops += [op.Clone(f.CLONE_PARENT, _CGROUP if into is not None else op.NO_REG)]
