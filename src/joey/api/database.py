@@ -85,6 +85,16 @@ class Database:
             return NotPermitted(where, str(error), "run the engine as root, on a file system that can be written")
         return Broken(where, f"damaged or unusable: {error}", "move the file away: keys have to be made anew then")
 
+    @property
+    def folder(self) -> Path | None:
+        """Where the file is; None without one."""
+        return None if self._path is None else self._path.parent
+
+    def backup(self, path: Path) -> None:
+        """A copy as a new file at `path`, if anything was ever kept. Raises as `read`."""
+        if self._db is not None or (self._path is not None and self._path.exists()):
+            self._run("VACUUM INTO ?", (str(path),))
+
     def close(self) -> None:
         """May be called twice."""
         if self._db is not None:

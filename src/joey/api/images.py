@@ -222,8 +222,8 @@ async def _reported(
         while not task.done() or news:
             await changed.wait()
             changed.clear()
-            told, news_now = list(news.values()), news.clear()
-            del news_now
+            told = list(news.values())
+            news.clear()
             for progress in told:
                 await lines.add(progress)
             await lines.flush()
@@ -243,8 +243,6 @@ async def _pause(task: Awaitable[Any]) -> None:
 
 def _outcome(task: asyncio.Future[dict[str, Any]]) -> dict[str, Any]:
     error = task.exception()
-    if isinstance(error, ExceptionGroup):
-        error = next((one for one in error.exceptions if isinstance(one, JoeyError)), error.exceptions[0])
     if isinstance(error, JoeyError):
         return {"error": problem.document(error)}
     if error is not None:

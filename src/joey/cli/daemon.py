@@ -28,13 +28,14 @@ COMMANDS = {
         "usage": "[OPTIONS]",
         "summary": "Run the engine in the foreground",
         "text": (
-            "Other commands start one in the background when they need it. SIGTERM ends it; sandboxes go on.\n"
-            "It serves $JOEY_HOME/run/api.sock (mode 0600: who can open it administers) and what --listen names.\n"
-            "By TCP every request needs an API key (joey keys create); an address that other machines can reach is\n"
-            "refused as long as there is no key. The same settings, and a few more, stand in $JOEY_HOME/daemon.toml:\n"
-            'listen = ["…"], socket_group, tls_cert, tls_key, idle_exit, max_requests, max_connections,\n'
-            "header_timeout, body_timeout; or in the environment as JOEY_LISTEN (several places with commas) and\n"
-            "so on. Options go before the environment, that before the file."
+            "Other commands start one in the background when they need it. SIGTERM ends it; sandboxes go\n"
+            "on. It serves $JOEY_HOME/run/api.sock (mode 0600: who can open it administers) and what\n"
+            "--listen names. By TCP every request needs an API key (joey keys create); an address that\n"
+            "other machines can reach is refused as long as there is no key. The same settings, and a few\n"
+            'more, stand in $JOEY_HOME/daemon.toml: listen = ["…"], socket_group, tls_cert, tls_key,\n'
+            "idle_exit, max_requests, max_connections, header_timeout, body_timeout; or in the environment\n"
+            "as JOEY_LISTEN (several places with commas) and so on. Options go before the environment, that\n"
+            "before the file."
         ),
         "arguments": (0, 0),
         "options": (
