@@ -1,0 +1,316 @@
+"""The network of one instance: addresses, links, table, ports. What the slot pool and the supervisor call.
+
+    fabric = Fabric.open("joey-1a2b", lock_file)      once, at start
+    wire = fabric.wire(netns)                         a slot: veth pair, address, routes; nothing passes yet
+    fabric.admit(wire, policy)                        at launch: one atomic commit
+    fabric.change(wire, policy)                       live
+    fabric.publish(wire, ports)                       → the ports as they are
+    fabric.release([wire, …])                         takes everything down; the address goes to the end of the queue
+    fabric.close()                                    the last: table, gateway address, what was switched on
+
+Blocks for tens to hundreds of microseconds a call (the kernel's RTNL lock may hold it longer): for a thread, one at a time. It works in
+the network namespace where it was opened.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import ipaddress
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from joey.host import conntrack, nft, tc
+from joey.host import netlink_route as route
+from joey.host.addresses import PER_BLOCK, Addresses
+from joey.host.netlink import NETLINK_ROUTE, Link, Message, NetlinkError, inside
+from joey.model.errors import Unenforceable, from_os
+from joey.model.network import NetworkPolicy
+from joey.model.ports import PublishedPort
+from joey.network.ports import Claim, claim_all
+from joey.network.table import Seat, Table
+
+INNER, INNER_INDEX = "eth0", 0x4A6F
+_MAC, _INNER_MAC = bytes.fromhex("024a6f657901"), bytes.fromhex("024a6f657902")
+_GROUP = 0x4A000000
+_INDEX = 0x10000000
+_DEVICE = {
+    route.DEVCONF_FORWARDING: 1,
+    route.DEVCONF_REDIRECTS: 0,
+    route.DEVCONF_SEND_REDIRECTS: 0,
+    route.DEVCONF_RP_FILTER: 1,
+}
+_NO_IPV6 = ("all", "default")
+
+
+@dataclass
+class Wire:
+    """A sandbox's link: which address of the block, and, once admitted, its seat and ports."""
+
+    offset: int
+    index: int
+    name: str
+    address: ipaddress.IPv4Address
+    netns: int
+    seat: Seat | None = None
+    claims: list[Claim] = field(default_factory=list)
+
+
+class Fabric:
+    """See the top of this file."""
+
+    def __init__(self, name: str, addresses: Addresses, mtu: int) -> None:
+        self.name = name
+        self.addresses = addresses
+        self.gateway = addresses.gateway
+        self.mtu = mtu
+        self.group = _GROUP | addresses.number
+        self.switched: list[tuple[int, str]] = []
+        self._route = Link(NETLINK_ROUTE)
+        try:
+            self._filter = nft.open_link()
+        except BaseException:
+            self._route.close()
+            raise
+        self.table = Table(self._filter, name)
+
+    @classmethod
+    def open(cls, name: str, lock_file: Path | None = None) -> Fabric:
+        """Set up the table `name`, the gateway's address and forwarding. Raises Unenforceable, NotPermitted, HostFailed
+        saying what is missing; nothing is left then.
+        """
+        with Link(NETLINK_ROUTE) as link:
+            taken = [one.network for one in route.routes(link) if one.protocol != route.PROTOCOL]
+            mtu = _uplink_mtu(link)
+        addresses = Addresses(taken, lock_file) if lock_file else Addresses(taken)
+        try:
+            fabric = cls(name, addresses, mtu)
+        except OSError as error:
+            addresses.close()
+            raise from_os("network: netlink", error) from error
+        try:
+            fabric._set_up()
+        except BaseException as error:
+            fabric.close()
+            if isinstance(error, NetlinkError):
+                raise from_os(f"network: {error.what}", error) from error
+            raise
+        return fabric
+
+    def _set_up(self) -> None:
+        self.table.install(group=self.group, pool=self.addresses.block, gateway=self.gateway)
+        self._route.send([route.add_address(1, self.gateway.packed, host_scope=True), route.link_up(1)])
+        self._forward()
+
+    def _forward(self) -> None:
+        """Let answers come back in: forwarding on for each link that routes lead out of, if it is off."""
+        out = {one.link for one in route.routes(self._route) if one.unicast and one.link > 1}
+        for found in route.links(self._route):
+            if found.index in out and found.group != self.group:
+                if route.conf_of(self._route, found.index, route.DEVCONF_FORWARDING) == 0:
+                    self._route.send(
+                        [route.set_link(found.index, {route.DEVCONF_FORWARDING: 1}, up=False, no_ipv6=False)]
+                    )
+                    self.switched.append((found.index, found.name))
+
+    # ---- links
+
+    def wire(self, netns: int) -> Wire:
+        """A link into the network namespace of descriptor `netns`, which has none yet."""
+        return self.wire_many([netns])[0]
+
+    def wire_many(self, namespaces: Sequence[int]) -> list[Wire]:
+        """The same for several at once, all or none. The descriptors stay the caller's."""
+        wires: list[Wire] = []
+        try:
+            for netns in namespaces:
+                wires.append(self._place(netns))
+            for one in wires:
+                inside(one.netns, _refuse_ipv6)
+            self._route.send(message for one in wires for message in self._outer(one))
+            for one in wires:
+                inside(one.netns, lambda: self._inner(one))  # noqa: B023 — run before the next
+        except BaseException as error:
+            self._unwire(wires)
+            if isinstance(error, NetlinkError):
+                raise from_os(f"network: {error.what}", error) from error
+            raise
+        return wires
+
+    def _place(self, netns: int) -> Wire:
+        offset = self.addresses.take()
+        number = self.addresses.number * PER_BLOCK + offset
+        return Wire(offset, _INDEX + number, f"joey{number:06x}", self.addresses.address(offset), netns)
+
+    def _outer(self, wire: Wire) -> Iterable[Message]:
+        """Our end. Its index follows from the address, so all can be said in one go and no answer is waited for."""
+        pair = route.Veth(wire.name, wire.index, self.group, _MAC, wire.netns, INNER, INNER_INDEX, _INNER_MAC, self.mtu)
+        yield route.new_veth(pair)
+        yield route.set_link(wire.index, _DEVICE)
+        yield route.host_route(wire.index, wire.address.packed, self.gateway.packed)
+        yield route.static_neighbour(wire.index, wire.address.packed, _INNER_MAC)
+
+    def _inner(self, wire: Wire) -> None:
+        with Link(NETLINK_ROUTE) as link:
+            link.send(
+                [
+                    route.link_up(INNER_INDEX),
+                    route.add_address(INNER_INDEX, wire.address.packed),
+                    route.static_neighbour(INNER_INDEX, self.gateway.packed, _MAC),
+                    route.default_route(INNER_INDEX, self.gateway.packed),
+                ]
+            )
+
+    def _unwire(self, wires: Iterable[Wire]) -> None:
+        for wire in wires:
+            route.delete_if_there(self._route, wire.index)
+            self.addresses.give_back(wire.offset)
+
+    # ---- policy
+
+    def admit(self, wire: Wire, policy: NetworkPolicy, network: int = 0) -> None:
+        """Let it send, under `policy`, as a member of private network `network` (0: none)."""
+        self.admit_many([wire], policy, network)
+
+    def admit_many(self, wires: Sequence[Wire], policy: NetworkPolicy, network: int = 0) -> None:
+        places = [(wire.index, wire.address.packed, policy, network) for wire in wires]
+        try:
+            seats = self.table.admit_many(places)
+        except NetlinkError as error:
+            raise from_os(f"network: {error.what}", error) from error
+        for wire, seat in zip(wires, seats, strict=True):
+            wire.seat = seat
+            self._shape(wire, NetworkPolicy(), policy)
+
+    def change(self, wire: Wire, policy: NetworkPolicy) -> None:
+        """Another policy, in effect for the next packet when this returns."""
+        seat = _seated(wire)
+        before = seat.policy
+        self.table.change(seat, policy)
+        self._shape(wire, before, policy)
+
+    def refused(self, wire: Wire) -> tuple[int, int]:
+        """(packets, bytes) refused by policy."""
+        return self.table.refused(_seated(wire))
+
+    def traffic(self, wire: Wire) -> tuple[int, int, int, int]:
+        """(bytes sent, bytes received, packets sent, packets received) by the sandbox."""
+        return route.counters(self._route, wire.index) or (0, 0, 0, 0)
+
+    def _shape(self, wire: Wire, before: NetworkPolicy, policy: NetworkPolicy) -> None:
+        if before.bandwidth_in != policy.bandwidth_in:
+            self._bucket(self._route, wire.index, policy.bandwidth_in)
+        if before.bandwidth_out != policy.bandwidth_out:
+
+            def body() -> None:
+                with Link(NETLINK_ROUTE) as link:
+                    self._bucket(link, INNER_INDEX, policy.bandwidth_out)
+
+            inside(wire.netns, body)
+
+    def _bucket(self, link: Link, index: int, rate: int | None) -> None:
+        try:
+            link.send([tc.unlimit(index) if rate is None else tc.limit(index, rate, self.mtu)])
+        except NetlinkError as error:
+            if rate is None:
+                return  # there was none
+            if error.errno == errno.ENOENT:
+                raise Unenforceable(
+                    "network.policy.bandwidth", "this kernel has no token bucket (CONFIG_NET_SCH_TBF)", "ask for none"
+                ) from None
+            raise from_os(f"network: {error.what}", error) from error
+
+    # ---- ports
+
+    def publish(self, wire: Wire, ports: Iterable[PublishedPort]) -> list[PublishedPort]:
+        """Publish `ports`, all or none; → them with the host's ports filled in. Raises Conflict if one is taken."""
+        claims = claim_all(ports)
+        done: list[Claim] = []
+        try:
+            if claims:
+                self._route.send([route.set_link(wire.index, {**_DEVICE, route.DEVCONF_ROUTE_LOCALNET: 1})])
+            for one in claims:
+                port = one.port
+                self.table.publish(port.protocol, port.host_ip, port.host, wire.address.packed, port.container)
+                done.append(one)
+        except BaseException as error:
+            self._unpublish(done)
+            for one in claims:
+                one.close()
+            if isinstance(error, NetlinkError):
+                raise from_os(f"network: {error.what}", error) from error
+            raise
+        wire.claims += claims
+        return [one.port for one in claims]
+
+    def _unpublish(self, claims: Iterable[Claim]) -> None:
+        for one in claims:
+            self.table.unpublish(one.port.protocol, one.port.host_ip, one.port.host)
+            one.close()
+
+    # ---- the end
+
+    def release(self, wires: Sequence[Wire]) -> None:
+        """Take sandboxes out: no element, link, port or connection of theirs stays."""
+        for wire in wires:
+            self._unpublish(wire.claims)
+            wire.claims = []
+        seats = [wire.seat for wire in wires if wire.seat]
+        self.table.dismiss(seats)
+        for wire in wires:
+            wire.seat = None
+        if seats:
+            conntrack.flush(self._filter, [seat.address for seat in seats])
+        self._unwire(wires)
+
+    def sweep(self, keep: Iterable[Wire]) -> int:
+        """After an engine that died: delete links and elements of none of `keep`; → how many links."""
+        kept = list(keep)
+        indices = {wire.index for wire in kept}
+        gone = self.table.sweep({wire.address.packed for wire in kept})
+        conntrack.flush(self._filter, gone)
+        strays = [one.index for one in route.links(self._route, group=self.group) if one.index not in indices]
+        return sum(route.delete_if_there(self._route, index) for index in strays)
+
+    def close(self, *, keep: bool = False) -> None:
+        """Give up everything but running sandboxes' links; with `keep` only our descriptors (they go on without us)."""
+        try:
+            if not keep:
+                self.table.remove()
+                with contextlib.suppress(NetlinkError):
+                    self._route.send([route.delete_address(1, self.gateway.packed)])
+                for index, _ in self.switched:
+                    with contextlib.suppress(NetlinkError):
+                        self._route.send(
+                            [route.set_link(index, {route.DEVCONF_FORWARDING: 0}, up=False, no_ipv6=False)]
+                        )
+                self.switched = []
+        finally:
+            self._route.close()
+            self._filter.close()
+            self.addresses.close()
+
+
+def _seated(wire: Wire) -> Seat:
+    if wire.seat is None:
+        raise ValueError(f"{wire.name} has not been admitted")
+    return wire.seat
+
+
+def _refuse_ipv6() -> None:
+    """No IPv6 address, not even a link-local one, on any link of the calling thread's network namespace."""
+    for name in _NO_IPV6:
+        with contextlib.suppress(FileNotFoundError):  # a kernel without IPv6
+            fd = os.open(f"/proc/sys/net/ipv6/conf/{name}/disable_ipv6", os.O_WRONLY | os.O_CLOEXEC)
+            try:
+                os.write(fd, b"1")
+            finally:
+                os.close(fd)
+
+
+def _uplink_mtu(link: Link) -> int:
+    """The MTU of the link that the default route leads out of; 1500 without one."""
+    out = {one.link for one in route.routes(link) if one.unicast and not one.network.prefixlen}
+    return min((one.mtu for one in route.links(link) if one.index in out), default=1500)

@@ -1,0 +1,350 @@
+"""One instance's nftables table: rules.nft, and per sandbox a handful of elements in its sets and maps.
+
+Everything here costs the same with one sandbox or thousands, and each call is one atomic commit. A policy change takes effect
+on running connections too: an allowed connection carries its sandbox's generation as mark, and `live4` holds the pair
+(address, generation) that passes unasked. A change replaces the pair, so that the next packet of every connection is judged
+anew; an address used again has another generation, so that nothing of its last tenant passes.
+
+The calls block for some tens of microseconds; not for several threads at once.
+"""
+
+from __future__ import annotations
+
+import errno
+import ipaddress
+import secrets
+import time
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from joey.host import nft
+from joey.host.netlink import Link, Message, NetlinkError
+from joey.model.network import PROTECTED, NetworkPolicy
+from joey.network.policy import Clause, compile_policy, shared_chain
+
+_SCRIPT = Path(__file__).with_name("rules.nft")
+_NO_LIMIT = 65536
+"""Connections of one sandbox that asks for no limit: enough for any, too few to fill the host's table alone."""
+_PER_ADDRESS = (
+    "sources4", "policy4", "networks4", "network4", "generation4", "live4", "refused4", "connections4", "names4",
+    "names4_port",
+)  # fmt: skip
+_BY_LINK = ("sources4", "policy4", "networks4")  # of those, the ones whose key begins with the link
+
+
+@dataclass
+class Seat:
+    """A sandbox's place in the table."""
+
+    index: int
+    address: bytes
+    policy: NetworkPolicy
+    chain: str
+    generation: int
+    network: int = 0
+    names: dict[bytes, tuple[str, float]] = field(default_factory=dict)
+    """address → (the name it was given for, when that ends by time.monotonic())"""
+
+    @property
+    def source(self) -> bytes:
+        return nft.key(nft.number(self.index), self.address)
+
+
+class Table:
+    """The table `name` in the network namespace of `link` (a netfilter socket)."""
+
+    def __init__(self, link: Link, name: str) -> None:
+        self.link = link
+        self.name = name
+        self._nft = nft.Table(name)
+        self._generation = secrets.randbits(32)
+
+    # ---- the constant part
+
+    def install(self, *, group: int, pool: ipaddress.IPv4Network, gateway: ipaddress.IPv4Address) -> None:
+        """Make the table, replacing one of that name, in the calling thread's network namespace. Other tables are not
+        touched. Raises as nft.load.
+        """
+        text = _SCRIPT.read_text()
+        values = {
+            "$TABLE": self.name,
+            "$GROUP": str(group),
+            "$POOL": str(pool),
+            "$GATEWAY": str(gateway),
+            "$PROTECTED": ", ".join(str(network) for network in PROTECTED if network.version == 4),
+        }
+        for name, value in values.items():
+            text = text.replace(name, value)
+        # Adding first makes deleting possible whether it was there or not; all of it is one transaction.
+        nft.load(f"table inet {self.name}\ndelete table inet {self.name}\n{text}")
+
+    def exists(self) -> bool:
+        return self._nft.exists(self.link)
+
+    def remove(self) -> None:
+        """Delete the table with all that is in it; nothing if it is gone."""
+        try:
+            nft.commit(self.link, [self._nft.delete()])
+        except NetlinkError as error:
+            if error.errno != errno.ENOENT:
+                raise
+
+    # ---- sandboxes
+
+    def admit(self, index: int, address: bytes, policy: NetworkPolicy, network: int = 0) -> Seat:
+        """Let link `index` send from `address` under `policy`, as a member of private network `network` (0: none)."""
+        return self.admit_many([(index, address, policy, network)])[0]
+
+    def admit_many(self, sandboxes: Iterable[tuple[int, bytes, NetworkPolicy, int]]) -> list[Seat]:
+        """The same for several, all or none."""
+        seats, messages = [], []
+        for index, address, policy, network in sandboxes:
+            generation = self._next_generation()
+            chain, extra = self._chain(address, policy, generation)
+            seat = Seat(index, address, policy, chain, generation, network)
+            seats.append(seat)
+            messages += extra + self._elements_of(seat, self._nft.add, with_data=True)
+        nft.commit(self.link, messages)
+        return seats
+
+    def change(self, seat: Seat, policy: NetworkPolicy) -> None:
+        """Put another policy into effect, for running connections too."""
+        self._forget_names(seat, keep=policy)
+        generation = self._next_generation()
+        chain, messages = self._chain(seat.address, policy, generation)
+        table = self._nft
+        messages += [
+            table.remove("policy4", seat.source),
+            table.add("policy4", seat.source, nft.goto(chain)),
+            table.remove("generation4", seat.address),
+            table.add("generation4", seat.address, nft.value(nft.number(generation))),
+            table.remove("live4", nft.key(seat.address, nft.number(seat.generation))),
+            table.add("live4", nft.key(seat.address, nft.number(generation))),
+        ]
+        if policy.connections != seat.policy.connections:
+            messages += [
+                table.remove("connections4", seat.address),
+                table.add("connections4", seat.address, expression=_counting(policy)),
+            ]
+        if _own(seat.chain):
+            messages += table.delete_chain(seat.chain)
+        nft.commit(self.link, messages)
+        seat.policy, seat.chain, seat.generation = policy, chain, generation
+
+    def dismiss(self, seats: Sequence[Seat]) -> None:
+        """Take sandboxes out; nothing of theirs passes any more. Their connections' entries are another matter
+        (host/conntrack.py).
+        """
+        messages = []
+        for seat in seats:
+            self._forget_names(seat)
+            messages += self._elements_of(seat, lambda name, key, *_, **__: self._nft.remove(name, key))
+            if _own(seat.chain):
+                messages += self._nft.delete_chain(seat.chain)
+        nft.commit(self.link, messages)
+
+    def refused(self, seat: Seat) -> tuple[int, int]:
+        """(packets, bytes) that policy refused so far."""
+        return self._nft.counter_of(self.link, "refused4", seat.address) or (0, 0)
+
+    def totals(self) -> dict[str, tuple[int, int]]:
+        """Named counters of the whole instance: {name: (packets, bytes)}."""
+        return {name: self._nft.counter(self.link, name) for name in ("spoofed", "not_ipv4", "uninvited")}
+
+    def _elements_of(self, seat: Seat, make, *, with_data: bool = False) -> list[Message]:  # type: ignore[no-untyped-def]
+        """What a sandbox has in the sets, each through `make` (add or remove)."""
+        number = nft.number
+        counting = {"expression": _counting(seat.policy)} if with_data else {}
+        messages = [
+            make("sources4", seat.source),
+            make("policy4", seat.source, nft.goto(seat.chain)),
+            make("generation4", seat.address, nft.value(number(seat.generation))),
+            make("live4", nft.key(seat.address, number(seat.generation))),
+            make("refused4", seat.address),
+            make("connections4", seat.address, **counting),
+        ]
+        if seat.network:
+            messages += [
+                make("networks4", seat.source, nft.jump(_network_chain(seat.network))),
+                make("network4", seat.address, nft.value(number(seat.network))),
+            ]
+        return messages
+
+    # ---- private networks
+
+    def add_network(self, identity: int) -> None:
+        """Make private network `identity` (not 0)."""
+        chain = _network_chain(identity)
+        rule = [*nft.member_of("network4", identity), nft.accept()]
+        nft.commit(self.link, [self._nft.new_chain(chain), self._nft.rule(chain, rule)])
+
+    def remove_network(self, identity: int) -> None:
+        """EBUSY (NetlinkError) while it has members."""
+        nft.commit(self.link, self._nft.delete_chain(_network_chain(identity)))
+
+    # ---- names
+
+    def learn(self, seat: Seat, name: str, address: bytes, seconds: float) -> None:
+        """Our forwarder is about to answer that `name` is `address`: allow it as the policy's rules for that name say."""
+        now = time.monotonic()
+        until = max(now + seconds, seat.names.get(address, ("", 0.0))[1])
+        for message in self._names_of(seat, name, address):
+            set_, key = message
+            added = self._nft.add(set_, key, timeout=until - now)
+            # The kernel keeps the old lifetime of an element that is there: it is taken out in the same commit.
+            try:
+                nft.commit(self.link, [self._nft.remove(set_, key), added])
+            except NetlinkError as error:
+                if error.errno != errno.ENOENT:
+                    raise
+                nft.commit(self.link, [added])
+        seat.names[address] = (name, until)
+        if len(seat.names) > 4096:
+            seat.names = {one: kept for one, kept in seat.names.items() if kept[1] > now}
+
+    def _names_of(self, seat: Seat, name: str, address: bytes) -> list[tuple[str, bytes]]:
+        found: list[tuple[str, bytes]] = []
+        for rule in seat.policy.domain_rules(name):
+            protocols = ("tcp", "udp") if rule.protocol == "any" else (rule.protocol,)
+            if rule.port_range is None and rule.protocol == "any":
+                found.append(("names4", nft.key(seat.address, address)))
+                continue
+            first, last = rule.port_range or (0, 0)
+            for protocol in protocols:
+                for port in range(first, last + 1):
+                    fields = seat.address, address, nft.proto(nft.PROTOCOLS[protocol]), nft.port(port)
+                    found.append(("names4_port", nft.key(*fields)))
+        return list(dict.fromkeys(found))
+
+    def _forget_names(self, seat: Seat, keep: NetworkPolicy | None = None) -> None:
+        """Close what names opened, but for names that another policy treats the same."""
+        for address, (name, _) in list(seat.names.items()):
+            if keep is not None and name and keep.domain_rules(name) == seat.policy.domain_rules(name):
+                continue
+            for set_, key in self._names_of(seat, name, address):
+                try:
+                    nft.commit(self.link, [self._nft.remove(set_, key)])
+                except NetlinkError as error:
+                    if error.errno != errno.ENOENT:  # its time was over
+                        raise
+            del seat.names[address]
+
+    # ---- ports
+
+    def publish(self, protocol: str, host_ip: str, port: int, address: bytes, container: int) -> None:
+        """What arrives at the host's `port` (at `host_ip`, "" all) goes to `address`:`container`. Also for our name
+        server, with the gateway's address.
+        """
+        set_, key = _published(protocol, host_ip, port)
+        data = nft.value(nft.key(address, nft.port(container)))
+        nft.commit(self.link, [self._nft.add(set_, key, data)])
+
+    def unpublish(self, protocol: str, host_ip: str, port: int) -> None:
+        set_, key = _published(protocol, host_ip, port)
+        nft.commit(self.link, [self._nft.remove(set_, key)])
+
+    def serve_dns(self, gateway: ipaddress.IPv4Address, port: int) -> None:
+        """Port 53 of the gateway's address, for sandboxes, is `port` there, where our forwarder listens."""
+        messages: list[Message] = []
+        for protocol in (nft.TCP, nft.UDP):
+            key = nft.key(gateway.packed, nft.proto(protocol), nft.port(53))
+            if self._nft.has(self.link, "published4_at", key):
+                messages.append(self._nft.remove("published4_at", key))
+            data = nft.value(nft.key(gateway.packed, nft.port(port)))
+            messages.append(self._nft.add("published4_at", key, data))
+            messages.append(self._nft.add("dns4", nft.key(nft.proto(protocol), nft.port(port))))
+        nft.commit(self.link, [self._nft.flush_set("dns4"), *messages])
+
+    # ---- after an engine that died
+
+    def sweep(self, keep: Collection[bytes]) -> list[bytes]:
+        """Take out every element and chain of addresses that are not in `keep`; → those addresses. Reads the whole
+        table: once, at start.
+        """
+        gone: set[bytes] = set()
+        chains: set[str] = set()
+        messages = []
+        for set_ in _PER_ADDRESS:
+            for key, data in self._nft.elements(self.link, set_):
+                address = key[4:8] if set_ in _BY_LINK else key[:4]
+                if address in keep:
+                    continue
+                gone.add(address)
+                messages.append(self._nft.remove(set_, key))
+                if set_ == "policy4" and _own(data.decode()):
+                    chains.add(data.decode())
+        for set_, place in (("published4", 8), ("published4_at", 12)):
+            for key, data in self._nft.elements(self.link, set_):
+                if data[:4] not in keep and not (set_ == "published4_at" and data[:4] == key[:4]):
+                    messages.append(self._nft.remove(set_, key[:place]))
+        for chain in chains:
+            messages += self._nft.delete_chain(chain)
+        nft.commit(self.link, messages)
+        return sorted(gone)
+
+    def adopt(self, known: dict[bytes, tuple[NetworkPolicy, int]]) -> dict[bytes, Seat]:
+        """The seats of sandboxes that outlived the engine, from what the table says: {address: (policy, network)} →
+        {address: seat}. An address of `known` that has no seat in the table is left out.
+        """
+        generations = dict(self._nft.elements(self.link, "generation4"))
+        seats = {}
+        for key, chain in self._nft.elements(self.link, "policy4"):
+            index, address = int.from_bytes(key[:4], "little"), key[4:8]
+            if address in known and address in generations:
+                policy, network = known[address]
+                generation = int.from_bytes(generations[address][:4], "little")
+                seats[address] = Seat(index, address, policy, chain.decode(), generation, network)
+        return seats
+
+    # ---- inside
+
+    def _next_generation(self) -> int:
+        self._generation = (self._generation + 1) & 0xFFFFFFFF or 1
+        return self._generation
+
+    def _chain(self, address: bytes, policy: NetworkPolicy, generation: int) -> tuple[str, list[Message]]:
+        """The chain that says what `policy` says, and what makes it."""
+        if shared := shared_chain(policy):
+            return shared, []
+        name = f"p_{address.hex()}_{generation:x}"
+        rules = [self._nft.rule(name, _expressions(clause)) for clause in compile_policy(policy)]
+        return name, [self._nft.new_chain(name), *rules]
+
+
+def _expressions(clause: Clause) -> list[bytes]:
+    found: list[bytes] = []
+    if clause.network is not None:
+        found += nft.to_network(clause.network)
+    if clause.target == "outside":
+        found += nft.not_in("protected4")
+    elif clause.target == "protected":
+        found += nft.in_set("protected4")
+    elif clause.target == "names":
+        found += nft.pair_in("names4")
+    if clause.protocol:
+        found += nft.is_protocol(clause.protocol)
+    if clause.target == "names and ports":
+        found += nft.pair_and_port_in("names4_port")
+    if clause.ports:
+        found += nft.to_port(*clause.ports)
+    return [*found, nft.verdict(clause.verdict)]
+
+
+def _counting(policy: NetworkPolicy) -> bytes:
+    return nft.count_over(policy.connections or _NO_LIMIT)
+
+
+def _own(chain: str) -> bool:
+    return chain.startswith("p_")
+
+
+def _network_chain(identity: int) -> str:
+    return f"n_{identity}"
+
+
+def _published(protocol: str, host_ip: str, port: int) -> tuple[str, bytes]:
+    fields = nft.proto(nft.PROTOCOLS[protocol]), nft.port(port)
+    if not host_ip:
+        return "published4", nft.key(*fields)
+    return "published4_at", nft.key(ipaddress.IPv4Address(host_ip).packed, *fields)

@@ -1,0 +1,201 @@
+"""A small internet on this machine only: namespaces joined by veth to one that plays the host.
+
+    server 203.0.113.10  ─┐ (internet, behind 192.0.2.1)
+    server 169.254.169.254┤ metadata service
+    server 192.168.77.7   ┴─ LAN ── [host: 192.0.2.2 and 192.168.77.1] ── sandboxes
+
+Everything lives below one network namespace of the lab's own; the machine's network is never touched. Sandboxes are bare network
+namespaces: what the table lets through is asked of the packet path, not of what a container may do, so that even a
+sandbox that had every capability over its network is tried.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import socket
+import subprocess
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TypeVar
+
+from joey.host import sys as kernel
+from joey.host.netlink import inside
+from joey.network.fabric import Fabric
+
+T = TypeVar("T")
+
+INTERNET, INTERNET_DNS, LAN, METADATA = "203.0.113.10", "203.0.113.53", "192.168.77.7", "169.254.169.254"
+HOST_OUTSIDE, HOST_LAN = "192.0.2.2", "192.168.77.1"
+_REFUSALS = (ConnectionRefusedError, TimeoutError, PermissionError)
+
+
+def new_netns() -> int:
+    """A network namespace with loopback up, as a descriptor."""
+    found: list[int] = []
+
+    def body() -> None:
+        kernel.unshare(kernel.CLONE_NEWNET)
+        found.append(os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC))
+        subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
+
+    thread = threading.Thread(target=body)
+    thread.start()
+    thread.join()
+    return found[0]
+
+
+class Lab:
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.open: list[int] = []
+        self.sockets: list[socket.socket] = []
+        self.host, self.internet, self.lan = (self._netns() for _ in range(3))
+        self.join(self.internet, "inet", "192.0.2.1/24", f"{HOST_OUTSIDE}/24")
+        self.join(self.lan, "lan", f"{LAN}/24", f"{HOST_LAN}/24")
+        self.run(self.host, "ip route add default via 192.0.2.1")
+        for address in (INTERNET, INTERNET_DNS):
+            self.run(self.internet, f"ip address add {address}/32 dev lo")
+        self.run(self.lan, f"ip address add {METADATA}/32 dev lo")
+        self.run(self.lan, f"ip route add default via {HOST_LAN}")
+        self.run(self.host, f"ip route add {METADATA} via {LAN}")
+        self.fabric = inside(self.host, lambda: Fabric.open("joey-lab", folder / "net.lock"))
+
+    def _netns(self) -> int:
+        fd = new_netns()
+        self.open.append(fd)
+        return fd
+
+    def join(self, netns: int, name: str, address: str, host_address: str) -> None:
+        path = f"/proc/{os.getpid()}/fd/{netns}"
+        self.run(self.host, f"ip link add {name} type veth peer name up0 netns {path}")
+        self.run(self.host, f"ip address add {host_address} dev {name}; ip link set {name} up")
+        self.run(netns, f"ip address add {address} dev up0; ip link set up0 up")
+
+    def run(self, netns: int, command: str, *, check: bool = True) -> str:
+        """A shell command in a network namespace; its output."""
+        done = inside(
+            netns, lambda: subprocess.run(["sh", "-ec", command], capture_output=True, text=True, check=False)
+        )
+        if check and done.returncode:
+            raise AssertionError(f"{command}: {done.stdout}{done.stderr}")
+        return done.stdout + done.stderr
+
+    def sandbox(self) -> int:
+        """A network namespace for a sandbox."""
+        return self._netns()
+
+    def serve(self, netns: int, address: str, port: int, *, udp: bool = False) -> list[str]:
+        """A server that answers every client with "NAME hello", and the list of clients it has seen."""
+        seen: list[str] = []
+
+        def make() -> socket.socket:
+            made = socket.socket(socket.AF_INET, socket.SOCK_DGRAM if udp else socket.SOCK_STREAM)
+            made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            made.bind((address, port))
+            if not udp:
+                made.listen(128)
+            return made
+
+        listening = inside(netns, make)
+        self.sockets.append(listening)
+
+        def loop() -> None:
+            with contextlib.suppress(OSError):
+                while True:
+                    if udp:
+                        _, client = listening.recvfrom(2048)
+                        if client is None:
+                            return
+                        seen.append(client[0])
+                        listening.sendto(b"hello", client)
+                    else:
+                        peer, client = listening.accept()
+                        seen.append(client[0])
+                        threading.Thread(target=_echo, args=(peer,), daemon=True).start()
+
+        threading.Thread(target=loop, daemon=True).start()
+        return seen
+
+    def close(self) -> None:
+        for one in self.sockets:
+            with contextlib.suppress(OSError):
+                one.shutdown(socket.SHUT_RDWR)
+            one.close()
+        inside(self.host, self.fabric.close)
+        for fd in self.open:
+            os.close(fd)
+
+
+def _echo(peer: socket.socket) -> None:
+    with peer, contextlib.suppress(OSError):
+        peer.sendall(b"hello")
+        while data := peer.recv(4096):
+            peer.sendall(data)
+
+
+def connect(netns: int, address: str, port: int, *, timeout: float = 1.0) -> socket.socket:
+    """A TCP connection out of a namespace that got its "hello". Raises OSError."""
+
+    def make() -> socket.socket:
+        made = socket.socket()
+        made.settimeout(timeout)
+        try:
+            made.connect((address, port))
+            if made.recv(5) != b"hello":
+                raise ConnectionResetError("no hello")
+        except BaseException:
+            made.close()
+            raise
+        return made
+
+    return inside(netns, make)
+
+
+def reaches(netns: int, address: str, port: int, *, timeout: float = 1.0) -> bool:
+    try:
+        connect(netns, address, port, timeout=timeout).close()
+    except OSError:
+        return False
+    return True
+
+
+def asks(netns: int, address: str, port: int, data: bytes = b"?", *, timeout: float = 0.4) -> bytes | None:
+    """The answer to a datagram, None if none came."""
+
+    def body() -> bytes | None:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as made:
+            made.settimeout(timeout)
+            try:
+                made.sendto(data, (address, port))
+                return made.recv(4096)
+            except OSError:
+                return None
+
+    return inside(netns, body)
+
+
+def eventually(check: Callable[[], bool], seconds: float = 5.0) -> bool:
+    deadline = time.monotonic() + seconds
+    while not check():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.01)
+    return True
+
+
+@contextlib.contextmanager
+def lab() -> Iterator[Lab]:
+    folder = Path(tempfile.mkdtemp(prefix="joey-net-"))
+    made: Lab | None = None
+    try:
+        made = Lab(folder)
+        yield made
+    finally:
+        if made is not None:
+            made.close()
+        shutil.rmtree(folder)
