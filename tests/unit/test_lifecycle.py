@@ -214,7 +214,7 @@ def test_sigkill_thaws_a_paused_one():
 
 def test_pause_and_resume():
     assert life(PauseAsked(), record=RUNNING)[1] == (P, Freeze())
-    assert life(ResumeAsked(), record=PAUSED)[1] == (P, Thaw())
+    assert life(ResumeAsked(12.0), record=PAUSED)[1] == (P, Thaw())
 
 
 def test_a_freezer_that_fails():
@@ -245,7 +245,7 @@ def test_an_exit_while_paused_thaws_what_is_left():
         (Record(), PauseAsked(), "not running"),
         (PAUSED, PauseAsked(), "cannot pause it: it is paused"),
         (STOPPING, PauseAsked(), "being stopped"),
-        (RUNNING, ResumeAsked(), "cannot resume it: it is running"),
+        (RUNNING, ResumeAsked(12.0), "cannot resume it: it is running"),
         (RUNNING, RemoveAsked(False), "cannot remove it: it is running"),
         (PAUSED, RemoveAsked(False), "paused"),
         (STARTING, RemoveAsked(False), "being started"),

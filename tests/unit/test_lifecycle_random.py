@@ -220,7 +220,7 @@ HAPPENINGS = {
     "signal": lambda w: SignalAsked(10),
     "kill": lambda w: SignalAsked(SIGKILL),
     "pause": lambda w: PauseAsked(),
-    "resume": lambda w: ResumeAsked(),
+    "resume": lambda w: ResumeAsked(12.0),
     "remove": lambda w: RemoveAsked(False),
     "remove force": lambda w: RemoveAsked(True),
 }

@@ -14,10 +14,14 @@ from joey.engine.schema import MIGRATIONS
 from joey.engine.store import Row, Store
 from joey.model.errors import Broken, Exhausted, JoeyError
 from joey.model.image import Layer
+from joey.model.spec import Restart
 from joey.model.views import Exit
 
 FULL = Record(
-    policy=Policy(remove=True, stop_signal=3),
+    policy=Policy(
+        remove=True, stop_signal=3, restart=Restart(policy="on-failure", max_retries=3), timeout=5.0, idle=6.0,
+        on_timeout="pause",
+    ),
     phase=Phase.STOPPING,
     run=Run.ALIVE,
     key=7,
@@ -29,6 +33,12 @@ FULL = Record(
     exit=Exit(code=137, signal=9, oom=True, at=0.5),
     stopping=float("inf"),
     stop_by=11.0,
+    restarts=3,
+    tries=2,
+    again_at=12.0,
+    deadline=13.0,
+    stopped=True,
+    health="unhealthy",
 )
 
 

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import logging
 import signal
 import time
 from collections.abc import Awaitable
 from functools import partial
-from typing import Protocol
+from typing import Literal, Protocol
 
+from msgspec import UNSET
+
+from joey.engine import events, health, update
 from joey.engine.attached import Attached
+from joey.engine.clocks import Clocks
 from joey.engine.launching import Launched, Request, check_signal, send_signal
 from joey.engine.lifecycle import step
 from joey.engine.logs import Logs
@@ -20,6 +25,7 @@ from joey.engine.output import Output
 from joey.engine.record import (
     Action,
     ArmKillTimer,
+    Changed,
     Cleared,
     Event,
     ForgetChild,
@@ -31,8 +37,8 @@ from joey.engine.record import (
     NotifyWaiters,
     Persist,
     Phase,
-    Policy,
     Record,
+    Recovered,
     Release,
     RemoveRecord,
     Run,
@@ -43,11 +49,13 @@ from joey.engine.record import (
 from joey.engine.record import Launched as HasLaunched
 from joey.engine.schema import Row
 from joey.engine.store import Store
+from joey.engine.timers import Timers
 from joey.host.cgroup_files import CgroupError
 from joey.model import codec
-from joey.model.errors import Broken, Conflict, Invalid, JoeyError, NotFound, from_os
+from joey.model.cgroup import Unenforceable as CgroupUnenforceable
+from joey.model.errors import Broken, Conflict, HostFailed, Invalid, JoeyError, NotFound, Unenforceable, from_os
 from joey.model.slot import Slot
-from joey.model.spec import SandboxSpec
+from joey.model.spec import HealthCheck, Process, SandboxSpec, Update
 from joey.model.views import Exit, Sandbox
 from joey.plan import flags as f
 
@@ -61,7 +69,10 @@ class Context(Protocol):
     store: Store
     kept: Logs
     launches: asyncio.Semaphore
+    timers: Timers
+    news: events.Events
 
+    async def execute(self, box: Box, process: Process, *, detach: bool = False, tag: str = "") -> Attached: ...
     def forget(self, launched: Launched) -> None: ...
     def expect(self, key: int, box: Box) -> None: ...
     def unexpect(self, key: int) -> None: ...
@@ -86,7 +97,12 @@ class Box:
     ) -> None:
         self.id, self.name, self.spec, self.created, self.owner = id, name, spec, created, owner
         self._encoded = codec.encode(spec)
-        self.record = Record(policy=Policy(remove=spec.remove, stop_signal=signal_number(spec.stop_signal)))
+        self.record = Record(policy=update.policy(spec, signal_number(spec.stop_signal)))
+        self.clocks = Clocks(context.timers, self.apply, partial(context.store.next_number, "key"), self._look)
+        self.clocks.watched = self._watched
+        self.durable = False
+        """Whether the next launch is answered only once it is on disk; `on_disk` then is what `Store.flushed` gave."""
+        self.on_disk: asyncio.Future[JoeyError | None] | None = None
         self.request: Request | None = None
         self.slot: Slot | None = None
         self.launched: Launched | None = None
@@ -120,6 +136,10 @@ class Box:
             tty=spec.process.tty,
             labels=spec.labels,
             owner=self.owner,
+            restarts=record.restarts,
+            deadline=record.deadline,
+            restart_at=record.again_at,
+            health=record.health,
         )
 
     def row(self) -> Row:
@@ -138,9 +158,21 @@ class Box:
 
     def apply(self, event: Event) -> None:
         """Take an event and do what follows. Raises Conflict if the state forbids it."""
-        self.record, actions = step(self.record, event)
+        before = self.record
+        self.record, actions = step(before, event)
         for action in actions:
             self._perform(action)
+        if actions or isinstance(event, Recovered):
+            for type, data in events.told(before, event, self.record):
+                self.tell(type, **data)
+            if not self.removed.done():
+                self.clocks.follow(self.record, self.spec.health)
+
+    def tell(self, type: str, **data: str | int | float | bool | None) -> None:
+        """An event `sandbox.` of this one."""
+        self._context.news.emit(
+            f"sandbox.{type}", sandbox=self.id, name=self.name, labels=self.spec.labels, owner=self.owner, **data
+        )
 
     def _perform(self, action: Action) -> None:
         match action:
@@ -166,7 +198,7 @@ class Box:
             case RemoveRecord():
                 self._remove()
 
-    def _queue(self, work: Awaitable[None]) -> None:
+    def _queue(self, work: Awaitable[None]) -> asyncio.Task[None]:
         """One action after another: a signal that comes before a thaw is sent before it."""
         previous = self._last
 
@@ -175,7 +207,8 @@ class Box:
                 await asyncio.wait((previous,))
             await work
 
-        self._last = asyncio.ensure_future(run())
+        self._last = task = asyncio.ensure_future(run())
+        return task
 
     async def settled(self) -> None:
         """Return when all that was queued is done. Raises what went wrong in the last of it."""
@@ -205,11 +238,15 @@ class Box:
     async def _start(self, key: int) -> Launched:
         launching, pool = self._machine.launching, self._machine.pool
         if self.request is None:
-            self.request = launching.complete(self.spec)
+            self.request = launching.complete(self.spec, self.id)
         prepared = await (pool.revive(self.slot, self._has_files(self.slot)) if self.slot else pool.take())
         try:
             self.slot = prepared.slot
             self._context.store.save(self.row())
+            if (
+                self.durable
+            ):  # the launch takes longer than the disk; what is found running later needs no more than this
+                self.durable, self.on_disk = False, self._context.store.flushed()
             return await launching.start(self.request, prepared, key)
         finally:
             prepared.close()
@@ -291,7 +328,7 @@ class Box:
         try:
             await asyncio.to_thread(cgroup.freeze if freeze else cgroup.thaw, slot)
         except (CgroupError, TimeoutError) as error:
-            self.apply(FreezerFailed(key, frozen=not freeze))
+            self.apply(FreezerFailed(key, frozen=not freeze, at=time.time()))
             raise Broken("freeze" if freeze else "thaw", str(error), "try again, or kill it") from error
 
     async def wait(self) -> Exit:
@@ -313,6 +350,76 @@ class Box:
         else:
             raise Conflict("state", "cannot attach to it: it is not running", "start it first, or read its log")
         return attached
+
+    # --- changes -----------------------------------------------------------------------------------------------------
+
+    async def change(self, change: Update) -> None:
+        """All of it or nothing. Raises JoeyError naming the field."""
+        update.changed(self.spec, change, self._machine.facts.limits)  # what is wrong in itself need not wait
+        await asyncio.shield(self._queue(self._change(change)))
+
+    async def _change(self, change: Update) -> None:
+        """In its turn: a launch before it is done, and a Release after it clears away what it has made."""
+        old, new = self.spec, update.changed(self.spec, change, self._machine.facts.limits)
+        deadline: float | Literal["keep"] | None = "keep"
+        if change.timeout is not UNSET:
+            deadline = None if change.timeout is None else time.time() + change.timeout
+        event = Changed(update.policy(new, self.record.policy.stop_signal), deadline)
+        step(self.record, event)  # refuses before anything is done
+        request = self._machine.launching.complete(new, self.id)
+        self._machine.launching.check(request)
+        if self.alive and self.slot is not None and new.resources != old.resources:
+            await self._limit(self.slot, old, new)
+        self.spec, self.request, self._encoded = new, request, codec.encode(new)
+        self.apply(event)
+        self.clocks.rearm()
+        self.clocks.follow(self.record, new.health)
+        self._context.store.save(self.row())
+        self.tell("updated")
+
+    async def _limit(self, slot: Slot, old: SandboxSpec, new: SandboxSpec) -> None:
+        try:
+            await asyncio.to_thread(self._machine.cgroup.update, slot.name, old.resources, new.resources)
+        except CgroupUnenforceable as error:
+            raise Unenforceable(f"resources.{error.field}", error.reason, error.remedy) from None
+        except CgroupError as error:
+            if error.errno == errno.EBUSY:
+                raise Conflict("resources.memory", f"it uses more than that: {error}", "ask for more") from error
+            raise HostFailed("change limits", str(error), error.remedy, errno=error.errno or 0) from error
+
+    async def reclaim(self) -> None:
+        """Have the kernel take back what it can of a paused one's memory. Tells how much."""
+        slot = self.slot
+        if slot is not None and self.record.phase is Phase.PAUSED:
+            try:
+                gained = await asyncio.to_thread(self._machine.cgroup.reclaim, slot.name)
+            except CgroupError as error:
+                raise Unenforceable("reclaim", str(error), error.remedy or "pause without it") from error
+            self.tell("reclaimed", bytes=gained)
+
+    # --- health ------------------------------------------------------------------------------------------------------
+
+    async def _look(self, check: HealthCheck) -> None:
+        """One check. Raises Unhealthy, OSError, JoeyError."""
+        pid = self.record.pid
+        if pid is None:
+            raise health.Unhealthy("it does not run")
+        if check.tcp is not None:
+            await health.knock(pid, check.tcp)
+        elif check.http:
+            await health.get(pid, check.http)
+        else:
+            process = await self._context.execute(self, Process(argv=check.command), detach=True)
+            try:
+                exit = await process.wait()
+            except asyncio.CancelledError:
+                await process.signal(signal.SIGKILL)
+                raise
+            if exit.code:
+                raise health.Unhealthy(f"code {exit.code}")
+
+    def _watched(self) -> bool:
+        return self.output is not None and self.output.watched
 
     # --- the end -----------------------------------------------------------------------------------------------------
 
@@ -340,6 +447,7 @@ class Box:
         while self._last is not None and not self._last.done():
             await asyncio.wait((self._last,))
         self._disarm()
+        self.clocks.close()
         if self.output is not None:
             self.output.close()
         for attached in self._early:
@@ -347,6 +455,8 @@ class Box:
 
     def _remove(self) -> None:
         self._disarm()
+        self.clocks.close()
+        self.tell("removed")
         self._answer(NotFound("sandbox", f"{self.name or self.id} was removed before it was started"))
         for attached in self._early:
             attached.end()

@@ -6,11 +6,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 import msgspec
 
-from joey.model.views import Exit, State
+from joey.model.spec import Restart
+from joey.model.views import Exit, Health, State
 
 SIGKILL = 9
 SIGTERM = 15
@@ -38,10 +39,16 @@ class Run(StrEnum):
 
 
 class Policy(msgspec.Struct, frozen=True, kw_only=True):
-    """What the spec decides about a life. remove: the sandbox goes when its run ends."""
+    """What the spec decides about a life. remove: the sandbox goes when its run ends. timeout: seconds from a start
+    that was asked for, restarts included. idle: seconds of quiet.
+    """
 
     remove: bool = False
     stop_signal: int = SIGTERM
+    restart: Restart = Restart()
+    timeout: float | None = None
+    idle: float | None = None
+    on_timeout: Literal["kill", "pause"] = "kill"
 
 
 # --- events ----------------------------------------------------------------------------------------------------------
@@ -112,7 +119,39 @@ class PauseAsked:
 
 @dataclass(frozen=True, slots=True)
 class ResumeAsked:
-    pass
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Due:
+    """What `Record.due` says has come. key: as of StartAsked, for a restart."""
+
+    at: float
+    key: int
+
+
+@dataclass(frozen=True, slots=True)
+class Idle:
+    """Nobody has wanted anything of the run `key` for as long as the policy says."""
+
+    key: int
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
+class HealthSeen:
+    """What the health checks of the run `key` amount to now."""
+
+    key: int
+    health: Health
+
+
+@dataclass(frozen=True, slots=True)
+class Changed:
+    """Another policy. deadline: from now on; "keep" for the one there is."""
+
+    policy: Policy
+    deadline: float | Literal["keep"] | None = "keep"
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +160,7 @@ class FreezerFailed:
 
     key: int
     frozen: bool
+    at: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,6 +206,10 @@ Event: TypeAlias = (
     | PauseAsked
     | ResumeAsked
     | FreezerFailed
+    | Due
+    | Idle
+    | HealthSeen
+    | Changed
     | RemoveAsked
     | Cleared
     | Recovered
@@ -259,6 +303,12 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     exit      of the last run that ended, also of a launch that failed
     stopping  the timeout to stop with once the launch is answered
     stop_by   when SIGKILL is due, None if it is not
+    restarts  runs that the policy began since the last start that was asked for
+    tries     of them in a row, without a good run between
+    again_at  when the next of them is due, None if none is
+    deadline  when the timeout acts on this run and what follows it, None if it does not
+    stopped   somebody wanted the last run to end, or the timeout did
+    health    of the present run, None without checks
     early     the end that came before the answer to the launch; not kept on disk, the launcher tells it again
     """
 
@@ -274,12 +324,27 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     exit: Exit | None = None
     stopping: float | None = None
     stop_by: float | None = None
+    restarts: int = 0
+    tries: int = 0
+    again_at: float | None = None
+    deadline: float | None = None
+    stopped: bool = False
+    health: Health | None = None
     early: Exited | Lost | None = None
 
     @property
     def over(self) -> bool:
         """Whether a waiter has its answer now, in `exit`: there was a run, and none is under way or asked for."""
         return self.run is Run.NONE and self.exit is not None
+
+    @property
+    def due(self) -> float | None:
+        """When to give Due: whoever performs the actions looks after every event. None: not as things stand."""
+        if self.run is Run.ALIVE and self.phase in (Phase.RUNNING, Phase.PAUSED):
+            return self.deadline
+        if self.again_at is None or self.deadline is None:
+            return self.again_at
+        return min(self.again_at, self.deadline)
 
     @property
     def gone(self) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import sqlite3
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,7 +11,7 @@ from pathlib import Path
 import msgspec
 
 from joey.engine.record import Phase, Policy, Record, Run
-from joey.model.errors import Broken, Exhausted, JoeyError, NotPermitted
+from joey.model.errors import Broken, Exhausted, Invalid, JoeyError, NotPermitted, from_os
 from joey.model.views import Exit
 
 MIGRATIONS: tuple[str, ...] = (
@@ -31,6 +33,9 @@ MIGRATIONS: tuple[str, ...] = (
     DROP INDEX living_names;
     CREATE UNIQUE INDEX living_names ON sandboxes (owner, name) WHERE phase != 'removing' AND name != '';
     """,
+    """
+    CREATE TABLE processes (key INTEGER PRIMARY KEY, sandbox TEXT NOT NULL, record TEXT NOT NULL);
+    """,
 )
 """Entry n leads from version n to n + 1 (PRAGMA user_version). One that was released is never changed."""
 
@@ -38,7 +43,10 @@ _HEAD = ("id", "name", "image", "spec", "created", "slot", "base", "launcher", "
 _RECORD = (
     "phase", "run", "key", "pid", "held", "files", "started", "finished", "exit", "stopping", "stop_by", "policy",
 )  # fmt: skip
-COLUMNS = (*_HEAD, *_RECORD)
+COLUMNS = (*_HEAD, *_RECORD, "life")
+_LIFE = ("restarts", "tries", "again_at", "deadline", "stopped", "health")
+"""What of a record is kept as JSON in one column, the fields that are not as they were at first."""
+_FRESH = Record()
 
 
 class Row(msgspec.Struct, frozen=True, kw_only=True):
@@ -87,7 +95,12 @@ def to_columns(row: Row) -> tuple[object, ...]:
         record.stopping,
         record.stop_by,
         msgspec.json.encode(record.policy).decode(),
+        msgspec.json.encode(_life(record)).decode(),
     )
+
+
+def _life(record: Record) -> dict[str, object]:
+    return {name: value for name in _LIFE if (value := getattr(record, name)) != getattr(_FRESH, name)}
 
 
 def from_columns(values: Sequence[object]) -> Row:
@@ -99,6 +112,7 @@ def from_columns(values: Sequence[object]) -> Row:
     if record["exit"] is not None:
         record["exit"] = msgspec.json.decode(_bytes(record["exit"]), type=Exit)
     record["phase"], record["run"] = Phase(str(record["phase"])), Run(str(record["run"]))
+    record |= msgspec.json.decode(_bytes(given.pop("life")), type=dict)
     given["spec"], given["meta"] = _bytes(given["spec"]), _bytes(given["meta"])
     return msgspec.convert(given | {"record": msgspec.convert(record, Record)}, Row)
 
@@ -145,6 +159,30 @@ def _prepare(db: sqlite3.Connection, path: Path) -> None:
     db.execute("PRAGMA synchronous = NORMAL")
     for number in range(version, len(MIGRATIONS)):
         db.executescript(f"BEGIN IMMEDIATE; {MIGRATIONS[number]}; PRAGMA user_version = {number + 1}; COMMIT;")
+
+
+def back_up(path: Path, copy: Path) -> None:
+    """Copy the database at `path`, which may be in use, as the new file `copy` (sqlite.org/backup.html). See
+    `Store.backup`.
+    """
+    try:
+        os.close(os.open(copy, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW, 0o600))
+    except FileExistsError as error:
+        raise Invalid("path", f"{copy} is there already", "name a new file") from error
+    except OSError as error:
+        raise from_os(f"make {copy}", error) from error
+    try:
+        with (
+            contextlib.closing(sqlite3.connect(path, timeout=5.0)) as source,
+            contextlib.closing(sqlite3.connect(copy)) as target,
+        ):
+            source.backup(target)
+            target.execute("PRAGMA journal_mode = DELETE")  # one file, with nothing beside it
+        with copy.open("rb+") as file:
+            os.fsync(file.fileno())
+    except (sqlite3.Error, OSError) as error:
+        copy.unlink(missing_ok=True)
+        raise explain(copy, error) from error
 
 
 def damaged(path: Path, what: str) -> Broken:

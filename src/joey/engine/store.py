@@ -1,9 +1,13 @@
 """What survives a restart of the engine: SQLite in one file, written by one thread in groups.
 
 `save` and `delete` only note what is to be written; the writer thread commits what was noted in the last 20 ms as one
-transaction, of several saves of one sandbox only the last. What is committed survives the end of this process at once,
-a power failure from the next checkpoint on (WAL with synchronous=NORMAL, sqlite.org/wal.html). `flush` waits until all
-noted so far is committed.
+transaction, of several saves of one sandbox only the last. `flush` waits until all noted so far is committed: at once
+when it comes alone, together with others that come just then. What is committed survives the end of this process at
+once, a power failure from the next checkpoint on (WAL with synchronous=NORMAL, sqlite.org/wal.html).
+
+`backup` copies the database while it is in use. To restore: end the engine, put the copy in place of state.db and
+remove state.db-wal and state.db-shm, if they are there. What ran when the copy was made and is gone has then been lost
+(code 125), what runs and is not in the copy is ended.
 
 A commit that fails (disk full) loses nothing: it is tried again every second, and `flush` reports it.
 """
@@ -15,21 +19,22 @@ import contextlib
 import logging
 import sqlite3
 import threading
-from collections.abc import Callable
+import time
 from pathlib import Path
 from typing import Literal, TypeAlias
 
 import msgspec
 
-from joey.engine.schema import COLUMNS, Row, damaged, explain, from_columns, open_database, to_columns
+from joey.engine.schema import COLUMNS, Row, back_up, damaged, explain, from_columns, open_database, to_columns
 from joey.model.errors import Broken, JoeyError
 from joey.model.image import Layer
 
-Counter: TypeAlias = Literal["key", "slot"]
+Counter: TypeAlias = Literal["key", "slot", "event"]
 
-_COUNTERS: tuple[Counter, ...] = ("key", "slot")
+_COUNTERS: tuple[Counter, ...] = ("key", "slot", "event")
 _GROUP_SECONDS = 0.02
 _RETRY_SECONDS = 1.0
+_CROWD, _CROWD_SECONDS = 3, 0.004
 _SKIPPED = 1 << 16
 """Numbers a counter leaves out after a crash: more than can have been given since its last commit."""
 
@@ -51,10 +56,12 @@ class _Batch:
     def __init__(self) -> None:
         self.sandboxes: dict[str, Row | None] = {}
         self.layers: dict[str, Layer | None] = {}
+        self.processes: dict[int, tuple[str, bytes] | None] = {}
 
     def update(self, newer: _Batch) -> None:
         self.sandboxes.update(newer.sandboxes)
         self.layers.update(newer.layers)
+        self.processes.update(newer.processes)
 
 
 class Store:
@@ -74,7 +81,8 @@ class Store:
             raise explain(path, error) from error
         self._counters_saved = dict(self._counters)
         self._batch = _Batch()
-        self._waiting: list[Callable[[JoeyError | None], None]] = []
+        self._waiting: list[asyncio.Future[JoeyError | None]] = []
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._lock = threading.Lock()  # of batch and waiting
         self._work = threading.Event()
         self._hurry = threading.Event()
@@ -121,6 +129,25 @@ class Store:
             self._batch.layers[id] = None
         self._wake()
 
+    def save_process(self, key: int, sandbox: str, record: bytes) -> None:
+        """Note a process that exec started: JSON of `engine.execs.Record`."""
+        with self._lock:
+            self._batch.processes[key] = (sandbox, record)
+        self._wake()
+
+    def delete_process(self, key: int) -> None:
+        with self._lock:
+            self._batch.processes[key] = None
+        self._wake()
+
+    def load_processes(self) -> list[tuple[int, str, bytes]]:
+        """(key, sandbox, record) as on disk, oldest first. To be called before anything is saved. Raises Broken."""
+        try:
+            rows = self._db.execute("SELECT key, sandbox, record FROM processes ORDER BY key").fetchall()
+        except sqlite3.Error as error:
+            raise explain(self._path, error) from error
+        return [(key, sandbox, record.encode()) for key, sandbox, record in rows]
+
     def next_number(self, counter: Counter) -> int:
         """A number this counter has never given, not even before a crash. They count up from 1."""
         number = self._counters[counter]
@@ -128,27 +155,41 @@ class Store:
         self._wake()
         return number
 
-    async def flush(self) -> None:
-        """Return when all that was noted before is committed. Raises what prevents it; it will be tried again."""
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[JoeyError | None] = loop.create_future()
+    def last_number(self, counter: Counter) -> int:
+        """The one given last, 0 or what a crash has skipped to if there was none."""
+        return self._counters[counter] - 1
 
-        def set_result(error: JoeyError | None) -> None:
-            if not future.done():
-                future.set_result(error)
-
-        def tell(error: JoeyError | None) -> None:
-            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
-                loop.call_soon_threadsafe(set_result, error)
-
+    def flushed(self) -> asyncio.Future[JoeyError | None]:
+        """Done when all that was noted before is committed, with what prevents it or None. Asks for it at once: time
+        that is spent otherwise meanwhile is gained. Raises Broken when closed.
+        """
+        self._loop = asyncio.get_running_loop()
+        future: asyncio.Future[JoeyError | None] = self._loop.create_future()
         with self._lock:
             if self._closing:
                 raise Broken(str(self._path), "closed")
-            self._waiting.append(tell)
-        self._hurry.set()
-        self._work.set()
-        if error := await future:
+            self._waiting.append(future)
+        if not self._hurry.is_set():
+            self._hurry.set()
+            self._work.set()
+        return future
+
+    async def flush(self) -> None:
+        """Return when all that was noted before is committed. Raises what prevents it; it will be tried again."""
+        if error := await self.flushed():
             raise error
+
+    def _tell(self, waiting: list[asyncio.Future[JoeyError | None]], error: JoeyError | None) -> None:
+        """From the writer: all that wait are woken by one call into their loop."""
+
+        def settle() -> None:
+            for future in waiting:
+                if not future.done():
+                    future.set_result(error)
+
+        if waiting and self._loop is not None:
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+                self._loop.call_soon_threadsafe(settle)
 
     async def close(self) -> None:
         """Commit and close. Raises what prevents the commit; it is closed all the same. Done again: nothing."""
@@ -162,6 +203,14 @@ class Store:
             self._hurry.set()
             self._work.set()
             await asyncio.to_thread(self._thread.join)
+
+    async def backup(self, path: Path) -> None:
+        """A consistent copy of all that was noted before, as a new file at `path`, mode 0600. Writing goes on.
+
+        Raises Invalid (field "path") if there is something already, else as opening does; nothing is left then.
+        """
+        await self.flush()
+        await asyncio.to_thread(back_up, self._path, path)
 
     def _wake(self) -> None:
         if not self._work.is_set():
@@ -185,19 +234,21 @@ class Store:
             error = self._commit(pending, exact=closing)
             if error is None:
                 pending = _Batch()
-            for tell in waiting:
-                tell(error)
+            self._tell(waiting, error)
+            if len(waiting) >= _CROWD and not closing:  # they come in a burst: let more of them share the next commit
+                time.sleep(_CROWD_SECONDS)
         self._db.close()
 
     def _commit(self, batch: _Batch, *, exact: bool) -> JoeyError | None:
         """One transaction."""
         counters = dict(self._counters)
-        if not (batch.sandboxes or batch.layers or exact or counters != self._counters_saved):
+        if not (batch.sandboxes or batch.layers or batch.processes or exact or counters != self._counters_saved):
             return None
         try:
             self._db.execute("BEGIN IMMEDIATE")
             self._write_sandboxes(batch.sandboxes)
             self._write_layers(batch.layers)
+            self._write_processes(batch.processes)
             self._write_counters(counters, exact=exact)
             self._db.execute("COMMIT")
         except Exception as error:  # whatever it is, this thread must live to try again
@@ -241,6 +292,11 @@ class Store:
                 self._db.execute("DELETE FROM layers WHERE id = ?", (id,))
             else:
                 self._db.execute("INSERT OR REPLACE INTO layers (id, source) VALUES (?, ?)", (id, layer.source))
+
+    def _write_processes(self, changed: dict[int, tuple[str, bytes] | None]) -> None:
+        self._db.executemany("DELETE FROM processes WHERE key = ?", [(key,) for key in changed])
+        rows = [(key, one[0], one[1].decode()) for key, one in changed.items() if one is not None]
+        self._db.executemany("INSERT INTO processes (key, sandbox, record) VALUES (?, ?, ?)", rows)
 
     # --- counters ----------------------------------------------------------------------------------------------------
     # Written with each commit. After a clean close they go on where they were (exact), after a crash further up.

@@ -13,12 +13,18 @@ import logging
 import secrets
 import time
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from pathlib import Path
 
+from joey import images
 from joey._version import __version__
-from joey.engine import recovery, reset
+from joey.engine import recovery, reset, restart
+from joey.engine.attached import Attached
 from joey.engine.box import Box
+from joey.engine.events import Events, Wanted
 from joey.engine.ends import exit_of_child
 from joey.engine.execs import Execs
+from joey.engine.files import BoxFiles
+from joey.engine.files_helper import Helpers
 from joey.engine.fleet import Shard
 from joey.engine.interface import Attachment, Filter, LogQuery, Started
 from joey.engine.launching import Launched, check_signal
@@ -37,13 +43,14 @@ from joey.engine.record import (
     StopAsked,
 )
 from joey.engine.store import Store
+from joey.engine.timers import Timers
 from joey.host.cgroup_files import CgroupError
 from joey.host.instance import Instance
 from joey.host.launcher import LauncherGone
 from joey.host.wire import Child
 from joey.model.errors import Broken, Busy, Conflict, Invalid, JoeyError, from_os
-from joey.model.spec import Process, SandboxSpec
-from joey.model.views import Detail, DiskUsage, Exit, LogEntry, Node, ResetReport, Sandbox, Stats
+from joey.model.spec import Process, SandboxSpec, Update
+from joey.model.views import Detail, DiskUsage, Event, Exit, LogEntry, Node, ProcessView, ResetReport, Sandbox, Stats
 
 LAUNCHES_AT_ONCE = 16
 """Starts in flight: more would only wait for each other in the kernel (mount and network namespace locks)."""
@@ -66,10 +73,13 @@ class Engine:
         self.store: Store
         self.kept = Logs(instance.logs, fast=instance.scratch / ".logs")
         self.launches: asyncio.Semaphore
+        self.timers: Timers
+        self.news: Events
         self._slots = slots
         self._boxes: Registry[Box] = Registry()
         self._keys: dict[int, Box] = {}
-        self._execs: Execs
+        self.execs: Execs
+        self.helpers: Helpers
         self._to_forget: dict[Shard, list[int]] = {}
         self._forgetting: asyncio.Task[None] | None = None
         self._launching = 0
@@ -85,9 +95,12 @@ class Engine:
         except BaseException:
             self.machine.abandon()
             raise
+        self.timers = Timers()
+        self.news = Events(lambda: self.store.next_number("event"), self.store.last_number("event"))
         self.machine.start_pool(lambda: self.store.next_number("slot"))
         self.machine.pool.crowded = lambda: self._launching > _CROWD
-        self._execs = Execs(self.machine.launching, self.store, self.forget)
+        self.execs = Execs(self.machine.launching, self.store, self.forget)
+        self.helpers = Helpers(self.machine.launching, self.store)
         self._open = True
         gc.set_threshold(*_GC_THRESHOLDS)
         try:
@@ -113,16 +126,24 @@ class Engine:
         if not self._open:
             return
         self._open = False
+        self.timers.close()
+        self.news.close()
         await asyncio.gather(*(box.leave() for box in self.boxes))
-        self._execs.leave()
+        self.execs.leave()
+        await self.helpers.close()
         if self._forgetting is not None:
             await self._forgetting
         with contextlib.suppress(JoeyError):
             await self.store.flush()
         await self.machine.close(stop_launchers=stop_launcher)
+        await images.close(self.instance)
         self.kept.close()
         with contextlib.suppress(JoeyError):  # has been logged, and told to whoever asked for it
             await self.store.close()
+
+    async def backup(self, path: Path) -> None:
+        """See the interface."""
+        await self.store.backup(path)
 
     async def reset(self) -> ResetReport:
         return await reset.reset(self)
@@ -139,29 +160,41 @@ class Engine:
     async def create(self, spec: SandboxSpec, *, owner: str = "") -> Sandbox:
         box = self._new(spec, owner)
         try:
-            box.request = self.machine.launching.complete(spec)
+            await self._complete(box)
+            assert box.request is not None
             self.machine.launching.check(box.request)
         except BaseException:
-            self._boxes.drop(box)
+            self.gone(box)
             raise
         self.store.save(box.row())
+        box.tell("created")
+        await self.store.flush()
         return box.view()
 
+    async def _complete(self, box: Box) -> None:
+        """Look at everything the spec names, and have its image, pulled if need be, until the box is gone."""
+        if not images.local(box.spec):
+            await images.ensure(self.instance, box.spec, box.id)
+            if box.record.phase is Phase.REMOVING:
+                raise Conflict("state", "it was removed while its image was pulled")
+        box.request = self.machine.launching.complete(box.spec, box.id)
+
     async def start(self, ref: str) -> Sandbox:
-        box = self.find(ref)
-        await self._start(box)
+        box = self._touched(ref)
+        await self._start(box, durable=True)
         return box.view()
 
     async def run(self, spec: SandboxSpec, *, attach: bool = False, owner: str = "") -> Started:
         box = self._new(spec, owner)
         try:
-            box.request = self.machine.launching.complete(spec)
+            await self._complete(box)
         except BaseException:
-            self._boxes.drop(box)
+            self.gone(box)
             raise
         attached = box.attach() if attach else None
+        box.tell("created")
         try:
-            await self._start(box)
+            await self._start(box, durable=not attach)
         except JoeyError:
             await self._remove(box, force=True)
             raise
@@ -170,49 +203,66 @@ class Engine:
             raise
         return Started(box.view(), attached)
 
-    async def _start(self, box: Box) -> None:
+    async def _start(self, box: Box, *, durable: bool) -> None:
+        """durable: return only when it will be found again, whatever happens. Raises JoeyError."""
         if self._launching >= LAUNCHES_WAITING:
             raise Busy("launches", f"{self._launching} starts are waiting already", "try again later", retry_after=5)
         self._launching += 1
         try:
+            box.durable, box.on_disk = durable, None
             box.apply(StartAsked(self.store.next_number("key")))
             await box.answer()
+            if box.on_disk is not None and (error := await box.on_disk):
+                raise error
         finally:
             self._launching -= 1
 
     async def stop(self, ref: str, timeout: float | None = None) -> Sandbox:
-        box = self.find(ref)
+        box = self._touched(ref)
         seconds = box.spec.stop_timeout if timeout is None else timeout
         if seconds < 0:
             raise Invalid("timeout", f"{seconds} seconds is negative")
         if box.record.run is not Run.NONE:
             box.apply(StopAsked(seconds, time.time()))
             await box.wait()
+        elif box.record.again_at is not None:
+            box.apply(StopAsked(seconds, time.time()))
         return box.view()
 
     async def kill(self, ref: str, signal: int) -> None:
-        box = self.find(ref)
+        box = self._touched(ref)
         check_signal(signal)
         box.apply(SignalAsked(signal))
         await box.settled()
 
-    async def pause(self, ref: str) -> Sandbox:
-        box = self.find(ref)
+    async def pause(self, ref: str, *, reclaim: bool = False) -> Sandbox:
+        box = self._touched(ref)
         box.apply(PauseAsked())
         await box.settled()
+        if reclaim:
+            await box.reclaim()
         return box.view()
 
     async def resume(self, ref: str) -> Sandbox:
-        box = self.find(ref)
-        box.apply(ResumeAsked())
+        box = self._touched(ref)
+        box.apply(ResumeAsked(time.time()))
         await box.settled()
         return box.view()
 
+    async def update(self, ref: str, change: Update) -> Sandbox:
+        box = self._touched(ref)
+        await box.change(change)
+        await self.store.flush()
+        return box.view()
+
     async def rename(self, ref: str, name: str) -> Sandbox:
-        box = self.find(ref)
+        box = self._touched(ref)
         if name != box.name:
+            before = box.name
             self._boxes.claim(box, name)
             self.store.save(box.row())
+            box.tell("renamed", before=before)
+            await self.store.flush()
         return box.view()
 
     async def remove(self, ref: str, *, force: bool = False) -> None:
@@ -222,6 +272,7 @@ class Engine:
         box.apply(RemoveAsked(force))
         self._boxes.unname(box)
         await asyncio.shield(box.removed)
+        await self.store.flush()
 
     async def wait(self, ref: str) -> Exit:
         return await self.find(ref).wait()
@@ -229,13 +280,55 @@ class Engine:
     # --- processes ---------------------------------------------------------------------------------------------------
 
     async def attach(self, ref: str) -> Attachment:
-        return self.find(ref).attach()
+        return self._touched(ref).attach()
 
-    async def exec(self, ref: str, process: Process, *, detach: bool = False) -> Attachment:
-        box = self.find(ref)
+    async def exec(
+        self, ref: str, process: Process, *, detach: bool = False, tag: str = "", keep: bool = False
+    ) -> Attachment:
+        box = self._touched(ref)
+        attached = await self.execute(box, process, detach=detach, tag=tag, keep=keep)
+        if box.spec.idle_timeout is not None:
+            box.clocks.hold()
+            asyncio.ensure_future(attached.wait()).add_done_callback(lambda _: box.clocks.release())
+        return attached
+
+    async def execute(
+        self, box: Box, process: Process, *, detach: bool = False, tag: str = "", keep: bool = False
+    ) -> Attached:
+        """Also for health checks: it does not count as somebody who wants something of the sandbox."""
         if box.record.phase is not Phase.RUNNING or box.launched is None or box.slot is None:
             raise Conflict("state", f"cannot run a process in it: it is {box.view().state}", "start or resume it first")
-        return await self._execs.start(box, process, output=not detach)
+        return await self.execs.start(box, process, output=not detach, tag=tag, keep=keep or detach)
+
+    async def processes(self, ref: str) -> Sequence[ProcessView]:
+        return self.execs.list(self.find(ref).id)
+
+    async def process(self, ref: str, id: str) -> ProcessView:
+        return self.execs.view(self.find(ref).id, id)
+
+    async def connect(self, ref: str, id: str) -> Attachment:
+        return self.execs.connect(self._touched(ref).id, id)
+
+    async def signal_process(self, ref: str, id: str, number: int) -> None:
+        await self.execs.signal(self._touched(ref).id, id, number)
+
+    async def wait_process(self, ref: str, id: str) -> Exit:
+        return await self.execs.wait(self.find(ref).id, id)
+
+    async def feed_process(self, ref: str, id: str, data: bytes, *, close: bool = False) -> None:
+        await self.execs.feed(self._touched(ref).id, id, data, close=close)
+
+    async def resize_process(self, ref: str, id: str, rows: int, cols: int) -> None:
+        self.execs.resize(self._touched(ref).id, id, rows, cols)
+
+    def files(self, ref: str) -> BoxFiles:
+        return BoxFiles(self._touched(ref), self.helpers)
+
+    def _touched(self, ref: str) -> Box:
+        """The sandbox of a request that does more than ask: it is not idle."""
+        box = self.find(ref)
+        box.clocks.touch()
+        return box
 
     # --- questions ---------------------------------------------------------------------------------------------------
 
@@ -273,6 +366,20 @@ class Engine:
         async for entry in self.kept.read(self.find(ref).id, query):
             yield entry
 
+    async def events(
+        self,
+        after: int | None = None,
+        *,
+        follow: bool = False,
+        types: Sequence[str] = (),
+        refs: Sequence[str] = (),
+        labels: dict[str, str | None] | None = None,
+        owner: str | None = None,
+    ) -> AsyncIterator[Event]:
+        wanted = Wanted(tuple(types), tuple(refs), labels or {}, owner)
+        async for event in self.news.read(after, follow=follow, wanted=wanted):
+            yield event
+
     async def explain(self, spec: SandboxSpec) -> str:
         launching = self.machine.launching
         return launching.check(launching.complete(spec)).describe()
@@ -307,7 +414,11 @@ class Engine:
         self._keys[key] = box
 
     def gone(self, box: Box) -> None:
+        self.execs.gone(box.id)
+        self.helpers.forget(box.id)
         self._boxes.drop(box)
+        if not images.local(box.spec):
+            images.release(self.instance, box.id)
 
     def unexpect(self, key: int) -> None:
         """There is no process of that key."""
@@ -349,7 +460,7 @@ class Engine:
         box = self._keys.get(child.key)
         if box is not None:
             box.apply(Exited(child.key, self.exit_of(box, child)))
-        elif not self._execs.ended(child):
+        elif not self.execs.ended(child):
             self._acknowledge(shard, child.key)
 
     def exit_of(self, box: Box, child: Child) -> Exit:
@@ -363,7 +474,7 @@ class Engine:
     def _held(self, key: int) -> Mapping[int, int]:
         """What of a process's streams is open here, for a launcher that takes it over."""
         box = self._keys.get(key)
-        output = self._execs.output(key) if box is None else box.output
+        output = self.execs.output(key) if box is None else box.output
         return output.descriptors() if output is not None else {}
 
     # --- names -------------------------------------------------------------------------------------------------------
@@ -371,6 +482,7 @@ class Engine:
     def _new(self, spec: SandboxSpec, owner: str) -> Box:
         if not self._open:
             raise Broken("engine", "it is not open")
+        restart.check(spec)
         box = Box(self, secrets.token_hex(12), "", spec, time.time(), owner)
         self._boxes.claim(box, spec.name)
         self._boxes.add(box)

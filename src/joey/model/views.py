@@ -12,6 +12,8 @@ from joey.model.spec import SandboxSpec
 State = Literal["created", "running", "paused", "exited", "dead"]
 """dead: it is being removed, and what it held is not yet proven free."""
 
+Health = Literal["starting", "healthy", "unhealthy"]
+
 
 class View(msgspec.Struct, frozen=True, kw_only=True):
     """Base: immutable. Unlike a request it may gain fields, so that an older client reads a newer engine."""
@@ -36,7 +38,8 @@ class Sandbox(View, frozen=True):
 
     id: 24 hexadecimal characters. argv: what runs, the image's defaults included. pid: of the host, None when not
     running. owner: "" the administrator's, else the id of an API key. restarts: runs the restart policy began.
-    deadline: when its timeout acts. health: None without a check.
+    deadline: when its timeout acts. restart_at: when the next of those runs begins, None if none does. health: None
+    without a check.
     """
 
     id: str
@@ -54,7 +57,8 @@ class Sandbox(View, frozen=True):
     owner: str = ""
     restarts: int = 0
     deadline: float | None = None
-    health: Literal["starting", "healthy", "unhealthy"] | None = None
+    restart_at: float | None = None
+    health: Health | None = None
 
 
 class ProcessView(View, frozen=True):
@@ -80,9 +84,10 @@ class Event(View, frozen=True):
     """Something happened. id: grows by one an event, also across restarts of the engine (some are left out after one
     that was killed). at: seconds since the epoch. owner: of the sandbox.
 
-    type: `sandbox.` created started exited (data: code, oom) paused resumed updated renamed removed oom health (data:
-    health) timeout restarting (data: seconds, restarts); `process.` started exited; `pool.` created filled removed;
-    `events.lost` (data: count). sandbox, name: "" where there is none.
+    type: `sandbox.` created started (data: restarts) exited (data: code, signal, oom, error) paused resumed reclaimed
+    (data: bytes) updated renamed (data: before) removed oom health (data: health) timeout (data: idle) restarting
+    (data: at, restarts); `process.` started exited; `pool.` created filled removed; `events.lost` (data: count).
+    sandbox, name: "" where there is none.
     """
 
     id: int

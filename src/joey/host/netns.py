@@ -1,0 +1,53 @@
+"""Sockets in another network namespace. A socket stays in the namespace it was made in (network_namespaces(7)), so one
+thread goes there, makes it and comes back; connecting is then anybody's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+from joey.host import sys
+
+_CLONE_NEWNET = 0x4000_0000  # <linux/sched.h>
+_thread = ThreadPoolExecutor(1, thread_name_prefix="joey-netns")
+_home = threading.local()
+
+
+async def connect(pid: int, host: str, port: int) -> socket.socket:
+    """A non-blocking TCP connection to an address (not a name) as processes in the network namespace of `pid` see it.
+
+    pid: of a child that its parent has not reaped, or it may be another's by now. Raises OSError, ProcessLookupError
+    if it has ended.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    loop = asyncio.get_running_loop()
+    made = await loop.run_in_executor(_thread, make, pid, family)
+    try:
+        made.setblocking(False)
+        await loop.sock_connect(made, (host, port))
+    except BaseException:
+        made.close()
+        raise
+    return made
+
+
+def make(pid: int, family: socket.AddressFamily, kind: socket.SocketKind = socket.SOCK_STREAM) -> socket.socket:
+    """A socket in the network namespace of `pid`. For threads of its own only: others would see it travel.
+
+    By pidfd (setns(2), Linux 5.8): nothing is opened by a path. Raises OSError.
+    """
+    if not hasattr(_home, "fd"):
+        _home.fd = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    there = sys.pidfd_open(pid)
+    try:
+        sys.setns(there, _CLONE_NEWNET)
+    finally:
+        os.close(there)
+    try:
+        return socket.socket(family, kind)
+    finally:
+        sys.setns(_home.fd, _CLONE_NEWNET)
