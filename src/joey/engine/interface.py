@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal, Protocol
 
 from joey.model.spec import Process, SandboxSpec, Update
@@ -311,6 +312,9 @@ class Engine(Protocol):
 
     async def disk_usage(self) -> Sequence[DiskUsage]:
         """What takes room, a row a kind."""
+
+    async def backup(self, path: Path) -> None:
+        """A consistent copy of the state as a new file at `path`, mode 0600. Raises Invalid if it exists."""
 
     async def reset(self) -> ResetReport:
         """Remove everything this instance ever made. Works on an engine that was never opened, or could not be."""

@@ -17,6 +17,7 @@ import signal
 import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import msgspec
 
@@ -339,6 +340,10 @@ class FakeEngine:
         """Logs are all it keeps."""
         size = sum(len(entry.data) for box in self._boxes for entry in box.log)
         return [DiskUsage(kind="logs", count=len(self._boxes), memory=size)]
+
+    async def backup(self, path: Path) -> None:
+        """It keeps nothing: the names of what there is."""
+        path.write_text("".join(f"{box.id} {box.name}\n" for box in self._boxes.values()))
 
     async def reset(self) -> ResetReport:
         """End and forget everything."""
