@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from joey.engine.ends import UNSEEN
 from joey.engine.interface import Filter, LogQuery
 from joey.engine.record import Run
 from joey.engine.supervisor import Engine
@@ -63,7 +64,15 @@ def taken_over(home: Path, work) -> None:
     asyncio.run(main())
 
 
-async def consistent(engine: Engine) -> list[Sandbox]:
+async def replaced(engine: Engine) -> None:
+    """Every launcher is there again, and has taken over what runs."""
+    fleet = engine.machine.fleet
+    await eventually(lambda: any(shard.life for shard in fleet.shards))
+    await eventually(lambda: not fleet._rescues)
+    assert not any(shard.gone for shard in fleet.shards)
+
+
+async def consistent(engine: Engine, execs: int = 0) -> list[Sandbox]:
     """Assert that records and reality agree; the sandboxes that run."""
     machine = engine.machine
     await eventually(lambda: not any(box.record.held and not box.alive for box in engine.boxes))
@@ -71,7 +80,7 @@ async def consistent(engine: Engine) -> list[Sandbox]:
     boxes = await engine.list(Filter(all=True))
     running = [box for box in boxes if box.state in ("running", "paused")]
     known = {child.pid for shard in machine.fleet.shards for child in await shard.launcher.list() if child.running}
-    assert {box.pid for box in running} == known
+    assert {box.pid for box in running} <= known and len(known) == len(running) + execs
     assert all(box.state in ("running", "exited", "created") for box in boxes)
     slots = {engine.find(box.id).slot.name for box in running}
     assert set(machine.cgroup.sweep()) == slots
@@ -211,15 +220,58 @@ def test_launcher_killed_with_sandboxes_running(home):
         await asyncio.sleep(0)
         for shard in engine.machine.fleet.shards:
             os.kill(shard.launcher.pid, signal.SIGKILL)
-        for end in await asyncio.gather(*waiting):
-            assert (end.code, end.error) == (125, "its launcher ended")
-        assert (await attached.wait()).code == 125
+        await replaced(engine)
+        assert await consistent(engine, execs=1) == list(reversed(boxes))
+        await attached.signal(signal.SIGKILL)
+        assert (await attached.wait()).signal == 9
         await attached.close()
-        assert await consistent(engine) == []
-        await eventually(lambda: gone(boxes))
-        again = await engine.start(boxes[1].id)
-        assert again.state == "running"
-        await consistent(engine)
+        await engine.kill(boxes[1].id, 9)
+        assert (await waiting[1]).signal == 9
+        again = await engine.exec(boxes[0].id, Process(argv=("sh", "-c", "exit 3")))
+        assert (await again.wait()).code == 3
+        await again.close()
+        assert (await engine.start(boxes[1].id)).state == "running"
+        await engine.stop(boxes[2].id, 0)
+        await engine.close()  # and the next engine finds them in the new launcher
+        engine = await opened(home)
+        assert {box.pid for box in await consistent(engine)} >= {boxes[i].pid for i in (0, 3, 4, 5)}
+        for one in waiting:
+            one.cancel()
+        await engine.reset()
+
+    asyncio.run(main())
+
+
+def test_exit_codes_and_output_around_the_end_of_a_launcher(home):
+    """What ends later is known as ever; what ended unseen says so; nobody who writes notices."""
+    script = "i=0; while [ $i -lt 40 ]; do echo $i; i=$((i+1)); sleep 0.01; done; exit 5"
+
+    async def main() -> None:
+        engine = await opened(home)
+        box = (await engine.run(SandboxSpec(image="host", process=Process(argv=("sh", "-c", script))))).sandbox
+        brief = (await engine.run(SLEEP)).sandbox
+        typing = SandboxSpec(image="host", process=Process(argv=("sh", "-c", "read x; exit $x"), stdin=True))
+        started = await engine.run(typing, attach=True)
+        fleet = engine.machine.fleet
+        start_launcher = fleet._start_launcher
+
+        async def later(number: int):
+            leaks.reap_orphans(set())
+            os.kill(brief.pid, signal.SIGKILL)
+            await eventually(lambda: gone([brief]))
+            return await start_launcher(number)
+
+        fleet._start_launcher = later
+        for shard in fleet.shards:
+            os.kill(shard.launcher.pid, signal.SIGKILL)
+        end = await engine.wait(brief.id)
+        assert (end.signal, end.error) in ((9, ""), (0, UNSEEN)) and end.code in (137, 125)
+        assert (await engine.wait(box.id)).code == 5
+        await eventually(lambda: engine.find(box.id).output.closed.done())
+        assert await text_of(engine, box.id) == b"".join(b"%d\n" % i for i in range(40))
+        await started.attachment.write(b"6\n")
+        assert (await started.attachment.wait()).code == 6
+        await started.attachment.close()
         await engine.reset()
 
     asyncio.run(main())
@@ -263,10 +315,26 @@ def test_launcher_killed_while_no_engine_is_there(home):
     for pid in asyncio.run(launchers()):
         os.kill(pid, signal.SIGKILL)
 
+    import time
+
+    time.sleep(1.2)  # some end, and pipes fill, while nobody is there
+
     async def check(engine: Engine) -> None:
-        assert await consistent(engine) == []
-        for box in await engine.list(Filter(all=True)):
-            assert (box.state, box.exit.code) == ("exited", 125) and "launcher" in box.exit.error
+        assert len(await consistent(engine)) == 10
+        ended = [box for box in await engine.list(Filter(all=True)) if box.state == "exited"]
+        assert sorted(box.name for box in ended) == ["e0", "e1"]
+        assert {(box.exit.code, box.exit.error) for box in ended} == {(125, UNSEEN)}
+
+        async def lines() -> list[bytes]:
+            return (await text_of(engine, "t5")).split()
+
+        before = len(await lines())
+        await eventually(lambda: engine.find("t5").output is not None)
+        while len(found := await lines()) < before + 10:
+            await asyncio.sleep(0.01)
+        assert found == [b"%d" % i for i in range(len(found))] and len(found) > 40
+        await engine.kill("t3", 9)
+        assert (await engine.wait("t3")).signal == 9
 
     taken_over(home, check)
 
