@@ -25,7 +25,7 @@ _EVERY = 0.1
 
 
 class PullBody(Value, frozen=True, kw_only=True):
-    """An image to fetch. platform: such as linux/arm64, this machine's own by default. policy: when to ask a registry."""
+    """An image to fetch. platform: such as linux/arm64, this machine's own by default. policy: when to ask for it."""
 
     reference: str
     platform: str = ""
@@ -132,7 +132,7 @@ def library_of(call: Call) -> library.Library:
 async def images(call: Call) -> Any:
     """Every image, the newest first."""
     own = library_of(call)
-    return [own.summary(one) for one in own.store.list()] if own.exists else []
+    return [own.summary(one) for one in own.store.all()] if own.exists else []
 
 
 async def image(call: Call) -> Any:

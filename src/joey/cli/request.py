@@ -30,6 +30,8 @@ OPTIONS = (
     ("--entrypoint", "PROGRAM", "Instead of the image's entrypoint"),
     ("--init", "", "An init as process 1: passes signals on, reaps"),
     ("--rootfs", "DIR", "A directory as root file system, instead of IMAGE"),
+    ("--pull", "missing|always|never", "When to ask the registry for IMAGE (missing)"),
+    ("--platform", "OS/ARCH[/VARIANT]", "Which of an image's platforms, this machine's by default"),
     ("--stop-signal", "SIGNAL", "What joey stop sends (SIGTERM)"),
     ("--stop-timeout", "SECONDS", "How long joey stop waits before it kills (10)"),
     ("-h --hostname", "NAME", "Host name inside"),
@@ -70,12 +72,11 @@ OPTIONS = (
 )  # fmt: skip
 
 _NETWORK = "publishing ports and networks of its own come with the network"
-_IMAGES = "it comes with images from registries"
 REFUSED = {
     **dict.fromkeys(("-p", "--publish", "-P", "--publish-all", "--expose", "--network-alias", "--net-alias"), _NETWORK),
     **dict.fromkeys(("--ip", "--ip6", "--mac-address", "--link", "--link-local-ip"), _NETWORK),
     **dict.fromkeys(("--add-host", "--dns", "--dns-option", "--dns-opt", "--dns-search", "--domainname"), _NETWORK),
-    **dict.fromkeys(("--pull", "--platform", "--disable-content-trust", "-q", "--quiet"), _IMAGES),
+    **dict.fromkeys(("--disable-content-trust", "-q", "--quiet"), "every digest is verified; progress: joey pull"),
     **dict.fromkeys(
         ("--health-cmd", "--health-interval", "--health-retries", "--health-start-period"), "health checks"
     ),
@@ -137,6 +138,9 @@ def _program(values, body, process):
         process["rlimits"] = [ulimit(text) for text in values["ulimit"]]
     if "umask" in values:
         process["umask"] = octal(values["umask"], "--umask")
+    if "pull" in values and values["pull"] not in ("missing", "always", "never"):
+        raise UsageError(f"--pull: {values['pull']!r} is none of missing, always, never")
+    _copy(values, body, (("pull", "pull"), ("platform", "platform")))
     if "stop_signal" in values:
         body["stop_signal"] = signal_name(values["stop_signal"])
     if "stop_timeout" in values:

@@ -1,12 +1,17 @@
-"""Images: from what the user names to directories that can be mounted. `resolve` is the only door."""
+"""Images: from what the user names to directories that can be mounted.
+
+`ensure` (may take a while: it pulls) and then `resolve` (takes nothing) are the doors for the engine.
+"""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from joey.model.errors import ImageError, Invalid
+from joey.model.errors import Invalid
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from joey.host.instance import Instance
     from joey.model.image import Image
     from joey.model.spec import SandboxSpec
@@ -14,10 +19,48 @@ if TYPE_CHECKING:
 _host: dict[str, Image] = {}
 
 
-def resolve(instance: Instance, spec: SandboxSpec) -> Image:
+def local(spec: SandboxSpec) -> bool:
+    """Whether the image is one that needs no store: this machine's own system, or a directory."""
+    return bool(spec.rootfs) or spec.image == "host"
+
+
+async def ensure(instance: Instance, spec: SandboxSpec, owner: str) -> None:
+    """Have the image of `spec`, pulled if need be, and hold it for the sandbox `owner` until `release`.
+
+    Not to be called where `local(spec)`. Raises Invalid, ImageError, RegistryFailed, Exhausted.
+    """
+    from joey.images import index, library
+
+    platform = index.parse_platform(spec.platform) if spec.platform else None
+    await library.of(instance).ensure(spec.image, owner, spec.pull, platform)
+
+
+def release(instance: Instance, owner: str) -> None:
+    """The sandbox is gone, or was never made. Nothing if it held nothing."""
+    from joey.images import library
+
+    library.of(instance).release(owner)
+
+
+def recover(instance: Instance, owners: Iterable[tuple[str, str]]) -> None:
+    """At the engine's start: (id, image) of every sandbox whose image is in the store. Raises Broken, Exhausted."""
+    from joey.images import library
+
+    library.of(instance).recover(owners)
+
+
+async def close(instance: Instance) -> None:
+    """End pulls and close the store."""
+    from joey.images import library
+
+    await library.close(instance)
+
+
+def resolve(instance: Instance, spec: SandboxSpec, owner: str = "") -> Image:
     """The image a sandbox is to run on. The first call for `host` writes its skeleton (tens of milliseconds).
 
-    Raises Invalid unless exactly one of image and rootfs is given, ImageError naming the field if it cannot be used,
+    owner: a sandbox keeps the image that `ensure` got for it, wherever its name leads later. Raises Invalid unless
+    exactly one of image and rootfs is given, ImageError naming the field if it cannot be used or is not here,
     HostFailed and its kin if the engine could not prepare it.
     """
     if bool(spec.image) == bool(spec.rootfs):
@@ -27,9 +70,9 @@ def resolve(instance: Instance, spec: SandboxSpec) -> Image:
 
         return rootfs.prepare(spec.rootfs, instance.home)
     if spec.image != "host":
-        raise ImageError(
-            "image", f"unknown image {spec.image!r}", "the image there is: host; or give a rootfs directory"
-        )
+        from joey.images import library
+
+        return library.of(instance).image(spec.image, owner)
     return _host_image(instance)
 
 

@@ -11,6 +11,8 @@ caught.
     │   ├── CannotExecute            422  126   found, but not executable
     │   └── ProgramNotFound          422  127   no such program inside
     ├── Busy                         503  125   a queue is full: come back later
+    ├── RegistryFailed               502  125   a registry cannot be reached, or does not answer as it should
+    │   └── RegistryDenied           403  125   it refuses us
     └── Broken                       500  125   the engine or the launcher failed
         ├── HostFailed               500  125   the kernel refused a step of the engine's own work
         │   └── Exhausted            507  125   because a disk, memory or a table of the host is full
@@ -119,6 +121,22 @@ class Busy(JoeyError):
     def __init__(self, where: str, message: str, remedy: str = "", *, retry_after: float = 1.0) -> None:
         super().__init__(where, message, remedy)
         self.retry_after = retry_after
+
+
+class RegistryFailed(JoeyError):
+    """A registry cannot be reached, stalls, or answers something else than it should."""
+
+    status = 502
+    code = "registry"
+    title = "Registry failed"
+
+
+class RegistryDenied(RegistryFailed):
+    """A registry refuses us: no credentials, wrong ones, or no right to this repository."""
+
+    status = 403
+    code = "registry-denied"
+    title = "Registry denied access"
 
 
 class Broken(JoeyError):

@@ -1,0 +1,266 @@
+"""What an engine and its API do with images: find, pull when needed, hold for a sandbox, push, remove, account for.
+
+One `Library` an instance (`of`). Everything heavy (HTTP client, the registry's code) is imported at the first use.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, Literal
+
+from joey.images import config as configuration
+from joey.images import reference, store_gc
+from joey.images.index import Platform
+from joey.images.store import Store, StoredImage
+from joey.model import codec
+from joey.model.errors import ImageError, Invalid
+from joey.model.image import Image, Layer
+
+if TYPE_CHECKING:
+    from joey.host.instance import Instance
+    from joey.images.pull import Listener
+
+Policy = Literal["missing", "always", "never"]
+POLICIES: tuple[Policy, ...] = ("missing", "always", "never")
+_REMEMBERED = 256
+_log = logging.getLogger(__name__)
+
+
+class Library:
+    """The images of an instance. Opens its store at the first use; belongs to one event loop."""
+
+    def __init__(self, instance: Instance) -> None:
+        self.instance = instance
+        self._store: Store | None = None
+        self._puller: Any = None
+        self._images: dict[str, Image] = {}
+        self._names: dict[str, str] = {}
+        self._held: dict[str, str] = {}
+
+    @property
+    def store(self) -> Store:
+        """Raises Broken, Exhausted naming images.db."""
+        if self._store is None:
+            self._store = Store(self.instance.images)
+        return self._store
+
+    @property
+    def exists(self) -> bool:
+        """Whether there ever was an image: an instance that needs none has no store."""
+        return self._store is not None or (self.instance.images / "images.db").exists()
+
+    async def close(self) -> None:
+        if self._puller is not None:
+            await self._puller.close()
+            self._puller = None
+        if self._store is not None:
+            self._store.close()
+            self._store = None
+
+    def config(self) -> configuration.RegistriesConfig:
+        return configuration.load(self.instance.home)
+
+    @property
+    def puller(self) -> Any:
+        """The joey.images.pull.Puller."""
+        if self._puller is None:
+            from joey.images.pull import Puller
+
+            self._puller = Puller(self.store, self.config)
+        return self._puller
+
+    # --- for sandboxes -----------------------------------------------------------------------------------------------
+
+    async def ensure(
+        self, name: str, owner: str, policy: Policy = "missing", platform: Platform | None = None
+    ) -> StoredImage | None:
+        """Have the image `name`, pulled as `policy` says, and hold it for `owner` until `release`.
+
+        What an owner holds stays the same whatever becomes of the name. None if it is held already. Raises ImageError,
+        RegistryFailed …
+        """
+        if owner and owner in self._held:
+            return None
+        found = await self.obtain(name, policy, platform)
+        if owner:
+            self.store.lease(f"sandbox:{owner}", found.digest)
+            self._held[owner] = found.digest
+        return found
+
+    async def obtain(
+        self, name: str, policy: Policy = "missing", platform: Platform | None = None, listener: Listener | None = None
+    ) -> StoredImage:
+        """The image of a name: the one that is here, or pulled."""
+        if policy != "always":
+            try:
+                found = self.store.find(name)
+                if platform is None or found.platform.startswith(str(platform)):
+                    return found
+                if policy == "never":
+                    raise ImageError("image", f"{name} is here for {found.platform}, not for {platform}")
+            except ImageError as error:
+                if policy == "never" or not _can_pull(name):
+                    raise ImageError("image", error.message, f"joey pull {name}") from None
+        from joey.images.pull import nobody
+
+        ref = reference.parse(name)
+        found = await self.puller.pull(ref, platform, listener or nobody)
+        self.changed()
+        return found
+
+    def image(self, name: str, owner: str = "") -> Image:
+        """The model's image of a name, or of what `owner` holds. Blocks for a file or two the first time.
+
+        Raises ImageError, Conflict, Invalid.
+        """
+        digest = self._held.get(owner, "") if owner else ""
+        if not digest:
+            digest = self._names.get(name, "") or self.store.find(name).digest
+            if len(self._names) > _REMEMBERED:
+                self._names.clear()
+            self._names[name] = digest
+        known = self._images.get(digest)
+        if known is None:
+            if len(self._images) > _REMEMBERED:
+                self._images.clear()
+            known = self._images[digest] = self._compose(self.store.find(digest))
+        return known if known.name == name else _named(known, name)
+
+    def _compose(self, stored: StoredImage) -> Image:
+        from joey.images import oci
+
+        store = self.store
+        # A layer that comes twice covers what its lower copy says, and overlay takes a directory once.
+        ids = tuple(dict.fromkeys(reversed(stored.diff_ids)))[::-1]
+        layers = tuple(Layer(f"sha256-{one[7:]}", str(store.layer_path(one))) for one in ids)
+        return oci.image(
+            stored.names[0] if stored.names else stored.digest, store.read_blob(stored.config.digest), layers
+        )
+
+    def release(self, owner: str) -> None:
+        """A sandbox is gone. Nothing if it held nothing."""
+        if self._held.pop(owner, None) is not None:
+            self.store.release(f"sandbox:{owner}")
+
+    def recover(self, owners: Iterable[tuple[str, str]]) -> None:
+        """At the engine's start. owners: (id, name of the image) of every sandbox there is: who is not among them has
+        gone unseen, and whose lease was not written before a crash gets it now.
+        """
+        alive = dict(owners)
+        if not self.exists:
+            return
+        store = self.store
+        store.reconcile(f"sandbox:{one}" for one in alive)
+        for owner, name in alive.items():
+            if (digest := store.leased(f"sandbox:{owner}")) is None:
+                try:
+                    digest = store.find(name).digest
+                except (ImageError, Invalid):
+                    continue
+                store.lease(f"sandbox:{owner}", digest)
+            self._held[owner] = digest
+        swept = store_gc.sweep(store)
+        if swept.layers or swept.blobs:
+            _log.info("images: removed %d layers and %d blobs that nothing names", len(swept.layers), swept.blobs)
+
+    def changed(self) -> None:
+        """Names may lead elsewhere now."""
+        self._names.clear()
+
+    # --- for people --------------------------------------------------------------------------------------------------
+
+    async def push(self, name: str, target: str, listener: Listener, *, chunk: int = 0) -> str:
+        """Push an image, under another name if `target` is one; → digest."""
+        from joey.images.push import push
+
+        image = self.store.find(name)
+        return await push(self.store, image, reference.parse(target or name), self.config(), listener, chunk=chunk)
+
+    def tag(self, name: str, new: str) -> str:
+        full = self.store.tag(name, new)
+        self.changed()
+        return full
+
+    async def remove(self, name: str, *, force: bool = False) -> tuple[list[str], list[str]]:
+        """(names, images) removed; the content goes too."""
+        found = self.store.remove(name, force=force)
+        self.changed()
+        await asyncio.to_thread(store_gc.sweep, self.store)
+        return found
+
+    async def prune(self, *, all: bool = False) -> store_gc.Swept:
+        found = await asyncio.to_thread(store_gc.prune, self.store, all=all, parts=True)
+        self.changed()
+        return found
+
+    def summary(self, image: StoredImage) -> dict[str, Any]:
+        """What a list shows of an image."""
+        tops = self.store.tops()
+        return {
+            "id": image.digest, "names": [reference.parse(name).familiar for name in image.names],
+            "digests": sorted({f"{reference.parse(n).repository}@{tops[n]}" for n in image.names if n in tops}),
+            "config": image.config.digest, "platform": image.platform, "created": image.created,
+            "added": image.added, "size": image.size, "layers": len(image.diff_ids),
+            "sandboxes": len(self.store.leases(image.digest)),
+        }  # fmt: skip
+
+    def detail(self, name: str) -> dict[str, Any]:
+        """All there is to know about an image."""
+        image = self.store.find(name)
+        config = codec.decode(dict, self.store.read_blob(image.config.digest))
+        layers = [
+            {"diff_id": diff_id, "blob": blob.digest, "media_type": blob.media_type, "compressed": blob.size,
+             "size": self.store.layer_size(diff_id)}
+            for diff_id, blob in zip(image.diff_ids, image.layers, strict=True)
+        ]  # fmt: skip
+        return {**self.summary(image), "media_type": image.media_type, "layers": layers, "oci": config}
+
+    def history(self, name: str) -> list[dict[str, Any]]:
+        """The steps an image was made in, the newest first; of each its layer's size."""
+        image = self.store.find(name)
+        config = codec.decode(dict, self.store.read_blob(image.config.digest))
+        steps = config.get("history")
+        sizes = [self.store.layer_size(diff_id) for diff_id in image.diff_ids]
+        found = []
+        for step in steps if isinstance(steps, list) else [{} for _ in sizes]:
+            step = step if isinstance(step, dict) else {}
+            size = 0 if step.get("empty_layer") or not sizes else sizes.pop(0)
+            found.append({
+                "created": step.get("created", ""), "created_by": step.get("created_by", ""), "size": size,
+                "comment": step.get("comment", ""), "empty_layer": bool(step.get("empty_layer")),
+            })  # fmt: skip
+        return found[::-1]
+
+
+def _can_pull(name: str) -> bool:
+    """Whether a registry could know it: not an id, and not a path or garbage."""
+    try:
+        reference.parse(name)
+    except Invalid:
+        return False
+    return True
+
+
+def _named(image: Image, name: str) -> Image:
+    import msgspec
+
+    return msgspec.structs.replace(image, name=name)
+
+
+_libraries: dict[str, Library] = {}
+
+
+def of(instance: Instance) -> Library:
+    """The library of an instance; the same one for all who ask in this process."""
+    key = str(instance.images)
+    if key not in _libraries:
+        _libraries[key] = Library(instance)
+    return _libraries[key]
+
+
+async def close(instance: Instance) -> None:
+    """Close it, if anybody has asked for it."""
+    if (found := _libraries.pop(str(instance.images), None)) is not None:
+        await found.close()
