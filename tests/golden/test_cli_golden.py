@@ -105,7 +105,7 @@ WRONG = {
         run --privileged host true
         run --pid host host true
         run --dns 1.1.1.1 host true
-        run --pull always host true
+        run --pull sometimes host true
         run -a stdout host true
         run --runtime x host true
         explain -p 80 host true

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from joey.api import access, backup, creation, documents, events, logs, metrics, node, processes, sandboxes
+from joey.api import access, backup, creation, documents, events, images, logs, metrics, node, processes, sandboxes
 from joey.api.routes import Route
 
-MODULES = (creation, sandboxes, processes, logs, events, node, metrics, access, backup, documents)
+MODULES = (creation, sandboxes, processes, files, logs, events, images, node, metrics, access, backup, documents)
 
 TAGS = {
     "sandboxes": "Isolated environments: create, look, change, end",

@@ -5,7 +5,11 @@ from joey.cli.options import UsageError, listed
 from joey.cli.output import write
 
 SHELLS = ("bash", "zsh", "fish")
-WORDS = {"system": ("info", "df", "reset"), "completion": SHELLS}
+WORDS = {
+    "image": ("ls", "pull", "push", "inspect", "history", "tag", "rm", "prune", "verify"),
+    "system": ("info", "df", "reset"),
+    "completion": SHELLS,
+}
 
 
 def completion(values, arguments):

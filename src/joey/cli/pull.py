@@ -49,8 +49,9 @@ def push(values, arguments):
 
 
 _ABOUT = """
-Registries, mirrors and plain HTTP are configured in registries.toml in JOEY_HOME; names and passwords are those of
-docker login (~/.docker/config.json). An interrupted transfer goes on where it ended."""
+Registries, mirrors and plain HTTP are configured in registries.toml in JOEY_HOME; names and
+passwords are those of docker login (~/.docker/config.json). An interrupted transfer goes on
+where it ended."""
 
 COMMANDS = {
     "pull": {

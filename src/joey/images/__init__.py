@@ -65,6 +65,9 @@ def resolve(instance: Instance, spec: SandboxSpec, owner: str = "") -> Image:
     """
     if bool(spec.image) == bool(spec.rootfs):
         raise Invalid("image", "give either an image or a rootfs" + (", not both" if spec.image else ""))
+    if local(spec) and (spec.pull != "missing" or spec.platform):
+        field = "platform" if spec.platform else "pull"
+        raise Invalid(field, "only images of registries are pulled, and come for several platforms", "leave it out")
     if spec.rootfs:
         from joey.images import rootfs
 

@@ -56,7 +56,7 @@ class RegistriesConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, 
 
 
 class Endpoint(msgspec.Struct, frozen=True):
-    """Where requests go. base: `https://host[:port][/path]`. auth: the key of its credentials. mirror: only for pulls."""
+    """Where requests go. base: `https://host[:port][/path]`. auth: key of its credentials. mirror: only for pulls."""
 
     base: str
     auth: str

@@ -124,7 +124,8 @@ NetworkMode = Literal["none", "host"]
 class SandboxSpec(Value, frozen=True, kw_only=True):
     """One isolated environment and its main process.
 
-    Exactly one of `image` and `rootfs` is given. `entrypoint` stands before `process.argv` instead of the image's
+    Exactly one of `image` and `rootfs` is given; `pull` says when a registry is asked for the image, `platform` which
+    one of several it is to be ("" for this machine's). `entrypoint` stands before `process.argv` instead of the image's
     (None: the image's); a given one, even empty, also discards the image's default arguments, as Docker does. `init`
     runs joey-init as PID 1 in front of the main process; with an empty argv joey-init runs alone and processes come by
     exec. `storage` says where the writable layer lives: "memory" (a directory on a shared tmpfs, charged to the
@@ -136,6 +137,8 @@ class SandboxSpec(Value, frozen=True, kw_only=True):
 
     image: str = ""
     rootfs: str = ""
+    pull: Literal["missing", "always", "never"] = "missing"
+    platform: str = ""
     process: Process = Process()
     entrypoint: tuple[str, ...] | None = None
     name: str = ""
