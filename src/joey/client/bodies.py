@@ -77,6 +77,8 @@ def sandbox(
         "files": contents(files),
     }
     body = _given(body)
+    if not (spec or {}).get("process", {}).get("argv"):
+        body["entrypoint"] = []  # nothing but joey-init, whatever the image would run
     for field, value in (spec or {}).items():
         both = isinstance(body.get(field), dict) and isinstance(value, Mapping)
         body[field] = {**body[field], **value} if both else value

@@ -221,6 +221,7 @@ class _Lane:
         except RemoteError:
             raise
         except BaseException:
+            await self._worker.close()
             self._worker = None  # late, or gone: its next answer would be another item's
             raise
 
@@ -233,6 +234,8 @@ class _Lane:
 
     async def drop(self) -> None:
         """Remove the sandbox, also when we are being cancelled."""
+        if self._worker is not None:
+            await self._worker.close()
         sandbox, self._sandbox, self._worker = self._sandbox, None, None
         if sandbox is not None:
             try:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from joey.client.bodies import process
-from joey.client.errors import ConnectionLost, Invalid, RemoteError, Timeout
+from joey.client.errors import ConnectionLost, Invalid, RemoteError
 from joey.model import frames
 
 if TYPE_CHECKING:
@@ -74,17 +74,24 @@ class Worker:
         source = Path(__file__).with_name("inside.py").read_text()
         handle = await sandbox.commands.attached(process([python, "-u", "-c", source], stdin=True))
         worker = cls(handle)
+        try:
+            await worker._prepare(load, python)
+            return worker
+        except BaseException:
+            await worker.close()
+            raise
+
+    async def _prepare(self, load: bytes, python: str) -> None:
         end = time.monotonic() + START_SECONDS
-        version = (await worker._answer(end)).get("ready")
+        version = (await self._answer(end)).get("ready")
         if version != list(sys.version_info[:2]):
             here, there = ".".join(map(str, sys.version_info[:2])), ".".join(map(str, version or "?"))
             raise Invalid(
                 "python", f"functions are sent between equal versions only: here {here}, inside {there}",
                 f"an image with Python {here}, or map a command",
             )  # fmt: skip
-        await handle.send_stdin(load)
-        worker._value(await worker._answer(end), False)
-        return worker
+        await self._handle.send_stdin(load)
+        self._value(await self._answer(end), False)
 
     async def call(self, item: Any, timeout: float | None, trust: bool) -> Any:
         """The function's result. Raises RemoteError, Timeout, ConnectionLost, Invalid (the item cannot be sent)."""
@@ -94,11 +101,11 @@ class Worker:
             raise Invalid("inputs", f"{item!r} cannot be sent: {error}") from None
         end = None if timeout is None else time.monotonic() + timeout
         await self._handle.send_stdin(_line({"item": _b64(data), "trust": trust}))
-        try:
-            return self._value(await self._answer(end), trust)
-        except Timeout:
-            await self._handle.disconnect()
-            raise
+        return self._value(await self._answer(end), trust)
+
+    async def close(self) -> None:
+        """Leave it; it ends when its input does."""
+        await self._handle.disconnect()
 
     def _value(self, document: dict[str, Any], trust: bool) -> Any:
         if isinstance(failure := document.get("error"), dict):

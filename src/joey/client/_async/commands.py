@@ -99,9 +99,10 @@ class Commands:
             return await self.start(cmd, cwd=cwd, user=user, envs=envs, stdin=stdin)
         data = stdin.encode() if isinstance(stdin, str) else (stdin if isinstance(stdin, bytes) else b"")
         body = process(cmd, cwd, user, envs)
-        if on_stdout is None and on_stderr is None and len(data) <= _INPUT_LIMIT:
+        result: CommandResult | None = None
+        if on_stdout is None and on_stderr is None and len(data) <= _INPUT_LIMIT and self._service.runs_at_once:
             result = await self._ran(body, data, timeout, limit)
-        else:
+        if result is None:
             result = await self._streamed(body, data, timeout, limit, on_stdout, on_stderr)
         if check and result.exit_code != 0:
             raise CommandExit(result)
@@ -165,15 +166,17 @@ class Commands:
 
     # ---- below
 
-    async def _ran(self, body: dict[str, Any], data: bytes, timeout: float | None, limit: int) -> CommandResult:
-        """One round trip."""
-        if data:
-            body["input"] = data
-        if timeout is not None:
-            body["timeout"] = timeout
-        if limit != LIMIT:
-            body["limit"] = limit
-        ran: _Ran = await self._service.call("POST", f"{self._base}/run", body, _Ran)
+    async def _ran(self, body: dict[str, Any], data: bytes, timeout: float | None, limit: int) -> CommandResult | None:
+        """In one round trip; None if this engine has no such path."""
+        more = {"input": data or None, "timeout": timeout, "limit": limit if limit != LIMIT else None}
+        body = body | {name: value for name, value in more.items() if value is not None}
+        try:
+            ran: _Ran = await self._service.call("POST", f"{self._base}/run", body, _Ran)
+        except NotFound as error:
+            if error.where:
+                raise
+            self._service.runs_at_once = False  # nothing is at this path
+            return None
         if ran.timed_out:
             raise Timeout(
                 "timeout", f"the command did not end within {timeout} s", stdout=ran.stdout, stderr=ran.stderr

@@ -160,8 +160,8 @@ class Files:
     async def download(self, remote: str, local: str | Path) -> Path:
         """Copy a file, or a directory's content, to `local` on this machine; the path.
 
-        What comes is not trusted: links that lead out of `local`, devices and owners are refused (tarfile's "data"
-        filter). Raises Invalid for such an archive.
+        What comes is not trusted: everything belongs to us, and Invalid is raised for names and links that lead out of
+        `local` and for devices.
         """
         target = Path(local)
         info = await self.stat(remote)

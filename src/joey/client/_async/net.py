@@ -13,6 +13,7 @@ import socket
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
+from joey.client._sync.net import Quiet, _unix
 from joey.client.endpoint import Endpoint, unreachable
 from joey.client.errors import ConnectionLost
 
@@ -35,9 +36,6 @@ class Wire:
         self._eager = False
         self._turn = 0
         self._waiting: set[asyncio.Future[None]] = set()
-
-    def __del__(self) -> None:
-        self._sock.close()
 
     async def send(self, data: bytes) -> None:
         """All of `data`. Raises ConnectionLost."""
@@ -182,12 +180,6 @@ async def connect(endpoint: Endpoint) -> Wire:
         raise unreachable(endpoint, error) from None
 
 
-def _unix(path: str) -> socket.socket:
-    from joey.client._sync.net import _unix as open_unix
-
-    return open_unix(path)
-
-
 async def _tcp(endpoint: Endpoint) -> Wire:
     host = endpoint.host.strip("[]")
     if endpoint.tls:
@@ -197,7 +189,7 @@ async def _tcp(endpoint: Endpoint) -> Wire:
     loop = asyncio.get_running_loop()
     failure: OSError = OSError("no address")
     for family, kind, protocol, _, address in await loop.getaddrinfo(host, endpoint.port, type=socket.SOCK_STREAM):
-        sock = socket.socket(family, kind, protocol)
+        sock = Quiet(family, kind, protocol)
         sock.setblocking(False)
         try:
             await loop.sock_connect(sock, address)

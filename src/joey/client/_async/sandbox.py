@@ -165,7 +165,7 @@ class AsyncSandbox:
         body = _body(image, options)
         engine = service(url, api_key)
         data = msgspec.json.encode({"count": count, "spec": body})
-        headers = "Content-Type: application/json\r\n" + idempotency()
+        headers = "Content-Type: application/json\r\n"
         response = await engine.open("POST", "/v1/sandboxes/batch", data, headers=headers)
         async for text in response.lines():
             line: _Line = decode(_Line, text)

@@ -55,6 +55,7 @@ class Service:
     def __init__(self, endpoint: Endpoint) -> None:
         self.endpoint = endpoint
         self.http = Http(endpoint)
+        self.runs_at_once = True  # until an older engine says that it has no …/run
 
     async def call(
         self,
@@ -65,7 +66,7 @@ class Service:
         *,
         safe: bool | None = None,
         headers: str = "",
-        wait: float = PATIENCE,
+        wait: float | None = None,
     ) -> Any:
         """Send `value` as JSON, return the answer decoded as `kind` (None: not at all).
 
@@ -84,14 +85,14 @@ class Service:
         *,
         headers: str = "",
         safe: bool | None = None,
-        wait: float = PATIENCE,
+        wait: float | None = None,
     ) -> Response:
         """The answer of a success, its body unread. Raises JoeyError."""
         if not isinstance(body, bytes):
             safe, wait = False, 0.0  # it can be sent only once
         elif safe is None:
             safe = method in _SAFE
-        end, delay = time.monotonic() + wait, 0.02
+        end, delay = time.monotonic() + (PATIENCE if wait is None else wait), 0.02
         while True:
             try:
                 response = await self.http.send(method, path, body, headers)

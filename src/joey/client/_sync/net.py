@@ -23,6 +23,13 @@ Callback = Callable[[Any], object]
 """Called with each piece of output."""
 
 
+class Quiet(socket.socket):
+    """Closes itself without a warning: connections are kept for the next call, and nobody is asked to close the SDK."""
+
+    def __del__(self) -> None:
+        self.close()
+
+
 class Wire:
     """One connection. Not for two threads at once."""
 
@@ -31,9 +38,6 @@ class Wire:
         self._poll = select.poll()
         self._poll.register(sock, select.POLLIN)
         self._pid = os.getpid()
-
-    def __del__(self) -> None:
-        self._sock.close()
 
     def send(self, data: bytes) -> None:
         """All of `data`. Raises ConnectionLost."""
@@ -85,7 +89,7 @@ def _unix(path: str) -> socket.socket:
         raw = open_unix(path)  # type: ignore[no-untyped-call]
     except Refused as error:
         raise OSError(error.errno, error.strerror) from None
-    return socket.socket(fileno=raw.detach())
+    return Quiet(fileno=raw.detach())
 
 
 def _tcp(endpoint: Endpoint) -> socket.socket:
@@ -97,8 +101,10 @@ def _tcp(endpoint: Endpoint) -> socket.socket:
             from joey.client.tls import context
 
             sock = context().wrap_socket(sock, server_hostname=endpoint.host.strip("[]"))
+            sock.settimeout(None)
+            return sock
         sock.settimeout(None)
-        return sock
+        return Quiet(fileno=sock.detach())
     except BaseException:
         sock.close()
         raise

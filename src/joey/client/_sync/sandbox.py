@@ -166,7 +166,7 @@ class Sandbox:
         body = _body(image, options)
         engine = service(url, api_key)
         data = msgspec.json.encode({"count": count, "spec": body})
-        headers = "Content-Type: application/json\r\n" + idempotency()
+        headers = "Content-Type: application/json\r\n"
         response = engine.open("POST", "/v1/sandboxes/batch", data, headers=headers)
         for text in response.lines():
             line: _Line = decode(_Line, text)
