@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from joey.model import codec
-from joey.model.capabilities import canonical
+from joey.model.capabilities import DEFAULT_CAPABILITIES, canonical
 from joey.model.errors import Invalid
 from joey.model.resources import Resources
 from joey.model.seccomp import SeccompPolicy
@@ -82,6 +82,11 @@ def process(body: dict[str, Any], main: Process) -> Process:
     return value
 
 
+def checked_process(value: Process) -> Process:
+    """With its capabilities' full names. Raises Invalid for an unknown one."""
+    return value if value.capabilities is DEFAULT_CAPABILITIES else _checked(value, "")
+
+
 def _checked(value: Process, prefix: str) -> Process:
     try:
         names = tuple(canonical(name) for name in value.capabilities)
@@ -114,7 +119,7 @@ def seconds(text: str) -> float:
 
 def count(text: str) -> int:
     """A whole number that is not negative."""
-    if not text.isdigit() or len(text) > 15:
+    if not (text.isascii() and text.isdigit()) or len(text) > 15:
         raise ValueError(f"{text!r} is not a whole number")
     return int(text)
 

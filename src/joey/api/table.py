@@ -2,7 +2,20 @@
 
 from __future__ import annotations
 
-from joey.api import access, backup, creation, documents, events, images, logs, metrics, node, processes, sandboxes
+from joey.api import (
+    access,
+    backup,
+    creation,
+    documents,
+    events,
+    files,
+    images,
+    logs,
+    metrics,
+    node,
+    processes,
+    sandboxes,
+)
 from joey.api.routes import Route
 
 MODULES = (creation, sandboxes, processes, files, logs, events, images, node, metrics, access, backup, documents)

@@ -128,7 +128,8 @@ class Execs:
         self._forget = forget
         self._known: dict[int, _Exec] = {}
         self._of: dict[str, dict[int, _Exec]] = {}
-        self._unread: OrderedDict[int, _Exec] = OrderedDict()  # ended ones with output that nobody has read
+        self._unread: OrderedDict[int, int] = OrderedDict()  # bytes that nobody has read of ended ones
+        self._unread_bytes = 0
         self._ending: set[asyncio.Task[None]] = set()
 
     # --- starting ----------------------------------------------------------------------------------------------------
@@ -211,8 +212,7 @@ class Execs:
             raise Conflict("process", "its output is gone: it ended while no engine ran")
         attached = Attached(one.wait, one.signal, pid=one.pid, id=id)
         one.output.attach(attached)
-        if one.ended.done():
-            self._unread.pop(one.key, None)
+        self._uncount(one.key)
         return attached
 
     async def signal(self, sandbox: str, id: str, number: int) -> None:
@@ -273,17 +273,30 @@ class Execs:
         some = self._of.setdefault(one.sandbox, {})
         if one.keep:
             self._store.save_process(one.key, one.sandbox, one.record())
-            self._unread[one.key] = one
-            while len(self._unread) > 1 and sum(o.output.unread for o in self._unread.values() if o.output) > KEPT_BYTES:
-                _, oldest = self._unread.popitem(last=False)
-                if oldest.output is not None:
-                    oldest.output.drop()
+            if one.output is not None:
+                one.output.closed.add_done_callback(lambda _: self._count(one))
         ended = [key for key, other in some.items() if other.ended.done()]
         for key in ended[: max(0, len(ended) - KEPT_ENDED)]:
             self._drop(some.pop(key))
 
+    def _count(self, one: _Exec) -> None:
+        """All it has written is read: what nobody has seen of it counts from now on."""
+        if one.output is None or not one.output.unread or one.key not in self._of.get(one.sandbox, {}):
+            return
+        self._unread[one.key] = one.output.unread
+        self._unread_bytes += one.output.unread
+        while self._unread_bytes > KEPT_BYTES:
+            key, size = self._unread.popitem(last=False)
+            self._unread_bytes -= size
+            for some in self._of.values():
+                if key in some and (output := some[key].output) is not None:
+                    output.drop()
+
+    def _uncount(self, key: int) -> None:
+        self._unread_bytes -= self._unread.pop(key, 0)
+
     def _drop(self, one: _Exec) -> None:
-        self._unread.pop(one.key, None)
+        self._uncount(one.key)
         if one.keep:
             self._store.delete_process(one.key)
 

@@ -1,8 +1,8 @@
 """The pump of one process's streams: from its pipes or terminal to its log and to everybody attached.
 
 A client that reads slowly makes us stop reading the process's pipes, so that the process waits and nothing is lost.
-With neither log nor client output is read and dropped, or the last MiB of it kept for a client to come. A pipe that a grandchild still holds is read for a second after
-the process's end, then what is in it, and no more.
+With neither log nor client output is read and dropped, or its last MiB kept for a client to come. A pipe that a
+grandchild still holds is read for a second after the process's end, then what is in it, and no more.
 """
 
 from __future__ import annotations
@@ -82,7 +82,8 @@ class Output:
     """
 
     __slots__ = (
-        "_attached", "_backlog", "_blocked", "_exited", "_grace", "_log", "_loop", "_streams", "_terminal", "closed", "input",
+        "_attached", "_backlog", "_blocked", "_exited", "_grace", "_log", "_loop", "_streams", "_terminal",
+        "closed", "input",
     )  # fmt: skip
 
     def __init__(
