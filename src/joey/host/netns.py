@@ -7,14 +7,13 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 
 from joey.host import sys
 
 _CLONE_NEWNET = 0x4000_0000  # <linux/sched.h>
 _thread = ThreadPoolExecutor(1, thread_name_prefix="joey-netns")
-_home = threading.local()
 
 
 async def connect(pid: int, host: str, port: int) -> socket.socket:
@@ -40,14 +39,11 @@ def make(pid: int, family: socket.AddressFamily, kind: socket.SocketKind = socke
 
     By pidfd (setns(2), Linux 5.8): nothing is opened by a path. Raises OSError.
     """
-    if not hasattr(_home, "fd"):
-        _home.fd = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
-    there = sys.pidfd_open(pid)
-    try:
+    with ExitStack() as opened:
+        there = sys.pidfd_open(pid)
+        opened.callback(os.close, there)
+        home = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+        opened.callback(os.close, home)
         sys.setns(there, _CLONE_NEWNET)
-    finally:
-        os.close(there)
-    try:
+        opened.callback(sys.setns, home, _CLONE_NEWNET)
         return socket.socket(family, kind)
-    finally:
-        sys.setns(_home.fd, _CLONE_NEWNET)
