@@ -22,6 +22,7 @@ from joey.native import build
 from root import archives as a
 
 pytestmark = pytest.mark.leak_scope("module")
+ANY = Limits(reserve=0)
 OPAQUE = "trusted.overlay.opaque"
 
 
@@ -33,12 +34,12 @@ def place(tmp_path: Path) -> Path:
     return tmp_path / "layers"
 
 
-def put(place: Path, *parts: bytes, name: str = "l", limits: Limits = Limits(reserve=0), end: bytes = a.END) -> Path:
+def put(place: Path, *parts: bytes, name: str = "l", limits: Limits = ANY, end: bytes = a.END) -> Path:
     unpack(io.BytesIO(b"".join(parts) + end), place / name, limits=limits, durable=False)
     return place / name
 
 
-def refused(place: Path, *parts: bytes, limits: Limits = Limits(reserve=0), end: bytes = a.END) -> str:
+def refused(place: Path, *parts: bytes, limits: Limits = ANY, end: bytes = a.END) -> str:
     """The message; nothing is left, nothing outside has changed."""
     with pytest.raises(ImageError) as caught:
         put(place, *parts, limits=limits, end=end)

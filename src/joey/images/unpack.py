@@ -55,6 +55,9 @@ class Limits:
     clamp_ids: bool = False
 
 
+NORMAL = Limits()
+
+
 @dataclass(frozen=True)
 class Unpacked:
     """diff_id: "sha256:" and 64 digits, of the archive without compression. size: bytes of the files' content."""
@@ -68,7 +71,7 @@ def unpack(
     stream: BinaryIO,
     directory: Path,
     *,
-    limits: Limits = Limits(),
+    limits: Limits = NORMAL,
     diff_id: str = "",
     durable: bool = True,
 ) -> Unpacked:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from msgspec import field
 
+from joey.model.spec import HealthCheck
 from joey.model.value import Value
 
 
@@ -44,6 +45,9 @@ class Image(Value, frozen=True, kw_only=True):
     cwd           absolute, "" for /
     user          as in Process.user, "" for root
     stop_signal   a name such as SIGTERM, "" for the spec's
+    health        as the image's author wants it to be looked after, None for not
+    ports         "80/tcp": what listens, for people (ExposedPorts)
+    volumes       absolute paths whose content is not the image's own, for people (Volumes)
     """
 
     name: str
@@ -56,6 +60,9 @@ class Image(Value, frozen=True, kw_only=True):
     user: str = ""
     stop_signal: str = ""
     labels: dict[str, str] = field(default_factory=dict)
+    health: HealthCheck | None = None
+    ports: tuple[str, ...] = ()
+    volumes: tuple[str, ...] = ()
 
     @property
     def attached(self) -> tuple[Layer, ...]:
