@@ -16,7 +16,7 @@ _PIECE = 1 << 18
 
 
 async def backup(call: Call) -> web.StreamResponse:
-    """`state.db` (sandboxes) and, if there are keys, `api.db`. To go back, unpack it into JOEY_HOME of an ended engine."""
+    """`state.db` (sandboxes) and `api.db` if there are keys. To go back, unpack it into JOEY_HOME of no engine."""
     home = call.service.database.folder
     folder = Path(await asyncio.to_thread(tempfile.mkdtemp, prefix="backup-", dir=home))
     try:

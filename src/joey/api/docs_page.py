@@ -70,8 +70,7 @@ def page(document: Mapping[str, Any]) -> str:
             body.append(_article(tag, method, path, operation))
     body.append('<h2 data-group="types">Types</h2>')
     for name, schema in sorted(document["components"]["schemas"].items()):
-        if "properties" in schema:
-            body.append(_type(name, schema))
+        body.append(_type(name, schema))
     intro = _prose(document["info"]["description"])
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Joey API</title>'
@@ -154,9 +153,10 @@ def _kind(schema: Mapping[str, Any]) -> str:
 def _type(name: str, schema: Mapping[str, Any]) -> str:
     rows = "".join(
         f"<tr><td><code>{_e(field)}</code></td><td>{_kind(one)}</td><td>{_default(one)}</td></tr>"
-        for field, one in schema["properties"].items()
+        for field, one in schema.get("properties", {}).items()
     )
-    text = _e(f"{name} {' '.join(schema['properties'])}".lower())
+    rows = rows or f"<tr><td>{_kind(schema)}</td></tr>"
+    text = _e(f"{name} {' '.join(schema.get('properties', ()))}".lower())
     return (
         f'<article id="type-{name}" data-in="types" data-text="{text}"><h3><code>{name}</code></h3>'
         f"{_prose(schema.get('description', ''))}<table>{rows}</table></article>"

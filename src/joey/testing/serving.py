@@ -10,8 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from joey.api.config import Settings
 from joey.api.keys import ENDED
-from joey.api.server import listen, make_app, running
+from joey.api.listeners import Listener, listen
+from joey.api.server import make_app
+from joey.api.server import serving as serve_on
+from joey.api.service import Service
+from joey.api.table import table
 from joey.engine.interface import Engine
 from joey.testing.engine import FakeEngine
 
@@ -32,7 +37,7 @@ class Served:
 
 
 @contextlib.contextmanager
-def serving(home: Path, make: Callable[[], Engine] = FakeEngine) -> Iterator[Served]:
+def serving(home: Path, make: Callable[[], Engine] = FakeEngine, settings: Settings | None = None) -> Iterator[Served]:
     """Serve a new engine on `home`/run/api.sock inside the block; end it and its processes afterwards."""
     ready: threading.Event = threading.Event()
     found: list[Served] = []
@@ -43,18 +48,19 @@ def serving(home: Path, make: Callable[[], Engine] = FakeEngine) -> Iterator[Ser
         loop = asyncio.get_running_loop()
         engine = make()
         await engine.open()
-        app = make_app(engine)
+        service = Service(engine, table(), home / "api.db", settings)
+        app = make_app(engine, service)
         (home / "run").mkdir(parents=True, exist_ok=True)
         path = home / "run" / "api.sock"
         stop.append(lambda: loop.call_soon_threadsafe(app[ENDED].set))
         try:
-            async with running(app, listen(path)):
+            async with serve_on(app, [Listener(listen(path), True, str(path), path=path)], settings):
                 found.append(Served(str(path), engine, loop))
                 ready.set()
                 await app[ENDED].wait()
         finally:
+            service.database.close()
             await engine.close(stop_launcher=True)
-            path.unlink(missing_ok=True)
 
     def work() -> None:
         try:
