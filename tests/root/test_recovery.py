@@ -7,8 +7,9 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
@@ -22,7 +23,6 @@ from joey.host.instance import Instance
 from joey.model.errors import Broken, JoeyError
 from joey.model.spec import Process, SandboxSpec
 from joey.model.views import Sandbox
-from joey.testing import leaks
 from machine_state import descriptors, eventually, mounts, until
 
 pytestmark = pytest.mark.timeout(60)
@@ -37,6 +37,26 @@ def home(joey_home: Path) -> Iterator[Path]:
     yield joey_home
     if joey_home.exists():
         asyncio.run(Engine(Instance.open(joey_home)).reset())
+
+
+@pytest.fixture(autouse=True)
+def reaper() -> Iterator[None]:
+    """Orphans of a launcher come to us (the tests' process is a subreaper): wait for them, as PID 1 does. A sandbox's
+    first process cannot end before all in it have been waited for (pid_namespaces(7)).
+    """
+    over = threading.Event()
+
+    def reap() -> None:
+        while not over.wait(0.01):
+            with suppress(ChildProcessError):
+                while os.waitpid(-1, os.WNOHANG)[0]:
+                    pass
+
+    thread = threading.Thread(target=reap)
+    thread.start()
+    yield
+    over.set()
+    thread.join()
 
 
 @contextmanager
@@ -94,8 +114,7 @@ async def consistent(engine: Engine, execs: int = 0) -> list[Sandbox]:
 
 
 def gone(boxes: Iterable[Sandbox]) -> bool:
-    """Whether the processes of `boxes` are no more. Orphans of a launcher become ours here, and must be reaped."""
-    leaks.reap_orphans(set())
+    """Whether the processes of `boxes` are no more."""
     return not any(os.path.exists(f"/proc/{box.pid}") for box in boxes)
 
 
@@ -256,7 +275,6 @@ def test_exit_codes_and_output_around_the_end_of_a_launcher(home):
         start_launcher = fleet._start_launcher
 
         async def later(number: int):
-            leaks.reap_orphans(set())
             os.kill(brief.pid, signal.SIGKILL)
             await eventually(lambda: gone([brief]))
             return await start_launcher(number)
