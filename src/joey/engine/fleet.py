@@ -403,7 +403,7 @@ class Fleet:
         """Have `shard` take over a process whose launcher is gone. Raises LauncherError, LauncherGone."""
         child = Child(key, int(started * 1e9), 0, running.pid)
         held = dict(self.held(key))
-        reopened = {role: fd for role, fd in orphans.output_ends(running.pid).items() if not held}
+        reopened = {} if held else orphans.output_ends(running.pid)
         try:
             await shard.launcher.adopt(child, pidfd, held or reopened)
             shard.running[key] = running

@@ -19,8 +19,8 @@ _STREAMS = ((1, ROLE_STDOUT), (2, ROLE_STDERR))
 
 
 def claim(slot: str, pid: int, *, main: bool) -> int | None:
-    """A pidfd of the child `pid` of some launcher that belongs to `slot`, dead and not waited for included; None if there
-    is none. main: the sandbox's first process. Raises OSError(EMFILE).
+    """A pidfd of the child `pid` of some launcher that belongs to `slot`, dead and not waited for included, or None.
+    main: the sandbox's first process. Raises OSError(EMFILE).
     """
     try:
         pidfd = os.pidfd_open(pid)
