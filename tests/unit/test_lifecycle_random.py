@@ -7,14 +7,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
+from joey.engine.events import told
 from joey.engine.lifecycle import (
     SIGKILL,
     ArmKillTimer,
+    Changed,
     Cleared,
+    Due,
     Exited,
     ForgetChild,
     Found,
     Freeze,
+    FreezerFailed,
+    HealthSeen,
+    Idle,
     KillTimer,
     Launch,
     Launched,
@@ -40,6 +46,7 @@ from joey.engine.lifecycle import (
     step,
 )
 from joey.model.errors import Conflict
+from joey.model.spec import Restart
 from joey.model.views import Exit
 
 
@@ -60,14 +67,16 @@ class World:
     released: int = 0
     files: bool = False
     removed: bool = False
+    told: list[str] = field(default_factory=list)
 
     def feed(self, event):
         assert not self.removed
         try:
             after, actions = step(self.record, event)
         except Conflict:
-            assert isinstance(event, (StartAsked, SignalAsked, PauseAsked, ResumeAsked, RemoveAsked))
+            assert isinstance(event, (StartAsked, SignalAsked, PauseAsked, ResumeAsked, RemoveAsked, Changed))
             return
+        self.told += [type for type, _ in told(self.record, event, after)]
         changed, self.record = after != self.record, after
         assert (actions[:1] == (Persist(),)) == (changed and RemoveRecord() not in actions)
         assert actions.count(Persist()) <= 1
@@ -130,7 +139,20 @@ class World:
         assert record.early is None or record.run is Run.LAUNCHING
         assert record.stop_by is None or (record.phase is Phase.STOPPING and record.run is Run.ALIVE)
         assert self.removed == record.gone
+        assert record.again_at is None or (record.phase is Phase.EXITED and not record.stopped)
+        assert record.again_at is None or record.policy.restart.policy != "no"
+        assert record.deadline is None or record.run is not Run.NONE or record.again_at is not None or self.removing
+        assert record.health is None or record.run is Run.ALIVE
+        assert record.restarts >= record.tries >= 0
+        assert record.due is None or not self.removing
+        assert self.told.count("exited") == self.notified >= self.told.count("started") - 1
         assert record.files == self.files or record.run in (Run.LAUNCHING, Run.ALIVE)
+        limit = record.policy.restart.max_retries
+        assert limit is None or record.tries <= limit
+
+    @property
+    def removing(self):
+        return self.record.phase is Phase.REMOVING
 
     # -- what may happen: each returns the event, or None if it cannot happen now
 
@@ -191,6 +213,25 @@ class World:
         key, self.timer = self.timer, 0
         return KillTimer(key) if key else None
 
+    def due(self):
+        """Time passes until what is due comes; now and then it comes too early, or for nothing."""
+        self.next_key += 1
+        self.time = max(self.time, self.record.due or 0.0)
+        return Due(self.now(), self.next_key)
+
+    def too_early(self):
+        self.next_key += 1
+        return Due(self.time, self.next_key)
+
+    def change(self, policy, deadline="keep"):
+        now = self.record.policy
+        return Changed(replace(now, restart=Restart(policy=policy) if not now.remove else now.restart), deadline)
+
+    def freezer_fails(self):
+        if self.record.phase is not Phase.PAUSED:
+            return None
+        return FreezerFailed(self.record.key, frozen=False, at=self.now())
+
     def restart(self):
         """The engine dies: what it had under way is gone, and it starts again with what is on disk."""
         self.record = replace(self.record, early=None)
@@ -204,6 +245,16 @@ class World:
 
 
 HAPPENINGS = {
+    "due": lambda w: w.due(),
+    "too early": lambda w: w.too_early(),
+    "idle": lambda w: Idle(w.record.key, w.now()),
+    "idle before": lambda w: Idle(w.record.key - 1, w.now()),
+    "healthy": lambda w: HealthSeen(w.record.key, "healthy"),
+    "no restarts": lambda w: w.change("no"),
+    "restarts": lambda w: w.change("always"),
+    "deadline": lambda w: w.change("on-failure", w.now() + 3.0),
+    "no deadline": lambda w: w.change("unless-stopped", None),
+    "freezer fails": lambda w: w.freezer_fails(),
     "start": lambda w: w.ask_start(),
     "child starts": lambda w: w.child_starts(),
     "child ends": lambda w: w.child_ends(),
@@ -225,7 +276,21 @@ HAPPENINGS = {
     "remove force": lambda w: RemoveAsked(True),
 }
 # The things that lead on are drawn more often, so that lives get long.
-NAMES = [*HAPPENINGS, "start", "answer", "child ends", "clear", "pause"]
+NAMES = [*HAPPENINGS, "start", "answer", "answer", "child ends", "child ends", "clear", "clear", "due", "pause"]
+RESTARTS = st.one_of(
+    st.builds(Restart, policy=st.sampled_from(["no", "always", "unless-stopped"])),
+    st.builds(Restart, policy=st.just("on-failure"), max_retries=st.sampled_from([None, 1, 2])),
+)
+POLICIES = st.one_of(
+    st.builds(Policy, remove=st.just(True), timeout=st.sampled_from([None, 4.0])),
+    st.builds(
+        Policy,
+        restart=RESTARTS,
+        timeout=st.sampled_from([None, 4.0, 1000.0]),
+        idle=st.sampled_from([None, 5.0]),
+        on_timeout=st.sampled_from(["kill", "pause"]),
+    ),
+)
 
 
 def live(world, name):
@@ -235,9 +300,9 @@ def live(world, name):
 
 
 @settings(max_examples=400)
-@given(st.lists(st.sampled_from(NAMES), max_size=60), st.booleans())
-def test_random_lives_keep_every_promise(names, remove):
-    world = World(Record(policy=Policy(remove=remove)))
+@given(st.lists(st.sampled_from(NAMES), max_size=60), POLICIES)
+def test_random_lives_keep_every_promise(names, policy):
+    world = World(Record(policy=policy))
     for name in names:
         if world.removed:
             break
@@ -251,9 +316,24 @@ def test_random_lives_keep_every_promise(names, remove):
 
 
 @settings(max_examples=200)
-@given(st.lists(st.sampled_from([name for name in NAMES if "remove" not in name]), max_size=40))
-def test_without_removal_every_life_comes_to_rest(names):
-    world = World(Record())
+@given(st.lists(st.sampled_from([name for name in NAMES if "remove" not in name]), max_size=40), RESTARTS)
+def test_without_removal_every_life_comes_to_rest(names, restart):
+    world = World(Record(policy=Policy(restart=restart)))
     for name in [*names, "answer", "stop now", "child ends", "clear", "answer", "stop now", "child ends", "clear"]:
         live(world, name)
     assert world.record.run is Run.NONE and not world.record.held and not world.removed
+    assert world.record.due is None
+
+
+@settings(max_examples=100)
+@given(st.lists(st.sampled_from(["due", "answer", "refuse", "child ends", "clear", "restart", "too early"])))
+def test_what_is_always_wanted_always_runs_again(names):
+    """Nobody stops it: whatever fails, it runs, or is about to, or waits for its time."""
+    world = World(Record(policy=Policy(restart=Restart(policy="always"))))
+    for name in ("start", "answer", *names):
+        live(world, name)
+        assert world.record.run is not Run.NONE or world.record.again_at is not None
+    for _ in range(3):
+        for name in ("due", "clear", "answer"):
+            live(world, name)
+    assert world.record.run is Run.ALIVE

@@ -12,14 +12,18 @@ from msgspec.structs import replace
 from joey.engine.record import Phase, Policy, Record, Run
 from joey.engine.schema import MIGRATIONS
 from joey.engine.store import Row, Store
-from joey.model.errors import Broken, Exhausted, JoeyError
+from joey.model.errors import Broken, Exhausted, Invalid, JoeyError
 from joey.model.image import Layer
 from joey.model.spec import Restart
 from joey.model.views import Exit
 
 FULL = Record(
     policy=Policy(
-        remove=True, stop_signal=3, restart=Restart(policy="on-failure", max_retries=3), timeout=5.0, idle=6.0,
+        remove=True,
+        stop_signal=3,
+        restart=Restart(policy="on-failure", max_retries=3),
+        timeout=5.0,
+        idle=6.0,
         on_timeout="pause",
     ),
     phase=Phase.STOPPING,
@@ -111,6 +115,82 @@ def test_the_last_save_counts_and_deleted_is_gone(path):
 
     run(save())
     assert on_disk(path).rows == (row(1, slot="b"),)
+
+
+def test_a_database_of_the_first_version_is_migrated(path):
+    """With what the first version wrote: no owner, no life, a unique name."""
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        db.executescript(MIGRATIONS[0])
+        head = "id, name, image, spec, created, slot, base, launcher, meta, phase, run, key, held, files, exit, policy"
+        policy, ended = '{"remove":false,"stop_signal":15}', '{"code":3,"signal":0,"oom":false,"at":2.0,"error":""}'
+        values = ("a" * 24, "old", "host", '{"image":"host"}', 1.0, "s1", 65536, 0, "{}", "exited", "none", 7, 0, 1)
+        db.execute(f"INSERT INTO sandboxes ({head}) VALUES ({', '.join('?' * 16)})", (*values, ended, policy))
+        db.execute("INSERT INTO counters VALUES ('key', 8, 1)")
+        db.execute("PRAGMA user_version = 1")
+        db.commit()
+    (found,) = on_disk(path).rows
+    assert (found.name, found.owner, found.slot, found.record.key) == ("old", "", "s1", 7)
+    assert found.record.exit == Exit(code=3, at=2.0) and found.record.restarts == 0 and found.record.policy == Policy()
+
+    async def two_owners():
+        async with opened(path) as store:
+            assert (store.next_number("key"), store.next_number("event")) == (8, 1)
+            store.save(replace(row(1), name="old", owner="k"))
+
+    run(two_owners())
+    assert {(one.name, one.owner) for one in on_disk(path).rows} == {("old", ""), ("old", "k")}
+
+
+def test_a_backup_is_a_database_of_its_own_made_under_load(path, tmp_path):
+    copy, busy = tmp_path / "copy.db", True
+
+    async def back_up():
+        async with opened(path) as store:
+            for number in range(500):
+                store.save(row(number))
+
+            async def churn():
+                number = 1000
+                while busy:
+                    number += 1
+                    store.save(row(number))
+                    await asyncio.sleep(0)
+
+            churning = asyncio.ensure_future(churn())
+            await store.backup(copy)
+            nonlocal_stop()
+            await churning
+            with pytest.raises(Invalid, match="path"):
+                await store.backup(copy)
+            with pytest.raises(JoeyError):
+                await store.backup(tmp_path / "no" / "where")
+
+    def nonlocal_stop():
+        nonlocal busy
+        busy = False
+
+    run(back_up())
+    assert {f"n{number}" for number in range(500)} <= {one.name for one in on_disk(copy).rows}
+    assert copy.stat().st_mode & 0o777 == 0o600 and [p.name for p in tmp_path.glob("copy.db?*")] == []
+
+
+def test_a_lone_flush_waits_for_no_group_and_many_share_one(path):
+    async def flush():
+        async with opened(path, group_seconds=60.0) as store:
+            commits = []
+            store._db.set_trace_callback(lambda text: commits.append(text) if text == "COMMIT" else None)
+            for number in range(3):
+                store.save(row(number))
+                await asyncio.wait_for(store.flush(), 5)
+            assert len(commits) == 3
+            futures = []
+            for number in range(200):
+                store.save(row(number, slot="s"))
+                futures.append(store.flushed())
+            assert await asyncio.gather(*futures) == [None] * 200
+            assert len(commits) < 20
+
+    run(flush())
 
 
 def test_layers(path):
