@@ -186,12 +186,14 @@ class FakeEngine:
         box.attachments.append(attachment)
         return attachment
 
-    async def exec(self, ref: str, process: Process, *, detach: bool = False) -> FakeAttachment:
-        """Another process beside the main one."""
+    async def exec(
+        self, ref: str, process: Process, *, detach: bool = False, keep: bool = False, tag: str = ""
+    ) -> FakeAttachment:
+        """Another process beside the main one. The fake finds none of them again: `keep` and `tag` do nothing."""
         box = self._find(ref)
         if box.state != "running":
             raise Conflict("state", f"cannot run a process in {box.name}: it is {box.state}")
-        child = _launch(process, process.env, discard=detach)
+        child = _launch(process, box.spec.process.env | process.env, discard=detach)
         box.execs.append(child)
         attachment = FakeAttachment(child, [], pump=True)
         return attachment
@@ -343,7 +345,7 @@ class FakeEngine:
 
     async def backup(self, path: Path) -> None:
         """It keeps nothing: the names of what there is."""
-        path.write_text("".join(f"{box.id} {box.name}\n" for box in self._boxes.values()))
+        path.write_text("".join(f"{box.id} {box.name}\n" for box in self._boxes))
 
     async def reset(self) -> ResetReport:
         """End and forget everything."""
