@@ -16,7 +16,7 @@ from joey.images.index import Platform
 from joey.images.store import Store, StoredImage
 from joey.model import codec
 from joey.model.errors import ImageError, Invalid
-from joey.model.image import Image, Layer
+from joey.model.image import Image
 
 if TYPE_CHECKING:
     from joey.host.instance import Instance
@@ -87,6 +87,10 @@ class Library:
         if owner:
             self.store.lease(f"sandbox:{owner}", found.digest)
             self._held[owner] = found.digest
+        if found.digest not in self._images and len(found.diff_ids) > 1:
+            from joey.images import layers as stack
+
+            await asyncio.to_thread(stack.prepare, self.store, found)
         return found
 
     async def obtain(
@@ -116,6 +120,8 @@ class Library:
         Raises ImageError, Conflict, Invalid.
         """
         digest = self._held.get(owner, "") if owner else ""
+        if not digest and not self.exists:
+            raise ImageError("image", f"{name!r} is not here", f"joey pull {name}; or host, which is always there")
         if not digest:
             digest = self._names.get(name, "") or self.store.find(name).digest
             if len(self._names) > _REMEMBERED:
@@ -129,15 +135,11 @@ class Library:
         return known if known.name == name else _named(known, name)
 
     def _compose(self, stored: StoredImage) -> Image:
+        from joey.images import layers as stack
         from joey.images import oci
 
-        store = self.store
-        # A layer that comes twice covers what its lower copy says, and overlay takes a directory once.
-        ids = tuple(dict.fromkeys(reversed(stored.diff_ids)))[::-1]
-        layers = tuple(Layer(f"sha256-{one[7:]}", str(store.layer_path(one))) for one in ids)
-        return oci.image(
-            stored.names[0] if stored.names else stored.digest, store.read_blob(stored.config.digest), layers
-        )
+        name = stored.names[0] if stored.names else stored.digest
+        return oci.image(name, self.store.read_blob(stored.config.digest), stack.stack(self.store, stored))
 
     def release(self, owner: str) -> None:
         """A sandbox is gone. Nothing if it held nothing."""

@@ -15,6 +15,7 @@ from pathlib import Path
 import msgspec
 
 from joey.host import trees
+from joey.images import layers as layers_merged
 from joey.images.store import UNPACKING, Store, StoredImage
 from joey.model.errors import from_os
 
@@ -96,6 +97,7 @@ def sweep(store: Store, *, parts: bool = False) -> Swept:
                     blobs += 1
         for path in condemned:
             trees.remove(path)
+        layers_merged.sweep(store, store.all())
     except OSError as error:
         raise from_os("remove unused images", error) from error
     return Swept(layers=tuple(dead), blobs=blobs, bytes=size + sum(sizes.values()))
