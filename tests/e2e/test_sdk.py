@@ -12,12 +12,14 @@ from pathlib import Path
 
 import pytest
 
-pytest.register_assert_rewrite("scenarios_sdk", "scenarios_cli")
+pytest.register_assert_rewrite("scenarios_sdk", "scenarios_sdk_files", "scenarios_cli")
 
 import joey
 from joey import Sandbox
+from joey.client._sync.service import close
 from scenarios_cli import PROGRAM
 from scenarios_sdk import *  # noqa: F403
+from scenarios_sdk_files import *  # noqa: F403
 
 pytestmark = pytest.mark.leak_scope("module")
 
@@ -27,6 +29,7 @@ def home(homes: Path) -> Iterator[Path]:
     """A JOEY_HOME whose engine the SDK starts by itself."""
     folder = Path(tempfile.mkdtemp(prefix="s", dir=homes))
     yield folder
+    close()
     env = {**os.environ, "JOEY_HOME": str(folder)}
     subprocess.run([*PROGRAM, "system", "reset", "-f"], env=env, check=True, stdout=subprocess.DEVNULL, timeout=60)
 
@@ -59,6 +62,15 @@ def test_a_killed_engine_is_started_again_and_the_sandbox_is_still_there(home: P
     old = kill_engine(home)
     assert sandbox.commands.run("echo still here").stdout == "still here\n"
     assert engine_pid(home) != old
+
+
+def test_a_command_is_found_again_after_the_engine_was_killed(home: Path, sandbox: Sandbox) -> None:
+    handle = sandbox.commands.start("echo one; read x; echo $x; exit 3", stdin=True)
+    assert next(iter(handle)) == ("stdout", "one\n")
+    kill_engine(home)
+    sandbox.commands.send_stdin(handle.id, "two\n")
+    result = handle.wait(timeout=20)
+    assert (result.stdout, result.exit_code) == ("two\n", 3)
 
 
 def test_hundred_at_once(home: Path) -> None:

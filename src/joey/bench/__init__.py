@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-COMMANDS = ("elastic", "density", "flat", "latency", "exec", "churn")
+COMMANDS = ("elastic", "density", "flat", "latency", "exec", "churn", "pull")
 
 
 def main(argv: Sequence[str]) -> int:

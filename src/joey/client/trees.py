@@ -39,8 +39,9 @@ def pack(folder: Path) -> IO[bytes]:
         raise
 
 
-def unpack(archive: IO[bytes], folder: Path) -> None:
-    """Unpack into `folder`, which is made: files, directories and links, all of them ours.
+def unpack(archive: IO[bytes], folder: Path, strip: int = 0) -> None:
+    """Unpack into `folder`, which is made: files, directories and links, all of them ours. `strip`: so many components
+    of each name are left out.
 
     The archive is not trusted: nothing outside `folder` is written, whatever its names and links say, because every
     component is opened by itself and never through a link. Raises Invalid for what would reach out, and for devices.
@@ -51,7 +52,7 @@ def unpack(archive: IO[bytes], folder: Path) -> None:
     try:
         with tarfile.open(fileobj=archive, mode="r:") as tar:
             for member in tar:
-                _extract(tar, member, top)
+                _extract(tar, member, top, strip)
     except (tarfile.TarError, UnicodeError) as error:
         raise Invalid("path", f"the archive cannot be unpacked: {error}") from None
     finally:
@@ -84,8 +85,8 @@ def _enter(top: int, parts: list[str], make: bool) -> int:
         raise Invalid("path", f"the archive writes below {'/'.join(parts)!r}: {error.strerror}") from None
 
 
-def _extract(tar: tarfile.TarFile, member: tarfile.TarInfo, top: int) -> None:
-    *above, name = _parts(member.name) or [""]
+def _extract(tar: tarfile.TarFile, member: tarfile.TarInfo, top: int, strip: int) -> None:
+    *above, name = _parts(member.name)[strip:] or [""]
     if not name or member.isdir():
         folder = _enter(top, [*above, name] if name else [], make=True)
         os.close(folder)
@@ -100,7 +101,7 @@ def _extract(tar: tarfile.TarFile, member: tarfile.TarInfo, top: int) -> None:
             _check_link(member, len(above))
             os.symlink(member.linkname, name, dir_fd=folder)
         elif member.islnk():
-            *there, target = _parts(member.linkname) or [""]
+            *there, target = _parts(member.linkname)[strip:] or [""]
             source = _enter(top, there, make=False)
             try:
                 os.link(target, name, src_dir_fd=source, dst_dir_fd=folder, follow_symlinks=False)

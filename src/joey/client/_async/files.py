@@ -174,7 +174,7 @@ class Files:
         with trees.spool() as archive:
             async for piece in response.pieces():
                 archive.write(piece)
-            await in_thread(trees.unpack, archive, target)
+            await in_thread(trees.unpack, archive, target, 0 if info.path == "/" else 1)
         return target
 
     # ---- below

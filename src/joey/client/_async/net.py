@@ -10,6 +10,7 @@ import asyncio
 import inspect
 import os
 import socket
+import weakref
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
@@ -31,7 +32,7 @@ class Wire:
     def __init__(self, sock: socket.socket) -> None:
         sock.setblocking(False)
         self._sock = sock
-        self._loop = asyncio.get_running_loop()
+        self._loop = weakref.ref(asyncio.get_running_loop())  # or a kept connection would keep its loop alive
         self._pid = os.getpid()
         self._eager = False
         self._turn = 0
@@ -46,7 +47,8 @@ class Wire:
                 count = 0
             view = memoryview(data)[count:]
             while view:
-                await self._wait(self._loop.add_writer, self._loop.remove_writer)
+                loop = asyncio.get_running_loop()
+                await self._wait(loop.add_writer, loop.remove_writer)
                 try:
                     view = view[self._sock.send(view) :]
                 except BlockingIOError:
@@ -65,7 +67,8 @@ class Wire:
                     if self._sock.fileno() < 0:
                         raise ConnectionLost("", "the connection was closed")
             else:
-                await self._wait(self._loop.add_reader, self._loop.remove_reader)
+                loop = asyncio.get_running_loop()
+                await self._wait(loop.add_reader, loop.remove_reader)
             try:
                 data = self._sock.recv(_PIECE)
             except BlockingIOError:
@@ -90,7 +93,7 @@ class Wire:
         fd = self._sock.fileno()
         if fd < 0:
             raise ConnectionLost("", "the connection was closed")
-        ready: asyncio.Future[None] = self._loop.create_future()
+        ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         add(fd, _wake, ready)
         self._waiting.add(ready)
         try:
@@ -102,7 +105,7 @@ class Wire:
 
     def alive(self) -> bool:
         """Whether an idle connection may be used: nothing came, not even its end, and no fork shares it with us."""
-        if self._pid != os.getpid() or self._loop is not asyncio.get_running_loop():
+        if self._pid != os.getpid() or self._loop() is not asyncio.get_running_loop():
             return False
         try:
             self._sock.recv(1, socket.MSG_PEEK)
@@ -117,9 +120,10 @@ class Wire:
         fd = self._sock.fileno()
         if fd < 0:
             return
-        if self._waiting and not self._loop.is_closed():
-            self._loop.remove_reader(fd)
-            self._loop.remove_writer(fd)
+        loop = self._loop()
+        if self._waiting and loop is not None and not loop.is_closed():
+            loop.remove_reader(fd)
+            loop.remove_writer(fd)
             for ready in self._waiting:
                 _wake(ready)
         self._sock.close()
@@ -135,7 +139,7 @@ class TlsWire(Wire):
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader, self._writer = reader, writer
-        self._loop = asyncio.get_running_loop()
+        self._loop = weakref.ref(asyncio.get_running_loop())
         self._pid = os.getpid()
 
     def __del__(self) -> None:
@@ -159,13 +163,14 @@ class TlsWire(Wire):
     def alive(self) -> bool:
         return (
             self._pid == os.getpid()
-            and self._loop is asyncio.get_running_loop()
+            and self._loop() is asyncio.get_running_loop()
             and not self._reader.at_eof()
             and not self._writer.is_closing()
         )
 
     def close(self) -> None:
-        if not self._loop.is_closed():
+        loop = self._loop()
+        if loop is not None and not loop.is_closed():
             self._writer.transport.abort()
 
 

@@ -63,7 +63,7 @@ class Pty:
         """Start `cmd` (an interactive shell) on a terminal of that size. `on_data` gets bytes while somebody waits."""
         environment = {"TERM": "xterm-256color", **(envs or {})}
         body = process(cmd, cwd, user, environment, tty=True, stdin=True, rows=rows, cols=cols)
-        stream, headers = await self._service.upgrade(f"/v1/sandboxes/{self._sandbox}/processes", body)
+        stream, headers = await self._service.upgrade(f"/v1/sandboxes/{self._sandbox}/processes?keep=true", body)
         handle = PtyHandle(self._service, self._sandbox, headers.get("joey-process", ""), stream=stream)
         handle._on_data, handle._raw = on_data, True
         return handle

@@ -88,7 +88,10 @@ class Commands:
 
         cwd, user, envs: else as the sandbox has them. stdin: its whole input (background: True keeps it open for
         `send_stdin`). timeout: seconds; then it is killed. on_stdout, on_stderr: called with text as it comes. limit:
-        bytes of each stream that the result keeps.
+        bytes of output that the result keeps (64 MiB).
+
+        With a callback, or in the background, the command is found again when the engine restarts meanwhile; without,
+        ConnectionLost says that its result is lost.
 
         A code other than 0 is no error, unless `check` is given: then CommandExit is raised, with the result.
         Raises Timeout (with the output so far), ProgramNotFound, NotFound, Conflict (it does not run).
@@ -100,10 +103,9 @@ class Commands:
             return self.start(cmd, cwd=cwd, user=user, envs=envs, stdin=stdin)
         data = stdin.encode() if isinstance(stdin, str) else (stdin if isinstance(stdin, bytes) else b"")
         body = process(cmd, cwd, user, envs)
-        result: CommandResult | None = None
-        if on_stdout is None and on_stderr is None and len(data) <= _INPUT_LIMIT and self._service.runs_at_once:
+        if on_stdout is None and on_stderr is None and len(data) <= _INPUT_LIMIT:
             result = self._ran(body, data, timeout, limit)
-        if result is None:
+        else:
             result = self._streamed(body, data, timeout, limit, on_stdout, on_stderr)
         if check and result.exit_code != 0:
             raise CommandExit(result)
@@ -117,14 +119,17 @@ class Commands:
         user: str | None = None,
         envs: Envs | None = None,
         stdin: str | bytes | bool | None = None,
+        tag: str | None = None,
     ) -> CommandHandle:
-        """Start a command in the background. The handle follows it from its first byte on, as long as no more than
-        1 MiB of its output waits unread; of more, the oldest is dropped (the command never waits for a reader).
+        """Start a command in the background; `tag` is a name of your own, shown by `list`.
+
+        The handle follows it from its first byte on, as long as no more than 1 MiB of its output waits unread: of more,
+        the oldest is dropped, because the command never waits for a reader who may not come.
         """
         body = process(cmd, cwd, user, envs)
         if stdin is not None and stdin is not False:
             body["stdin"] = True
-        view = self._service.call("POST", f"{self._base}/processes", body, ProcessInfo)
+        view = self._service.call("POST", f"{self._base}/processes{query({'tag': tag})}", body, ProcessInfo)
         handle = CommandHandle(self._service, self._sandbox, view.id, view.pid)
         if isinstance(stdin, (str, bytes)):
             handle.send_stdin(stdin)
@@ -167,17 +172,11 @@ class Commands:
 
     # ---- below
 
-    def _ran(self, body: dict[str, Any], data: bytes, timeout: float | None, limit: int) -> CommandResult | None:
-        """In one round trip; None if this engine has no such path."""
+    def _ran(self, body: dict[str, Any], data: bytes, timeout: float | None, limit: int) -> CommandResult:
+        """In one round trip."""
         more = {"input": data or None, "timeout": timeout, "limit": limit if limit != LIMIT else None}
         body = body | {name: value for name, value in more.items() if value is not None}
-        try:
-            ran: _Ran = self._service.call("POST", f"{self._base}/run", body, _Ran)
-        except NotFound as error:
-            if error.where:
-                raise
-            self._service.runs_at_once = False  # nothing is at this path
-            return None
+        ran: _Ran = self._service.call("POST", f"{self._base}/run", body, _Ran)
         if ran.timed_out:
             raise Timeout(
                 "timeout", f"the command did not end within {timeout} s", stdout=ran.stdout, stderr=ran.stderr
@@ -208,8 +207,10 @@ class Commands:
                 abandon(handle)
 
     def attached(self, body: dict[str, Any]) -> CommandHandle:
-        """A process with this connection as its terminal or pipes."""
-        stream, headers = self._service.upgrade(f"{self._base}/processes", body)
+        """A process with this connection as its pipes. If the connection breaks the process goes on, and is found
+        again.
+        """
+        stream, headers = self._service.upgrade(f"{self._base}/processes?keep=true", body)
         return CommandHandle(self._service, self._sandbox, headers.get("joey-process", ""), stream=stream)
 
 

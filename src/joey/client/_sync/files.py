@@ -171,7 +171,7 @@ class Files:
         with trees.spool() as archive:
             for piece in response.pieces():
                 archive.write(piece)
-            in_thread(trees.unpack, archive, target)
+            in_thread(trees.unpack, archive, target, 0 if info.path == "/" else 1)
         return target
 
     # ---- below

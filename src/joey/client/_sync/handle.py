@@ -28,7 +28,7 @@ from joey.client.types import CommandResult, Exit
 from joey.model import frames
 
 LIMIT = 64 << 20
-"""Bytes of each of stdout and stderr that a CommandResult keeps; what is beyond is only passed to callbacks."""
+"""Bytes of output that a CommandResult keeps; what is beyond is only passed to callbacks."""
 RECONNECT_SECONDS = 30.0
 _INTERACTIVE_PAUSE = 0.002
 _NAMES = {frames.STDOUT: "stdout", frames.STDERR: "stderr"}
@@ -159,13 +159,11 @@ class CommandHandle:
         """Output that has come, kept already. Raises Timeout once `deadline` (monotonic) has passed."""
         found = self.pieces(deadline)
         for kind, data in found:
-            kept = self._kept[kind]
-            room = self._limit - len(kept)
-            if room >= len(data):
-                kept += data
-            else:
+            if len(data) > self._limit:
                 self._truncated = True
-                kept += data[: max(0, room)]
+                data = data[: self._limit]
+            self._limit -= len(data)
+            self._kept[kind] += data
         return found
 
     def pieces(self, deadline: float | None = None) -> list[tuple[int, bytes]]:

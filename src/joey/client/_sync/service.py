@@ -56,7 +56,6 @@ class Service:
     def __init__(self, endpoint: Endpoint) -> None:
         self.endpoint = endpoint
         self.http = Http(endpoint)
-        self.runs_at_once = True  # until an older engine says that it has no …/run
 
     def call(
         self,
@@ -165,4 +164,11 @@ def shared(endpoint: Endpoint) -> Service:
     return mine.get(endpoint) or mine.setdefault(endpoint, Service(endpoint))
 
 
-__all__ = ["Service", "decode", "idempotency", "query", "quote", "service", "shared"]
+def close() -> None:
+    """Close all connections that are idle. Nobody has to: they are kept for the next call, and cost a descriptor."""
+    for one in list(_services.values()):
+        for kept in one.values():
+            kept.http.close()
+
+
+__all__ = ["Service", "close", "decode", "idempotency", "query", "quote", "service", "shared"]
