@@ -416,8 +416,7 @@ class Fleet:
         None if it has ended, too.
         """
         pid = orphans.find_main(self._cgroup, slot)
-        pidfd = None if pid is None else orphans.claim(slot, pid, main=True)
-        if pid is None or pidfd is None:
+        if pid is None or not await _executes(pid) or (pidfd := orphans.claim(slot, pid, main=True)) is None:
             return None
         try:
             shard = await self.shard()
@@ -449,6 +448,15 @@ def _claim(one: Running) -> int | None:
         return orphans.claim(one.slot, one.pid, main=one.main)
     except OSError:  # too many open: again when it is its turn
         return None
+
+
+async def _executes(pid: int) -> bool:
+    """Who was just being started goes on by itself, and soon has executed or failed."""
+    for _ in range(20):
+        if orphans.has_executed(pid):
+            return True
+        await asyncio.sleep(0.01)
+    return False
 
 
 def _unseen(key: int, one: Running) -> Child:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import time
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from joey import images
 from joey.engine.box import Box
 from joey.engine.ends import UNSEEN
 from joey.engine.fleet import Running
@@ -32,13 +34,16 @@ if TYPE_CHECKING:
 async def recover(engine: Engine) -> None:
     """Find every sandbox again. What nobody knows any more is removed."""
     boxes = [_box(engine, row) for row in engine.store.load_all().rows]
+    stored = [(box.id, box.spec.image) for box in boxes if not images.local(box.spec)]
+    await asyncio.to_thread(images.recover, engine.instance, stored)
     machine = engine.machine
     machine.ids.adopt([box.slot.base for box in boxes if box.slot is not None])
     await machine.fleet.adopt()
     children = [(shard, child) for shard in machine.fleet.shards for child in await shard.launcher.list()]
     known = {child.key: (shard, child) for shard, child in children}
     await _find_orphans(engine, boxes, known)
-    keys = {box.record.key for box in boxes}
+    engine.execs.load()
+    keys = {box.record.key for box in boxes} | engine.execs.keys
     for key, (shard, _) in known.items():
         shard.children += 1
         if key not in keys:  # of an exec whose client is gone, or of a sandbox that was never written down
@@ -53,15 +58,14 @@ async def recover(engine: Engine) -> None:
     for box in boxes:
         engine.add(box)
         await _reconcile(engine, box, known.get(box.record.key))
+    await engine.execs.take_over(known, {box.id: box.slot.name if box.slot else "" for box in boxes})
 
 
 async def _find_orphans(engine: Engine, boxes: Iterable[Box], known: dict[int, tuple[Shard, Child]]) -> None:
-    """Sandboxes that run on although no launcher knows them: it ended while no engine was there. One whose start had not
-    been answered is none: it may be half made.
-    """
+    """Sandboxes that run on although no launcher knows them: it ended while no engine was there."""
     for box in boxes:
         record = box.record
-        if record.run is Run.ALIVE and record.key not in known and box.slot is not None:
+        if record.run in (Run.ALIVE, Run.LAUNCHING) and record.key not in known and box.slot is not None:
             try:
                 found = await engine.machine.fleet.find(record.key, box.slot.name, record.started or time.time())
             except OSError as error:
@@ -93,8 +97,7 @@ async def _reconcile(engine: Engine, box: Box, known: tuple[Shard, Child] | None
     elif known is not None:
         await known[0].launcher.disown(known[1].key)
         known[0].children -= 1
-    reason = UNSEEN if box.record.run is Run.ALIVE else "engine and launcher ended during the launch"
-    box.apply(Recovered(time.time(), found, reason))
+    box.apply(Recovered(time.time(), found, UNSEEN))
 
 
 def _is_frozen(engine: Engine, box: Box) -> bool:

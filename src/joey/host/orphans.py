@@ -37,6 +37,14 @@ def find_main(cgroup: InstanceCgroup, slot: str) -> int | None:
     return next((pid for pid in cgroup.procs(slot) if _belongs(slot, pid, True)), None)
 
 
+def has_executed(pid: int) -> bool:
+    """Whether it runs a program of its own by now: before that its executable is the launcher's."""
+    try:
+        return os.path.basename(os.readlink(f"/proc/{pid}/exe")).split(" ")[0] != "joey-launcher"
+    except OSError:
+        return False
+
+
 def strangers(cgroup: InstanceCgroup, slot: str, known: set[int]) -> list[int]:
     """Pids of what a launcher put into the sandbox of `slot` besides its first process and `known`."""
     found = [pid for pid in cgroup.procs(slot) if pid not in known]
