@@ -44,6 +44,8 @@ def _pack(folder: Path) -> Path:
             os.chmod(path, 0o600)
             tar.add(path, arcname=path.name)
             path.unlink()
+            # An engine that was killed leaves a log, which belongs to another state: unpacking empties it.
+            tar.addfile(tarfile.TarInfo(path.name + "-wal"))
     return archive
 
 

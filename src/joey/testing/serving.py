@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 import threading
 from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from joey.api.auth import KeyBody
 from joey.api.config import Settings
 from joey.api.keys import ENDED
-from joey.api.listeners import Listener, listen
+from joey.api.listeners import BACKLOG, Listener, listen
 from joey.api.server import make_app
 from joey.api.server import serving as serve_on
 from joey.api.service import Service
@@ -25,11 +27,15 @@ T = TypeVar("T")
 
 @dataclass
 class Served:
-    """A running server: its socket, its engine, and the loop both live on."""
+    """A running server: its socket, its engine, and the loop both live on. With `tcp` also `url`, which takes `key`, an
+    administrator's.
+    """
 
     path: str
     engine: Engine
     loop: asyncio.AbstractEventLoop
+    url: str = ""
+    key: str = ""
 
     def call(self, work: Coroutine[Any, Any, T], timeout: float = 20) -> T:
         """Run `work` on the server's loop and return its result."""
@@ -37,7 +43,9 @@ class Served:
 
 
 @contextlib.contextmanager
-def serving(home: Path, make: Callable[[], Engine] = FakeEngine, settings: Settings | None = None) -> Iterator[Served]:
+def serving(
+    home: Path, make: Callable[[], Engine] = FakeEngine, settings: Settings | None = None, *, tcp: bool = False
+) -> Iterator[Served]:
     """Serve a new engine on `home`/run/api.sock inside the block; end it and its processes afterwards."""
     ready: threading.Event = threading.Event()
     found: list[Served] = []
@@ -54,8 +62,16 @@ def serving(home: Path, make: Callable[[], Engine] = FakeEngine, settings: Setti
         path = home / "run" / "api.sock"
         stop.append(lambda: loop.call_soon_threadsafe(app[ENDED].set))
         try:
-            async with serve_on(app, [Listener(listen(path), True, str(path), path=path)], settings):
+            async with contextlib.AsyncExitStack() as stack:
+                local = [Listener(listen(path), True, str(path), path=path)]
+                await stack.enter_async_context(serve_on(app, local, settings))
                 found.append(Served(str(path), engine, loop))
+                if tcp:
+                    sock = socket.create_server(("127.0.0.1", 0), backlog=BACKLOG)
+                    found[0].url = "http://127.0.0.1:{1}".format(*sock.getsockname())
+                    found[0].key = service.access.create(KeyBody(name="test", admin=True)).key
+                    remote = make_app(engine, service, local=False)
+                    await stack.enter_async_context(serve_on(remote, [Listener(sock, False, "")], settings))
                 ready.set()
                 await app[ENDED].wait()
         finally:
