@@ -21,6 +21,7 @@ from joey.model.storage import BoxPlan
 from joey.plan import setup
 from joey.plan.encode import encode
 from joey.plan.exec import exec_
+from joey.plan.files import files
 from joey.plan.launch import launch
 from joey.plan.ops import Plan
 
@@ -134,6 +135,9 @@ PLANS_BY_NAME = {
     "exec-terminal": lambda: exec_(
         Process(argv=("sh",), tty=True), {}, ROOT, SPEC, facts(V2), SLOT, 7, add_devpts=True
     ),
+    "files": lambda: files(SPEC, facts(), SLOT, 7),
+    "files-v2": lambda: files(SPEC, facts(V2), SLOT, 7),
+    "files-paused": lambda: files(SPEC, facts(), SLOT, 7, joined=False),
 }
 
 

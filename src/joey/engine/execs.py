@@ -83,9 +83,7 @@ class _Exec:
 
     def record(self) -> bytes:
         process = self.process
-        one = Record(
-            process.argv, process.cwd, process.user, process.tty, self.tag, self.pid, self.started, self.exit
-        )
+        one = Record(process.argv, process.cwd, process.user, process.tty, self.tag, self.pid, self.started, self.exit)
         return msgspec.json.encode(one)
 
     async def wait(self) -> Exit:
@@ -134,9 +132,7 @@ class Execs:
 
     # --- starting ----------------------------------------------------------------------------------------------------
 
-    async def start(
-        self, box: Box, process: Process, *, output: bool, tag: str = "", keep: bool = False
-    ) -> Attached:
+    async def start(self, box: Box, process: Process, *, output: bool, tag: str = "", keep: bool = False) -> Attached:
         """Run `process` in a running box. keep: it outlives the attachment. Raises JoeyError."""
         assert box.launched is not None and box.slot is not None
         if box.request is None:
@@ -162,7 +158,7 @@ class Execs:
         box.devpts = box.devpts or devpts  # the launcher runs plans in order: who comes next finds it
         try:
             launched = await self._launching.exec(
-                process, request, main, box.slot, one.key, output=output, devpts=devpts
+                process, request, main, box.slot, one.key, output=output, devpts=devpts, kept=one.keep
             )
         except BaseException as error:
             del self._known[one.key]

@@ -246,9 +246,7 @@ class BoxFiles:
         flags = wire.MODE | (wire.PARENTS if parents else 0)
         async with self._helpers.helper(self._box) as helper:
             uid, gid, owner = await self._owner(helper, user)
-            request = wire.request(
-                wire.MKDIR, checked(path), flags=flags | owner, mode=_mode(mode), uid=uid, gid=gid
-            )
+            request = wire.request(wire.MKDIR, checked(path), flags=flags | owner, mode=_mode(mode), uid=uid, gid=gid)
             return await self._one(helper, request, path)
 
     async def move(self, source: str, target: str) -> FileInfo:

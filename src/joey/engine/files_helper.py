@@ -215,7 +215,7 @@ class Helpers:
     async def _start(self, box: Box, *, joined: bool) -> Helper:
         assert box.launched is not None and box.slot is not None
         if box.request is None:
-            box.request = self._launching.complete(box.spec)
+            box.request = self._launching.complete(box.spec, box.id)
         if self._program < 0:
             self._program = _program()
         key = self._store.next_number("key")

@@ -70,13 +70,13 @@ BARE = (
     "-Wl,--build-id=none",
 )
 
-# All are static: init, files and probe run inside images that have no C library, and the launcher starts faster and has fewer
-# pages that a forked child must copy.
+# All are static: init, files and probe run inside images that have no C library, and the launcher starts faster and has
+# fewer pages that a forked child must copy.
 PROGRAMS = (
     Program("joey-launcher", "launcher.c", "*.c", (*HARDEN, "-fPIE"), ("-static-pie", *LINK)),
     Program("joey-init", "init.c", "", FREESTANDING, BARE, sanitize=False),
     Program("joey-untar", "untar.c", "untar_*.c", (*HARDEN, "-fPIE"), ("-static-pie", *LINK)),
-    Program("joey-files", "files.c", "", (*HARDEN, "-fPIE"), ("-static-pie", *LINK)),
+    Program("joey-files", "files.c", "files_*.c", (*HARDEN, "-fPIE"), ("-static-pie", *LINK)),
     Program("joey-probe", "probe.c", "", (*HARDEN, "-fPIE"), ("-static-pie", "-Wl,-e,early_start", *LINK)),
 )
 

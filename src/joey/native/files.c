@@ -4,120 +4,29 @@
  * Paths are looked up below the root without magic links (/proc/PID/root and its like), and only regular files are opened. The engine
  * trusts no answer. Programs inside may stop or kill this one; they cannot look into it, for its file may not be read (ptrace(2)). */
 #define _GNU_SOURCE
-#include "files.h"
+#include "files_inside.h"
 #include <errno.h>
 #include <fcntl.h>
-#include <linux/openat2.h>
-#include <poll.h>
+#include <linux/magic.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/inotify.h>
 #include <sys/prctl.h>
 #include <sys/random.h>
 #include <sys/stat.h>
-#include <sys/syscall.h>
+#include <sys/vfs.h>
 #include <unistd.h>
 
-#define DEEPEST 400		/* directories within each other that are walked; each holds a descriptor */
-#define WATCHES 8192
 #define LINKS 40
-#define PATHFD "/proc/self/fd/%d"
 
-static struct files_request ask;
-static char path[FILES_PATH], second[FILES_PATH], out[1 << 15];
-static char data[sizeof(struct files_answer) + FILES_PIECE];
-static size_t out_used;
-static int root;
-
-/* ---- input and output. Who has nobody to talk to any more ends. */
-
-static void read_all(void *to, size_t size)
-{
-	for (char *at = to; size;) {
-		ssize_t got = read(0, at, size);
-		if (got > 0) at += got, size -= (size_t)got;
-		else if (got == 0 || errno != EINTR) _exit(0);
-	}
-}
-static void write_all(const void *from, size_t size)
-{
-	for (const char *at = from; size;) {
-		ssize_t put = write(1, at, size);
-		if (put > 0) at += put, size -= (size_t)put;
-		else if (errno != EINTR) _exit(0);
-	}
-}
-static void flush(void)
-{
-	write_all(out, out_used);
-	out_used = 0;
-}
-static void put(const void *from, size_t size)
-{
-	if (out_used + size > sizeof out) flush();
-	memcpy(out + out_used, from, size);
-	out_used += size;
-}
-static void begin(uint32_t kind, size_t size)
-{
-	struct files_answer answer = {kind, (uint32_t)size};
-	put(&answer, sizeof answer);
-}
-static void done(int error)
-{
-	int32_t number = error;
-	begin(FILES_DONE, sizeof number);
-	put(&number, sizeof number);
-	flush();
-}
-static int tell(const struct stat *st, const char *name, const char *target)
-{
-	size_t name_size = strlen(name), target_size = strlen(target);
-	struct files_entry entry = {
-		.mode = st->st_mode, .uid = st->st_uid, .gid = st->st_gid, .links = (uint32_t)st->st_nlink, .size = (uint64_t)st->st_size,
-		.modified = st->st_mtim.tv_sec * 1000000000ll + st->st_mtim.tv_nsec, .path = (uint16_t)name_size, .target = (uint16_t)target_size,
-	};
-	begin(FILES_ENTRY, sizeof entry + name_size + target_size);
-	put(&entry, sizeof entry);
-	put(name, name_size);
-	put(target, target_size);
-	return 0;
-}
-/* up to `size` bytes of fd, as DATA; `exact`: what is missing is zeros, for an archive has said the size already */
-static int send_data(int fd, uint64_t size, bool exact)
-{
-	flush();
-	while (size) {
-		size_t want = size < FILES_PIECE ? (size_t)size : FILES_PIECE;
-		ssize_t got = read(fd, data + sizeof(struct files_answer), want);
-		if (got < 0 && errno == EINTR) continue;
-		if (got <= 0) {
-			if (!exact) return got < 0 ? errno : 0;
-			memset(data + sizeof(struct files_answer), 0, want);
-			got = (ssize_t)want;
-		}
-		struct files_answer answer = {FILES_DATA, (uint32_t)got};
-		memcpy(data, &answer, sizeof answer);
-		write_all(data, sizeof answer + (size_t)got);
-		size -= (uint64_t)got;
-	}
-	return 0;
-}
+struct files_request ask;
+char path[FILES_PATH], second[FILES_PATH], data[sizeof(struct files_answer) + FILES_PIECE];
+int root;
 
 /* ---- finding */
 
-static int look_up(const char *name, int flags)
-{
-	struct open_how how = {.flags = (uint64_t)(flags | O_CLOEXEC), .resolve = RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS};
-	for (int turn = 0;; turn++) {	/* EAGAIN: something was renamed meanwhile, anywhere on the system */
-		int fd = (int)syscall(SYS_openat2, root, name, &how, sizeof how);
-		if (fd >= 0 || errno != EAGAIN || turn == 1000) return fd;
-	}
-}
-static int open_directory(int at, const char *name) { return openat(at, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC | O_NONBLOCK); }
 /* what is regular, and stays so: nothing else is ever opened for reading or writing */
 static int open_regular(int at, const char *name, int flags, struct stat *st)
 {
@@ -180,46 +89,9 @@ static int tell_of(int at, const char *name)
 	if (S_ISLNK(st.st_mode) && read_link(at, name, target)) *target = 0;
 	return tell(&st, "", target);
 }
-static int fd_path(int fd, char *to) { return snprintf(to, 40, PATHFD, fd); }
 
 /* ---- trees */
 
-typedef int visit(int at, const char *name, const struct stat *st, const char *whole, int depth);
-
-static int walk(int fd, char *whole, size_t used, int depth, int deepest, visit *before, visit *after)
-{
-	char entries[4096];
-	int error = 0;
-	for (long size; !error && (size = syscall(SYS_getdents64, fd, entries, sizeof entries)) != 0;) {
-		if (size < 0) return errno;
-		for (long at = 0; !error && at < size;) {
-			const struct { uint64_t ino; int64_t off; unsigned short length; unsigned char type; char name[]; } *entry = (void *)(entries + at);
-			at += entry->length;
-			if (!strcmp(entry->name, ".") || !strcmp(entry->name, "..")) continue;
-			struct stat st;
-			if (fstatat(fd, entry->name, &st, AT_SYMLINK_NOFOLLOW)) {
-				error = errno == ENOENT ? 0 : errno;
-				continue;
-			}
-			size_t name = strlen(entry->name);
-			if (used + name + 2 > FILES_PATH) return ENAMETOOLONG;
-			if (used) whole[used] = '/';
-			strcpy(whole + used + (used > 0), entry->name);
-			if (before) error = before(fd, entry->name, &st, whole, depth);
-			if (!error && S_ISDIR(st.st_mode) && depth < deepest) {
-				int below = depth < DEEPEST ? open_directory(fd, entry->name) : (errno = ELOOP, -1);
-				if (below < 0) error = errno == ENOENT || errno == ENOTDIR ? 0 : errno;
-				else {
-					error = walk(below, whole, used + (used > 0) + name, depth + 1, deepest, before, after);
-					close(below);
-				}
-			}
-			if (!error && after) error = after(fd, entry->name, &st, whole, depth);
-			whole[used] = 0;
-		}
-	}
-	return error;
-}
 static int list_one(int at, const char *name, const struct stat *st, const char *whole, int depth)
 {
 	char target[FILES_PATH] = "";
@@ -325,7 +197,8 @@ static int settle(char *whole, int *parent, char **name)
 		if (*parent < 0) return errno;
 		struct stat st;
 		if (ask.flags & FILES_NOFOLLOW || fstatat(*parent, *name, &st, AT_SYMLINK_NOFOLLOW) || !S_ISLNK(st.st_mode)) return 0;
-		int error = read_link(*parent, *name, target);
+		struct statfs fs;
+		int error = fstatfs(*parent, &fs) ? errno : fs.f_type == PROC_SUPER_MAGIC ? ELOOP : read_link(*parent, *name, target);
 		close(*parent);
 		if (error) return error;
 		strcpy(above, whole);
@@ -532,109 +405,6 @@ static int op_make(void)
 	return close(parent), error;
 }
 
-/* ---- watching */
-
-static struct { int wd; char *path; } watched[WATCHES];
-static int watches, inotify = -1;
-static const uint32_t INTERESTS = IN_CREATE | IN_MODIFY | IN_CLOSE_WRITE | IN_DELETE | IN_MOVED_FROM | IN_MOVED_TO | IN_ATTRIB | IN_DELETE_SELF | IN_MOVE_SELF;
-
-static int watch(int fd, const char *name)
-{
-	char self[40];
-	fd_path(fd, self);
-	int wd = inotify_add_watch(inotify, self, INTERESTS);
-	if (wd < 0) return errno;
-	char *copy = strdup(name);
-	if (!copy) return ENOMEM;
-	int at = 0;
-	while (at < watches && watched[at].wd != wd) at++;	/* one that has moved has another name now */
-	if (at == WATCHES) return free(copy), ENOSPC;
-	if (at == watches) watches++;
-	else free(watched[at].path);
-	watched[at].wd = wd;
-	watched[at].path = copy;
-	return 0;
-}
-static int watch_one(int at, const char *name, const struct stat *st, const char *whole, int depth)
-{
-	(void)depth;
-	if (!S_ISDIR(st->st_mode)) return 0;
-	int fd = open_directory(at, name);
-	if (fd < 0) return errno == ENOENT || errno == ENOTDIR || errno == ELOOP ? 0 : errno;
-	int error = watch(fd, whole);
-	return close(fd), error;
-}
-static void tell_event(uint32_t mask, const char *name)
-{
-	struct files_event event = {.mask = mask, .path = (uint16_t)strlen(name)};
-	begin(FILES_EVENT, sizeof event + event.path);
-	put(&event, sizeof event);
-	put(name, event.path);
-}
-static int take_event(int base, const struct inotify_event *event)
-{
-	char whole[FILES_PATH];
-	if (event->mask & IN_Q_OVERFLOW) return tell_event(event->mask, ""), 0;
-	int at = 0;
-	while (at < watches && watched[at].wd != event->wd) at++;
-	if (at == watches) return 0;
-	if (event->mask & IN_IGNORED) {
-		free(watched[at].path);
-		watched[at] = watched[--watches];
-		return watches ? 0 : ENOENT;
-	}
-	if (*watched[at].path && event->mask & (IN_DELETE_SELF | IN_MOVE_SELF)) return 0;	/* its directory tells it, too */
-	const char *name = event->len ? event->name : "";
-	if (!strncmp(name, ".joey-", 6) && strlen(name) == 22) return 0;	/* files under way of our own */
-	if (strlen(watched[at].path) + strlen(name) + 2 > sizeof whole) return 0;
-	strcpy(whole, watched[at].path);
-	if (*whole && *name) strcat(whole, "/");
-	strcat(whole, name);
-	if (*name == '#' && !name[1 + strspn(name + 1, "0123456789")]) {	/* a file that has no name yet (O_TMPFILE) */
-		struct stat st;
-		if (fstatat(base, whole, &st, AT_SYMLINK_NOFOLLOW)) return 0;
-	}
-	tell_event(event->mask, whole);
-	if (!(ask.flags & FILES_RECURSIVE) || !(event->mask & IN_ISDIR) || !(event->mask & (IN_CREATE | IN_MOVED_TO))) return 0;
-	struct open_how how = {.flags = O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC, .resolve = RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS};
-	int fd = (int)syscall(SYS_openat2, base, whole, &how, sizeof how);
-	if (fd < 0) return 0;
-	int error = watch(fd, whole);
-	if (!error) error = walk(fd, whole, strlen(whole), 1, DEEPEST, watch_one, NULL);
-	return close(fd), error;
-}
-static int op_watch(void)
-{
-	char whole[FILES_PATH] = "";
-	static char events[1 << 14] __attribute__((aligned(8)));
-	struct stat st;
-	int base = look_up(path, O_PATH), error;
-	if (base < 0) return errno;
-	if (fstat(base, &st)) return errno;
-	if (S_ISDIR(st.st_mode)) {
-		close(base);
-		if ((base = look_up(path, O_RDONLY | O_DIRECTORY | O_NONBLOCK)) < 0) return errno;
-	}
-	if ((inotify = inotify_init1(IN_CLOEXEC | IN_NONBLOCK)) < 0) return errno;
-	error = watch(base, "");
-	if (!error && S_ISDIR(st.st_mode) && ask.flags & FILES_RECURSIVE) error = walk(base, whole, 0, 1, DEEPEST, watch_one, NULL);
-	if (error) return error;
-	tell(&st, "", "");
-	flush();
-	for (struct pollfd on[2] = {{.fd = 0, .events = POLLIN}, {.fd = inotify, .events = POLLIN}}; !error;) {
-		if (poll(on, 2, -1) < 0 && errno != EINTR) return errno;
-		if (on[0].revents) _exit(0);
-		ssize_t size = read(inotify, events, sizeof events);
-		for (ssize_t at = 0; at < size && !error;) {
-			const struct inotify_event *event = (const void *)(events + at);
-			at += (ssize_t)(sizeof *event + event->len);
-			error = take_event(base, event);
-		}
-		flush();
-	}
-	return error;
-}
-
 static int (*const operations[])(void) = {
 	[FILES_STAT] = op_stat, [FILES_LIST] = op_list, [FILES_READ] = op_read, [FILES_MKDIR] = op_mkdir, [FILES_MOVE] = op_move,
 	[FILES_REMOVE] = op_remove, [FILES_CHANGE] = op_change, [FILES_PACK] = op_pack, [FILES_SYMLINK] = op_make, [FILES_LINK] = op_make,
@@ -644,11 +414,13 @@ static int (*const operations[])(void) = {
 int main(void)
 {
 	/* who is killed for lack of memory shall be this one: what it was writing has no name yet, and goes with it */
+	prctl(PR_SET_DUMPABLE, 1, 0, 0, 0);	/* or that file is not its own */
 	int adjust = open("/proc/self/oom_score_adj", O_WRONLY | O_CLOEXEC | O_NOCTTY | O_NONBLOCK);
 	if (adjust >= 0) {
 		if (write(adjust, "1000", 4) < 0) errno = 0;
 		close(adjust);
 	}
+	prctl(PR_SET_DUMPABLE, 0, 0, 0, 0);
 	umask(0);
 	if ((root = open("/", O_PATH | O_DIRECTORY | O_CLOEXEC)) < 0) return 1;
 	for (;;) {

@@ -30,19 +30,19 @@ FIRST = f.CLONE_NEWNS | f.CLONE_NEWUTS | f.CLONE_NEWIPC | f.CLONE_NEWNET | f.CLO
 
 def exec_(
     process: Process, env: dict[str, str], identity: Identity, spec: SandboxSpec, facts: HostFacts, slot: Slot, key:
-    int, *, output: bool = True, add_devpts: bool = False,
+    int, *, output: bool = True, add_devpts: bool = False, kept: bool = False,
 ) -> op.Plan:  # fmt: skip
     """The plan that runs `process` in the sandbox whose first process the launcher knows as `key`.
 
-    env: complete. add_devpts: the sandbox has no terminals yet and gets them now (process.tty). Raises Invalid,
-    Unenforceable.
+    env: complete. add_devpts: the sandbox has no terminals yet and gets them now (process.tty).
+    kept: it outlives whoever reads it. Raises Invalid, Unenforceable.
     """
     run.check_identity(identity)
     check_process(process, env)
     hierarchies = [h for h in cgroups.hierarchies(facts.cgroups, spec.resources) if h.version == 1]
     joins = tuple(at.cgroup_register(facts.cgroups, h.name) for h in hierarchies)
     into = facts.cgroups.into
-    ops: list[op.Op] = [op.Child(_TARGET, key), *run.pipes(process, output), *run.null(process, output)]
+    ops: list[op.Op] = [op.Child(_TARGET, key), *run.pipes(process, output, kept), *run.null(process, output)]
     reach: tuple[Reg, ...] = (_TARGET, *joins)
     if into is not None:
         ops += [op.Open(_CGROUP, at.cgroup_path(into.name, slot.name), flags=f.O_PATH | f.O_CLOEXEC)]

@@ -60,16 +60,18 @@ def owned_namespaces(wanted: int) -> int:
     return flags | (f.CLONE_NEWNS | f.CLONE_NEWUTS | f.CLONE_NEWIPC if wanted & _OWNED_MOUNTS else 0)
 
 
-def pipes(process: Process, output: bool) -> list[op.Op]:
-    """In the launcher: the streams of a process without terminal. `output` False sends them to /dev/null inside."""
+def pipes(process: Process, output: bool, lasting: bool = True) -> list[op.Op]:
+    """In the launcher: the streams of a process without terminal. `output` False sends them to /dev/null inside; what
+    writes to one that is not lasting notices that nobody reads it any more.
+    """
     if process.tty:
         return []
     ops: list[op.Op] = []
     if process.stdin:
         ops += [op.Pipe(STDIN, STDIN_FAR), op.Hold(STDIN_FAR, f.ROLE_STDIN)]
     if output:
-        ops += [op.Pipe(STDOUT_FAR, STDOUT, lasting=True), op.Hold(STDOUT_FAR, f.ROLE_STDOUT)]
-        ops += [op.Pipe(STDERR_FAR, STDERR, lasting=True), op.Hold(STDERR_FAR, f.ROLE_STDERR)]
+        ops += [op.Pipe(STDOUT_FAR, STDOUT, lasting=lasting), op.Hold(STDOUT_FAR, f.ROLE_STDOUT)]
+        ops += [op.Pipe(STDERR_FAR, STDERR, lasting=lasting), op.Hold(STDERR_FAR, f.ROLE_STDERR)]
     return ops
 
 
