@@ -4,9 +4,9 @@
     server 169.254.169.254┤ metadata service
     server 192.168.77.7   ┴─ LAN ── [host: 192.0.2.2 and 192.168.77.1] ── sandboxes
 
-Everything lives below one network namespace of the lab's own; the machine's network is never touched. Sandboxes are bare network
-namespaces: what the table lets through is asked of the packet path, not of what a container may do, so that even a
-sandbox that had every capability over its network is tried.
+Everything lives below one network namespace of the lab's own; the machine's network is never touched. Sandboxes are
+bare network namespaces: what the table lets through is asked of the packet path, not of what a container may do, so
+that even a sandbox that had every capability over its network is tried.
 """
 
 from __future__ import annotations

@@ -1,13 +1,14 @@
 """IPv4 addresses for sandboxes, such that no two sandboxes of any instance on this machine share one, and none collides
 with what the host already routes.
 
-Blocks of 16,384 addresses (a /18) are cut out of the ranges below. An instance owns a block while an open file description
-of its holds the lock on that block's byte of one file that all instances know (fcntl(2), F_OFD_SETLK), as with user ids
-(host/idranges.py): the launcher keeps a copy of the descriptor, so the claim lasts as long as the sandboxes do.
+Blocks of 16,384 addresses (a /18) are cut out of the ranges below. An instance owns a block while an open file
+description of its holds the lock on that block's byte of one file that all instances know (fcntl(2), F_OFD_SETLK), as
+with user ids (host/idranges.py): the launcher keeps a copy of the descriptor, so the claim lasts as long as the
+sandboxes do.
 
-100.64.0.0/10 (RFC 6598) comes first, because homes, offices and clouds number themselves out of RFC 1918; where a route or an
-address of the host lies in a block (Tailscale, carrier-grade NAT, a cloud's service range), the next one is tried. The block of
-100.100.0.0/18 is left out: clouds keep name servers and metadata in it.
+100.64.0.0/10 (RFC 6598) comes first, because homes, offices and clouds number themselves out of RFC 1918; where a
+route or an address of the host lies in a block (Tailscale, carrier-grade NAT, a cloud's service range), the next one
+is tried. The block of 100.100.0.0/18 is left out: clouds keep name servers and metadata in it.
 """
 
 from __future__ import annotations
@@ -92,7 +93,9 @@ class Addresses:
         fits = [number for number, block in enumerate(BLOCKS) if not any(block.overlaps(one) for one in taken)]
         if not fits:
             raise Unenforceable(
-                "network", f"the host routes all of {', '.join(_RANGES)}", "free a /18 of them on this host, or use none"
+                "network",
+                f"the host routes all of {', '.join(_RANGES)}",
+                "free a /18 of them, or use none",
             )
         for number in fits:
             if self._lock(number):

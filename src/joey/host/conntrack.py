@@ -1,10 +1,10 @@
 """Forget the kernel's connections of one address (ctnetlink).
 
-Needed when an address ends or a published port is taken back: translations live in the connection's entry. Policy changes do
-not come here: they take effect by the generation in the connection's mark (network/table.py).
+Needed when an address ends or a published port is taken back: translations live in the connection's entry. Policy
+changes do not come here: they take effect by the generation in the connection's mark (network/table.py).
 
-The kernel walks its whole table once per call (include/uapi/linux/netfilter/nfnetlink_conntrack.h, CTA_FILTER, Linux 5.8),
-about 10 ms per 100,000 entries, so this belongs off the path of a request; several addresses share one dump.
+The kernel walks its whole table once per call (include/uapi/linux/netfilter/nfnetlink_conntrack.h, CTA_FILTER, Linux
+5.8), about 10 ms per 100,000 entries, so this belongs off the path of a request; several addresses share one dump.
 """
 
 from __future__ import annotations
@@ -54,5 +54,3 @@ def _ends(values: dict[int, bytes]) -> frozenset[bytes]:
         addresses = attributes(attributes(values.get(kind, b"")).get(_TUPLE_IP, b""))
         found.append(addresses.get(_V4_SRC, b""))
     return frozenset(found)
-
-

@@ -1,7 +1,7 @@
 """Netlink by hand: messages in, errors out, several messages in one system call.
 
-Why not pyroute2: docs/decisions/0006-network.md has the measurement. A `Link` is one socket of one protocol in the network
-namespace where it was opened, whatever namespace its user is in later; not for several threads at once.
+Why not pyroute2: docs/decisions/0006-network.md has the measurement. A `Link` is one socket of one protocol in the
+network namespace where it was opened, whatever namespace its user is in later; not for several threads at once.
 
 Sources: netlink(7), rtnetlink(7), include/uapi/linux/netlink.h; the kernel's acknowledgement of the last message of a
 request stands for all, errors of earlier ones arrive on their own (net/netlink/af_netlink.c, netlink_rcv_skb).
@@ -14,7 +14,7 @@ import os
 import socket
 import struct
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple, TypeVar
 
 from joey.host import sys as kernel
@@ -103,7 +103,9 @@ class Link:
         self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol)
         try:
             self._socket.bind((0, 0))
-            self._socket.settimeout(timeout)
+            # The kernel's own time limit: Python's would poll before each call and ignore MSG_DONTWAIT.
+            limit = struct.pack("@ll", int(timeout), int(timeout % 1 * 1e6))
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
             for option in (_CAP_ACK, _EXT_ACK, *((_STRICT_CHK,) if protocol == NETLINK_ROUTE else ())):
                 self._socket.setsockopt(_SOL_NETLINK, option, 1)
             for option in (_SO_SNDBUFFORCE, _SO_RCVBUFFORCE):
@@ -126,8 +128,8 @@ class Link:
         return self._socket.fileno()
 
     def send(self, messages: Iterable[Message]) -> None:
-        """All messages, in as few system calls as fit. Raises NetlinkError for the first that failed; what came after it
-        was tried all the same (the rest of its system call), so the caller undoes by name.
+        """All messages, in as few system calls as fit. Raises NetlinkError for the first that failed; what came after
+        it was tried all the same (the rest of its system call), so the caller undoes by name.
         """
         batch: list[Message] = []
         size = 0
@@ -163,7 +165,7 @@ class Link:
             raise failed
 
     def transact(self, messages: list[Message], begin: Message, end: Message) -> None:
-        """An nfnetlink batch: all or nothing. Raises NetlinkError for the message that failed; nothing was changed then."""
+        """An nfnetlink batch, all or nothing. Raises NetlinkError for the message that failed."""
         first = self._sequence + 1
         parts = [begin, *messages, end]
         self._sequence += len(parts)
@@ -223,7 +225,10 @@ class Link:
     def _messages(self) -> Iterator[tuple[int, int, int, bytes]]:
         """(type, flags, sequence, body) of what arrives, for ever."""
         while True:
-            data = self._socket.recv(256 * 1024)
+            try:
+                data = self._socket.recv(256 * 1024)
+            except BlockingIOError:
+                raise TimeoutError(errno.ETIMEDOUT, "netlink: the kernel does not answer") from None
             offset = 0
             while offset + 16 <= len(data):
                 length, kind, flags, sequence, _ = _HEADER.unpack_from(data, offset)
@@ -259,13 +264,19 @@ def inside(netns: int, call: Callable[[], T]) -> T:
     """The value of `call` run in the network namespace of descriptor `netns`, in a thread of its own, which dies after
     it: the caller's thread never changes its namespace. Sockets opened by it stay in that namespace.
     """
-    result: list[T] = []
+    return inside_each([(netns, call)])[0]
+
+
+def inside_each(calls: Sequence[tuple[int, Callable[[], T]]]) -> list[T]:
+    """The same for several (namespace, call), one after the other in one thread; the first failure ends it."""
+    results: list[T] = []
     failure: list[BaseException] = []
 
     def body() -> None:
         try:
-            kernel.setns(netns, kernel.CLONE_NEWNET)
-            result.append(call())
+            for netns, call in calls:
+                kernel.setns(netns, kernel.CLONE_NEWNET)
+                results.append(call())
         except BaseException as error:
             failure.append(error)
 
@@ -274,4 +285,4 @@ def inside(netns: int, call: Callable[[], T]) -> T:
     thread.join()
     if failure:
         raise failure[0]
-    return result[0]
+    return results

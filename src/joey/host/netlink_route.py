@@ -6,14 +6,26 @@ Sources: rtnetlink(7), include/uapi/linux/{rtnetlink,if_link,if_addr,neighbour,v
 
 from __future__ import annotations
 
+import errno
 import ipaddress
 import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from joey.host.netlink import (
-    F_CREATE, F_EXCL, F_REPLACE, Link, Message, NetlinkError, attribute, attributes, nested, text, u32,
+    F_CREATE,
+    F_EXCL,
+    F_REPLACE,
+    Link,
+    Message,
+    NetlinkError,
+    attribute,
+    attributes,
+    nested,
+    text,
+    u32,
 )  # fmt: skip
 
 NEWLINK, DELLINK, GETLINK = 16, 17, 18
@@ -36,9 +48,10 @@ def link_header(index: int = 0, flags: int = 0, change: int = 0, family: int = 0
     return struct.pack("=BxHiII", family, 0, index, flags, change)
 
 
-class Veth(NamedTuple):
-    """A pair: one end here, its peer `inner` in the network namespace of descriptor `netns`. `group` marks our ends. The
-    indices of both are chosen by the caller, who then needs no answer to go on.
+@dataclass(frozen=True)
+class Veth:
+    """A pair: one end here, its peer `inner` in the network namespace of descriptor `netns`. `group` marks our ends.
+    The indices of both are chosen by the caller, who then needs no answer to go on.
     """
 
     name: str
@@ -53,7 +66,7 @@ class Veth(NamedTuple):
 
 
 def new_veth(pair: Veth) -> Message:
-    """Both ends in one message, both down (the first to be made cannot be up: it has no peer yet), neither speaking ARP."""
+    """Both ends in one message, neither speaking ARP, both down (the first has no peer yet to be up with)."""
     queues = u32(_TXQ, 1) + u32(_RXQ, 1)
     peer = (
         link_header(pair.inner_index, IFF_NOARP, IFF_NOARP)
@@ -90,11 +103,6 @@ def link_up(index: int) -> Message:
     return Message(NEWLINK, 0, link_header(index, IFF_UP, IFF_UP), f"link {index} up")
 
 
-def delete_link(index: int) -> Message:
-    """Its peer goes with it."""
-    return Message(DELLINK, 0, link_header(index), f"delete link {index}")
-
-
 def add_address(index: int, address: bytes, prefix: int = 32, *, host_scope: bool = False) -> Message:
     body = struct.pack("=BBBBI", socket.AF_INET, prefix, 0, _SCOPE_HOST if host_scope else _SCOPE_UNIVERSE, index)
     body += attribute(1, address) + attribute(2, address)
@@ -127,7 +135,8 @@ def static_neighbour(index: int, address: bytes, mac: bytes) -> Message:
     return Message(NEWNEIGH, F_CREATE | F_REPLACE, body, f"neighbour {socket.inet_ntoa(address)}")
 
 
-class Found(NamedTuple):
+@dataclass(frozen=True)
+class Found:
     """A link that exists."""
 
     index: int
@@ -167,7 +176,7 @@ def conf_of(link: Link, index: int, which: int) -> int | None:
 
 
 def counters(link: Link, index: int) -> tuple[int, int, int, int] | None:
-    """(bytes received, bytes sent, packets received, packets sent) of a link, None if it is gone (rtnl_link_stats64)."""
+    """(bytes received, bytes sent, packets received, packets sent) of a link; None if it is gone."""
     body = link.ask(Message(GETLINK, 0, link_header(index), f"link {index}"))
     if body is None or 23 not in (values := attributes(body, 16)):
         return None
@@ -199,14 +208,18 @@ def routes(link: Link) -> Iterator[Route]:
         yield Route(ipaddress.IPv4Network((address, length)), oif, direct, protocol, kind == 1)
 
 
-def delete_if_there(link: Link, index: int) -> bool:
-    """Delete a link; whether there was one. Raises NetlinkError for any other reason."""
-    try:
-        link.send([delete_link(index)])
-    except NetlinkError as error:
-        if error.errno == 19:  # ENODEV
-            return False
-        raise
-    return True
-
-
+def delete_together(link: Link, indices: Sequence[int], group: int) -> int:
+    """Delete links, those that are there; → how many were. They are put into link group `group` (nobody else's) and
+    that is deleted: the kernel waits for its grace periods once, not once a link.
+    """
+    there = 0
+    for index in indices:
+        try:
+            link.send([Message(NEWLINK, 0, link_header(index) + u32(_GROUP, group), f"end link {index}")])
+            there += 1
+        except NetlinkError as error:
+            if error.errno != errno.ENODEV:
+                raise
+    if there:
+        link.send([Message(DELLINK, 0, link_header() + u32(_GROUP, group), "delete links")])
+    return there

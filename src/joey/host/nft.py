@@ -1,10 +1,10 @@
 """nf_tables by netlink: elements, chains and rules as messages, committed in one atomic batch.
 
-nft(8) sets up the constant part of a table once (network/table.py); it reads back whole tables before each change, which
-costs in proportion to what is there. These messages cost the same with one sandbox or five thousand.
+nft(8) sets up the constant part of a table once (network/table.py); it reads back whole tables before each change,
+which costs in proportion to what is there. These messages cost the same with one sandbox or five thousand.
 
-Sources: include/uapi/linux/netfilter/nf_tables.h, nfnetlink.h. Keys are lists of fields, each padded to four bytes; addresses and
-ports in network byte order, interface indices and marks in the host's.
+Sources: include/uapi/linux/netfilter/nf_tables.h, nfnetlink.h. Keys are lists of fields, each padded to four bytes;
+addresses and ports in network byte order, interface indices and marks in the host's.
 """
 
 from __future__ import annotations
@@ -15,11 +15,22 @@ import struct
 import subprocess
 from collections.abc import Iterable, Sequence
 
-from joey.model.errors import HostFailed, NotPermitted, Unenforceable
 from joey.host.netlink import (
-    F_APPEND, F_CREATE, F_EXCL, NETLINK_NETFILTER, Link, Message, attribute, attributes, be32, be64, each_attribute,
-    nested, text,
+    F_APPEND,
+    F_CREATE,
+    F_EXCL,
+    NETLINK_NETFILTER,
+    Link,
+    Message,
+    attribute,
+    attributes,
+    be32,
+    be64,
+    each_attribute,
+    nested,
+    text,
 )  # fmt: skip
+from joey.model.errors import HostFailed, NotPermitted, Unenforceable
 
 _SUBSYSTEM = 10 << 8
 _NEWCHAIN, _DELCHAIN, _NEWRULE, _DELRULE = _SUBSYSTEM | 3, _SUBSYSTEM | 5, _SUBSYSTEM | 6, _SUBSYSTEM | 8
@@ -58,10 +69,6 @@ def goto(chain: str) -> bytes:
     return nested(2, nested(2, be32(1, _GOTO & 0xFFFFFFFF) + text(2, chain)))
 
 
-def jump(chain: str) -> bytes:
-    return nested(2, nested(2, be32(1, _JUMP & 0xFFFFFFFF) + text(2, chain)))
-
-
 def value(data: bytes) -> bytes:
     """Plain data, as the value of a map's element."""
     return nested(2, attribute(1, data))
@@ -73,7 +80,9 @@ class Table:
     def __init__(self, name: str) -> None:
         self.name = name
 
-    def add(self, set_: str, key: bytes, data: bytes = b"", *, timeout: float = 0.0, expression: bytes = b"") -> Message:
+    def add(
+        self, set_: str, key: bytes, data: bytes = b"", *, timeout: float = 0.0, expression: bytes = b""
+    ) -> Message:
         """A new element; EEXIST if the key is there with other data. `timeout` in seconds."""
         element = nested(1, attribute(1, key)) + data
         if timeout:
@@ -103,9 +112,10 @@ class Table:
             Message(_DELCHAIN, 0, _INET + text(1, self.name) + text(3, name), f"delete chain {name}"),
         ]
 
-    def rule(self, chain: str, expressions: Iterable[bytes]) -> Message:
+    def rule(self, chain: str, expressions: Iterable[bytes], *, first: bool = False) -> Message:
+        """A rule after all others of a chain, or before them."""
         body = _INET + text(1, self.name) + text(2, chain) + nested(4, *(attribute(1 | 0x8000, e) for e in expressions))
-        return Message(_NEWRULE, F_CREATE | F_APPEND, body, f"rule of chain {chain}")
+        return Message(_NEWRULE, F_CREATE | (0 if first else F_APPEND), body, f"rule of chain {chain}")
 
     def delete(self) -> Message:
         return Message(_DELTABLE, 0, _INET + text(1, self.name), f"delete table {self.name}")
@@ -159,8 +169,8 @@ def commit(link: Link, messages: Sequence[Message]) -> None:
 
 
 def load(script: str) -> None:
-    """Run a script of nft(8), atomically, in the caller's network namespace. Raises Unenforceable where there is no nft,
-    NotPermitted, HostFailed with nft's own words.
+    """Run a script of nft(8), atomically, in the caller's network namespace. Raises Unenforceable where there is no
+    nft, NotPermitted, HostFailed with nft's own words.
     """
     program = shutil.which("nft", path="/usr/sbin:/sbin:/usr/bin:/bin:/usr/local/sbin:/usr/local/bin")
     if program is None:
@@ -193,9 +203,7 @@ def count_over(limit: int) -> bytes:
 
 def verdict(chain: str) -> bytes:
     """goto a chain"""
-    return _expression(
-        "immediate", be32(1, 0), nested(2, nested(2, be32(1, _GOTO & 0xFFFFFFFF) + text(2, chain)))
-    )
+    return _expression("immediate", be32(1, 0), nested(2, nested(2, be32(1, _GOTO & 0xFFFFFFFF) + text(2, chain))))
 
 
 def accept() -> bytes:
@@ -258,12 +266,13 @@ def pair_and_port_in(set_: str) -> list[bytes]:
     return [*loads, _expression("lookup", text(1, set_), be32(2, _REG))]
 
 
-def member_of(map_: str, identity: int) -> list[bytes]:
-    """`ip daddr map @map == identity`"""
+def same(map_: str, members: str) -> list[bytes]:
+    """`ip saddr map @map . ip daddr @members`, which nft(8) cannot say."""
     return [
-        _load(1, 16, 4),
+        _load(1, 12, 4),
         _expression("lookup", text(1, map_), be32(2, _REG), be32(3, _REG)),
-        _compare(number(identity)),
+        _load(1, 16, 4, _REG + 1),
+        _expression("lookup", text(1, members), be32(2, _REG)),
     ]
 
 

@@ -1,8 +1,8 @@
 """Bandwidth: a token bucket (tc-tbf(8)) on each end of a sandbox's veth pair.
 
-What leaves our end enters the sandbox; what leaves the inner end leaves the sandbox. The inner end's network namespace is
-owned by the host's user namespace, so nobody inside can take the bucket off, and no ifb, mirred or police action (absent on
-kernels without NET_ACT_POLICE) is needed.
+What leaves our end enters the sandbox; what leaves the inner end leaves the sandbox. The inner end's network
+namespace is owned by the host's user namespace, so nobody inside can take the bucket off, and no ifb, mirred or
+police action (absent on kernels without NET_ACT_POLICE) is needed.
 """
 
 from __future__ import annotations

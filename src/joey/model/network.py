@@ -1,13 +1,14 @@
 """What a sandbox's network is: mode, egress policy, names. Values and their checks; nothing here touches a host.
 
-How a policy decides about a packet that a sandbox sends (joey.network.policy compiles it, docs/decisions/0006-network.md
-says how it is enforced):
+How a policy decides about a packet that a sandbox sends (joey.network.policy compiles it,
+docs/decisions/0006-network.md says how it is enforced):
 
 1. The host itself and other sandboxes are never reachable, whatever the rules say (members of one private network
    reach each other; the host answers DNS on the sandbox's name server address only).
 2. The first rule that matches decides. An allow rule with a CIDR opens a protected range (PROTECTED: private,
-   link-local with cloud metadata, multicast, reserved) only if it lies within one: `10.1.0.0/16` does, `0.0.0.0/0` does
-   not. A domain rule matches the addresses that our DNS forwarder gave this sandbox for a matching name.
+   link-local with cloud metadata, multicast, reserved; and the networks the host is directly in) only if it lies
+   within one: `10.1.0.0/16` does, `0.0.0.0/0` does not. A domain rule matches the addresses that our DNS forwarder
+   gave this sandbox for a matching name.
 3. What no rule matches: protected ranges are refused, the rest as `internet` says.
 """
 
@@ -15,7 +16,8 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from typing import Literal, Union
+from collections.abc import Sequence
+from typing import Literal
 
 from msgspec import field
 
@@ -23,7 +25,7 @@ from joey.model.errors import Invalid
 from joey.model.ports import PublishedPort, parse_port_range
 from joey.model.value import Value
 
-Network = Union[ipaddress.IPv4Network, ipaddress.IPv6Network]
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 PROTECTED: tuple[Network, ...] = tuple(
     ipaddress.ip_network(text)
@@ -45,9 +47,10 @@ _NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,62}", re.ASCII)
 _CONTAINER = re.compile(r"container:([a-zA-Z0-9][a-zA-Z0-9_.-]*)", re.ASCII)
 
 
-def protected(network: Network) -> bool:
-    """Whether all of `network` lies within one protected range."""
-    return any(network.version == one.version and network.subnet_of(one) for one in PROTECTED)  # type: ignore[arg-type]
+def protected(network: Network, more: Sequence[Network] = ()) -> bool:
+    """Whether all of `network` lies within one protected range, PROTECTED or of `more`."""
+    within = (one for one in (*PROTECTED, *more) if one.version == network.version)
+    return any(network.subnet_of(one) for one in within)  # type: ignore[arg-type]
 
 
 def public(address: str) -> bool:
@@ -77,8 +80,9 @@ def check_address(where: str, text: str) -> None:
 
 
 def check_domain(where: str, text: str, *, wildcard: bool = False) -> None:
-    """Raises Invalid unless `text` is a lower-case host name (RFC 1123; underscores as found in practice), ASCII (IDNs as
-    xn--…). With `wildcard` it may begin with `*.`: any name below, not the name itself. `*` alone is any name.
+    """Raises Invalid unless `text` is a lower-case host name (RFC 1123; underscores as found in practice), ASCII
+    (IDNs as xn--…). With `wildcard` it may begin with `*.`: any name below, not the name itself. `*` alone is any
+    name.
     """
     if wildcard and text == "*":
         return
@@ -102,8 +106,8 @@ def domain_matches(pattern: str, name: str) -> bool:
 
 
 class EgressRule(Value, frozen=True, kw_only=True):
-    """One rule: exactly one of `cidr` and `domain`; `ports` is "", "443" or "8000-8100" and needs tcp or udp ("any" with
-    ports is both). A domain rule holds for at most 16 ports.
+    """One rule: exactly one of `cidr` and `domain`; `ports` is "", "443" or "8000-8100" and needs tcp or udp ("any"
+    with ports is both). A domain rule holds for at most 16 ports.
     """
 
     action: Literal["allow", "deny"]
@@ -211,8 +215,8 @@ class NetworkPolicy(Value, frozen=True, kw_only=True):
 
 
 class NetworkSpec(Value, frozen=True, kw_only=True):
-    """The network of one sandbox. `mode`: none (loopback only), nat, host, container:ID (that sandbox's network), or the
-    name of a private network.
+    """The network of one sandbox. `mode`: none (loopback only), nat, host, container:ID (that sandbox's network), or
+    the name of a private network.
 
     aliases       more names of the sandbox in its private network
     dns           name servers instead of our forwarder's upstreams (it still stands between); search: domains tried

@@ -9,7 +9,9 @@ from typing import Literal
 from joey.model.errors import Invalid
 from joey.model.value import Value
 
-_TEXT = re.compile(r"(?:(?P<ip>\[[^\]]*\]|[^:\[\]]*):)??(?:(?P<host>[0-9-]*):)?(?P<inside>[^:/]+)(?:/(?P<protocol>\w+))?")
+_TEXT = re.compile(
+    r"(?:(?:(?P<ip>\[[^\]]*\]|[^:\[\]]*):)?(?P<host>[0-9-]*):)?(?P<inside>[^:/]+)(?:/(?P<protocol>\w+))?", re.ASCII
+)
 
 
 class PublishedPort(Value, frozen=True, kw_only=True):
@@ -88,7 +90,11 @@ def parse_published(where: str, text: str) -> tuple[PublishedPort, ...]:
 
 def _port(inside: int, host: int, host_last: int, address: str, protocol: str) -> PublishedPort:
     return PublishedPort(
-        container=inside, host=host, host_last=host_last, host_ip=address, protocol=protocol  # type: ignore[arg-type]
+        container=inside,
+        host=host,
+        host_last=host_last,
+        host_ip=address,
+        protocol=protocol,  # type: ignore[arg-type]
     )
 
 

@@ -8,8 +8,8 @@
     fabric.release([wire, …])                         takes everything down; the address goes to the end of the queue
     fabric.close()                                    the last: table, gateway address, what was switched on
 
-Blocks for tens to hundreds of microseconds a call (the kernel's RTNL lock may hold it longer): for a thread, one at a time. It works in
-the network namespace where it was opened.
+Blocks for tens to hundreds of microseconds a call (the kernel's RTNL lock may hold it longer): for a thread, one at a
+time. It works in the network namespace where it was opened.
 """
 
 from __future__ import annotations
@@ -20,21 +20,22 @@ import ipaddress
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from joey.host import conntrack, nft, tc
 from joey.host import netlink_route as route
 from joey.host.addresses import PER_BLOCK, Addresses
-from joey.host.netlink import NETLINK_ROUTE, Link, Message, NetlinkError, inside
+from joey.host.netlink import NETLINK_ROUTE, Link, Message, NetlinkError, inside, inside_each
 from joey.model.errors import Unenforceable, from_os
-from joey.model.network import NetworkPolicy
+from joey.model.network import NetworkPolicy, protected
 from joey.model.ports import PublishedPort
 from joey.network.ports import Claim, claim_all
 from joey.network.table import Seat, Table
 
 INNER, INNER_INDEX = "eth0", 0x4A6F
 _MAC, _INNER_MAC = bytes.fromhex("024a6f657901"), bytes.fromhex("024a6f657902")
-_GROUP = 0x4A000000
+_GROUP, _DYING = 0x4A000000, 0x01000000
 _INDEX = 0x10000000
 _DEVICE = {
     route.DEVCONF_FORWARDING: 1,
@@ -100,7 +101,11 @@ class Fabric:
         return fabric
 
     def _set_up(self) -> None:
-        self.table.install(group=self.group, pool=self.addresses.block, gateway=self.gateway)
+        near = {
+            one.network for one in route.routes(self._route) if one.unicast and one.direct and one.network.prefixlen
+        }
+        local = [network for network in sorted(near) if not protected(network)]
+        self.table.install(group=self.group, pool=self.addresses.block, gateway=self.gateway, local=local)
         self._route.send([route.add_address(1, self.gateway.packed, host_scope=True), route.link_up(1)])
         self._forward()
 
@@ -127,11 +132,8 @@ class Fabric:
         try:
             for netns in namespaces:
                 wires.append(self._place(netns))
-            for one in wires:
-                inside(one.netns, _refuse_ipv6)
             self._route.send(message for one in wires for message in self._outer(one))
-            for one in wires:
-                inside(one.netns, lambda: self._inner(one))  # noqa: B023 — run before the next
+            inside_each([(one.netns, partial(self._inner, one)) for one in wires])
         except BaseException as error:
             self._unwire(wires)
             if isinstance(error, NetlinkError):
@@ -153,6 +155,7 @@ class Fabric:
         yield route.static_neighbour(wire.index, wire.address.packed, _INNER_MAC)
 
     def _inner(self, wire: Wire) -> None:
+        _refuse_ipv6()
         with Link(NETLINK_ROUTE) as link:
             link.send(
                 [
@@ -164,8 +167,9 @@ class Fabric:
             )
 
     def _unwire(self, wires: Iterable[Wire]) -> None:
+        wires = list(wires)
+        route.delete_together(self._route, [wire.index for wire in wires], self.group ^ _DYING)
         for wire in wires:
-            route.delete_if_there(self._route, wire.index)
             self.addresses.give_back(wire.offset)
 
     # ---- policy
@@ -272,7 +276,7 @@ class Fabric:
         gone = self.table.sweep({wire.address.packed for wire in kept})
         conntrack.flush(self._filter, gone)
         strays = [one.index for one in route.links(self._route, group=self.group) if one.index not in indices]
-        return sum(route.delete_if_there(self._route, index) for index in strays)
+        return route.delete_together(self._route, strays, self.group ^ _DYING)
 
     def close(self, *, keep: bool = False) -> None:
         """Give up everything but running sandboxes' links; with `keep` only our descriptors (they go on without us)."""

@@ -1,20 +1,22 @@
-"""A policy as clauses in the order in which they are tried: pure, from values to values. joey.network.table turns them into
-rules of nf_tables; `describe` prints them for people.
+"""A policy as clauses in the order in which they are tried: pure, from values to values. joey.network.table turns
+them into rules of nf_tables; `describe` prints them for people.
 """
 
 from __future__ import annotations
 
 import ipaddress
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
-from joey.model.network import EgressRule, NetworkPolicy, protected
+from joey.model.network import EgressRule, Network, NetworkPolicy, protected
 
 Target = Literal["any", "network", "outside", "protected", "names", "names and ports"]
 
 
 class Clause(NamedTuple):
-    """`verdict` on packets to `target`: a network; what of it lies `outside` all protected ranges; the protected ranges; or
-    addresses our forwarder gave this sandbox. `protocol` "" is any. IPv6 clauses are left out: no IPv6 leaves.
+    """`verdict` on packets to `target`: a network; what of it lies `outside` all protected ranges; the protected
+    ranges; or addresses our forwarder gave this sandbox. `protocol` "" is any. IPv6 clauses are left out: no IPv6
+    leaves.
     """
 
     verdict: Literal["allow", "refuse"]
@@ -40,8 +42,10 @@ class Clause(NamedTuple):
 DNS_PORTS = (53, 853)
 
 
-def compile_policy(policy: NetworkPolicy) -> tuple[Clause, ...]:
-    """The clauses of a policy; the last one has no condition. At most about 1,000 for 256 rules."""
+def compile_policy(policy: NetworkPolicy, local: Sequence[Network] = ()) -> tuple[Clause, ...]:
+    """The clauses of a policy; the last one has no condition. `local`: networks protected besides PROTECTED. At most
+    about 500 clauses for 256 rules.
+    """
     clauses: list[Clause] = []
     if policy.by_domain:
         # A name server of one's own would make names mean nothing.
@@ -54,29 +58,22 @@ def compile_policy(policy: NetworkPolicy) -> tuple[Clause, ...]:
                 clauses += [Clause("allow", "names and ports", protocol=p) for p in ("tcp", "udp")]
                 named = True
         else:
-            clauses += _of_network(rule)
+            clauses += _of_network(rule, local)
     clauses.append(Clause("refuse", "protected"))
     clauses.append(Clause("allow" if policy.internet else "refuse"))
     return tuple(clauses)
 
 
-def _of_network(rule: EgressRule) -> list[Clause]:
+def _of_network(rule: EgressRule, local: Sequence[Network]) -> list[Clause]:
     network = rule.network
     if not isinstance(network, ipaddress.IPv4Network):
         return []
     verdict: Literal["allow", "refuse"] = "allow" if rule.action == "allow" else "refuse"
     # A wide allow does not open what needs to be named.
-    target: Target = "outside" if verdict == "allow" and not protected(network) else "network"
+    target: Target = "outside" if verdict == "allow" and not protected(network, local) else "network"
     ports = rule.port_range
     protocols = [rule.protocol] if rule.protocol != "any" else ["tcp", "udp"] if ports else [""]
     return [Clause(verdict, target, network, protocol, ports) for protocol in protocols]
-
-
-def shared_chain(policy: NetworkPolicy) -> str:
-    """The constant chain that says the same as a policy without rules, "" where a chain of its own is needed."""
-    if policy.rules:
-        return ""
-    return "internet" if policy.internet else "closed"
 
 
 def describe(policy: NetworkPolicy) -> str:

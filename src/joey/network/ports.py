@@ -1,9 +1,9 @@
 """Ports of the host that are published: who has which.
 
-A published port is held by a bound socket of ours, so that no program of the host takes it (nothing would ever arrive there)
-and one that has it is found out at once. Packets never see that socket: the table translates them first, so that the
-sandbox sees the client's own address; only what the host sends from 127.0.0.0/8 comes from the gateway's address, because a
-loopback address means the sandbox's own there.
+A published port is held by a bound socket of ours, so that no program of the host takes it (nothing would ever arrive
+there) and one that has it is found out at once. Packets never see that socket: the table translates them first, so
+that the sandbox sees the client's own address; only what the host sends from 127.0.0.0/8 comes from the gateway's
+address, because a loopback address means the sandbox's own there.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ class Claim:
 
 
 def claim(asked: PublishedPort, *, where: str = "ports") -> Claim:
-    """A claim of one port, in the calling thread's network namespace. Raises Conflict naming the port if somebody has it,
-    Invalid if the address is not this host's.
+    """A claim of one port, in the calling thread's network namespace. Raises Conflict naming the port if somebody has
+    it, Invalid if the address is not this host's.
     """
     last = asked.host_last or asked.host
     for number in range(asked.host, last + 1):

@@ -1,11 +1,11 @@
 """One instance's nftables table: rules.nft, and per sandbox a handful of elements in its sets and maps.
 
-Everything here costs the same with one sandbox or thousands, and each call is one atomic commit. A policy change takes effect
-on running connections too: an allowed connection carries its sandbox's generation as mark, and `live4` holds the pair
-(address, generation) that passes unasked. A change replaces the pair, so that the next packet of every connection is judged
-anew; an address used again has another generation, so that nothing of its last tenant passes.
+Everything here costs the same with one sandbox or thousands, and each call is one atomic commit. A policy change
+takes effect on running connections too: an allowed connection carries its sandbox's generation as mark, and `live4`
+holds the pair (address, generation) that passes unasked. A change replaces the pair, so that the next packet of every
+connection is judged anew; an address used again has another generation, so that nothing of its last tenant passes.
 
-The calls block for some tens of microseconds; not for several threads at once.
+The calls block for fractions of a millisecond, and take turns: threads may share a Table.
 """
 
 from __future__ import annotations
@@ -13,24 +13,32 @@ from __future__ import annotations
 import errno
 import ipaddress
 import secrets
+import sys
+import threading
 import time
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import update_wrapper
 from pathlib import Path
+from typing import Concatenate, ParamSpec, TypeVar
 
 from joey.host import nft
 from joey.host.netlink import Link, Message, NetlinkError
 from joey.model.network import PROTECTED, NetworkPolicy
-from joey.network.policy import Clause, compile_policy, shared_chain
+from joey.network.policy import Clause, compile_policy
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 _SCRIPT = Path(__file__).with_name("rules.nft")
 _NO_LIMIT = 65536
 """Connections of one sandbox that asks for no limit: enough for any, too few to fill the host's table alone."""
+_MOST_NAMES = 4096
 _PER_ADDRESS = (
-    "sources4", "policy4", "networks4", "network4", "generation4", "live4", "refused4", "connections4", "names4",
-    "names4_port",
+    "sources4", "internet4", "policy4", "network4", "members4", "generation4", "live4", "refused4", "connections4",
+    "names4", "names4_port",
 )  # fmt: skip
-_BY_LINK = ("sources4", "policy4", "networks4")  # of those, the ones whose key begins with the link
+_SECOND = ("sources4", "members4")  # of those, the ones whose key begins with something else
 
 
 @dataclass
@@ -51,6 +59,14 @@ class Seat:
         return nft.key(nft.number(self.index), self.address)
 
 
+def _one_at_a_time(method: Callable[Concatenate[Table, P], R]) -> Callable[Concatenate[Table, P], R]:
+    def locked(self: Table, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        with self._lock:
+            return method(self, *args, **kwargs)
+
+    return update_wrapper(locked, method)
+
+
 class Table:
     """The table `name` in the network namespace of `link` (a netfilter socket)."""
 
@@ -59,29 +75,43 @@ class Table:
         self.name = name
         self._nft = nft.Table(name)
         self._generation = secrets.randbits(32)
+        self._lock = threading.RLock()
+        self.local: tuple[ipaddress.IPv4Network, ...] = ()
 
     # ---- the constant part
 
-    def install(self, *, group: int, pool: ipaddress.IPv4Network, gateway: ipaddress.IPv4Address) -> None:
+    def install(
+        self,
+        *,
+        group: int,
+        pool: ipaddress.IPv4Network,
+        gateway: ipaddress.IPv4Address,
+        local: Sequence[ipaddress.IPv4Network] = (),
+    ) -> None:
         """Make the table, replacing one of that name, in the calling thread's network namespace. Other tables are not
-        touched. Raises as nft.load.
+        touched. `local`: networks the host is in, protected like private ones. Raises as nft.load.
         """
+        self.local = tuple(local)
         text = _SCRIPT.read_text()
         values = {
             "$TABLE": self.name,
             "$GROUP": str(group),
             "$POOL": str(pool),
             "$GATEWAY": str(gateway),
-            "$PROTECTED": ", ".join(str(network) for network in PROTECTED if network.version == 4),
+            "$PROTECTED": ", ".join(str(network) for network in (*PROTECTED, *local) if network.version == 4),
         }
         for name, value in values.items():
             text = text.replace(name, value)
         # Adding first makes deleting possible whether it was there or not; all of it is one transaction.
         nft.load(f"table inet {self.name}\ndelete table inet {self.name}\n{text}")
+        rule = [*nft.same("network4", "members4"), nft.accept()]
+        nft.commit(self.link, [self._nft.rule("to_sandbox", rule, first=True)])
 
+    @_one_at_a_time
     def exists(self) -> bool:
         return self._nft.exists(self.link)
 
+    @_one_at_a_time
     def remove(self) -> None:
         """Delete the table with all that is in it; nothing if it is gone."""
         try:
@@ -96,6 +126,7 @@ class Table:
         """Let link `index` send from `address` under `policy`, as a member of private network `network` (0: none)."""
         return self.admit_many([(index, address, policy, network)])[0]
 
+    @_one_at_a_time
     def admit_many(self, sandboxes: Iterable[tuple[int, bytes, NetworkPolicy, int]]) -> list[Seat]:
         """The same for several, all or none."""
         seats, messages = [], []
@@ -108,6 +139,7 @@ class Table:
         nft.commit(self.link, messages)
         return seats
 
+    @_one_at_a_time
     def change(self, seat: Seat, policy: NetworkPolicy) -> None:
         """Put another policy into effect, for running connections too."""
         self._forget_names(seat, keep=policy)
@@ -115,8 +147,8 @@ class Table:
         chain, messages = self._chain(seat.address, policy, generation)
         table = self._nft
         messages += [
-            table.remove("policy4", seat.source),
-            table.add("policy4", seat.source, nft.goto(chain)),
+            *self._deciding(seat.address, seat.policy, seat.chain, table.remove),
+            *self._deciding(seat.address, policy, chain, table.add),
             table.remove("generation4", seat.address),
             table.add("generation4", seat.address, nft.value(nft.number(generation))),
             table.remove("live4", nft.key(seat.address, nft.number(seat.generation))),
@@ -127,11 +159,12 @@ class Table:
                 table.remove("connections4", seat.address),
                 table.add("connections4", seat.address, expression=_counting(policy)),
             ]
-        if _own(seat.chain):
+        if seat.chain:
             messages += table.delete_chain(seat.chain)
         nft.commit(self.link, messages)
         seat.policy, seat.chain, seat.generation = policy, chain, generation
 
+    @_one_at_a_time
     def dismiss(self, seats: Sequence[Seat]) -> None:
         """Take sandboxes out; nothing of theirs passes any more. Their connections' entries are another matter
         (host/conntrack.py).
@@ -140,25 +173,27 @@ class Table:
         for seat in seats:
             self._forget_names(seat)
             messages += self._elements_of(seat, lambda name, key, *_, **__: self._nft.remove(name, key))
-            if _own(seat.chain):
+            if seat.chain:
                 messages += self._nft.delete_chain(seat.chain)
         nft.commit(self.link, messages)
 
+    @_one_at_a_time
     def refused(self, seat: Seat) -> tuple[int, int]:
         """(packets, bytes) that policy refused so far."""
         return self._nft.counter_of(self.link, "refused4", seat.address) or (0, 0)
 
+    @_one_at_a_time
     def totals(self) -> dict[str, tuple[int, int]]:
         """Named counters of the whole instance: {name: (packets, bytes)}."""
         return {name: self._nft.counter(self.link, name) for name in ("spoofed", "not_ipv4", "uninvited")}
 
-    def _elements_of(self, seat: Seat, make, *, with_data: bool = False) -> list[Message]:  # type: ignore[no-untyped-def]
+    def _elements_of(self, seat: Seat, make: Callable[..., Message], *, with_data: bool = False) -> list[Message]:
         """What a sandbox has in the sets, each through `make` (add or remove)."""
         number = nft.number
         counting = {"expression": _counting(seat.policy)} if with_data else {}
         messages = [
             make("sources4", seat.source),
-            make("policy4", seat.source, nft.goto(seat.chain)),
+            *self._deciding(seat.address, seat.policy, seat.chain, make),
             make("generation4", seat.address, nft.value(number(seat.generation))),
             make("live4", nft.key(seat.address, number(seat.generation))),
             make("refused4", seat.address),
@@ -166,41 +201,43 @@ class Table:
         ]
         if seat.network:
             messages += [
-                make("networks4", seat.source, nft.jump(_network_chain(seat.network))),
                 make("network4", seat.address, nft.value(number(seat.network))),
+                make("members4", nft.key(number(seat.network), seat.address)),
             ]
         return messages
 
-    # ---- private networks
-
-    def add_network(self, identity: int) -> None:
-        """Make private network `identity` (not 0)."""
-        chain = _network_chain(identity)
-        rule = [*nft.member_of("network4", identity), nft.accept()]
-        nft.commit(self.link, [self._nft.new_chain(chain), self._nft.rule(chain, rule)])
-
-    def remove_network(self, identity: int) -> None:
-        """EBUSY (NetlinkError) while it has members."""
-        nft.commit(self.link, self._nft.delete_chain(_network_chain(identity)))
+    @staticmethod
+    def _deciding(address: bytes, policy: NetworkPolicy, chain: str, make: Callable[..., Message]) -> list[Message]:
+        """What decides about new connections: a chain of its own, internet4, or nothing, which refuses."""
+        if chain:
+            return [make("policy4", address, nft.goto(chain))]
+        return [make("internet4", address)] if policy.internet else []
 
     # ---- names
 
-    def learn(self, seat: Seat, name: str, address: bytes, seconds: float) -> None:
-        """Our forwarder is about to answer that `name` is `address`: allow it as the policy's rules for that name say."""
+    @_one_at_a_time
+    def learn(self, seat: Seat, name: str, addresses: Sequence[bytes], seconds: float) -> None:
+        """Our forwarder is about to answer that `name` is at `addresses`: allow it as the policy's rules for that
+        name say, one commit for all. The kernel keeps the old lifetime of an element that is there, so a known one is
+        taken out in the same commit. (A commit that fails costs milliseconds: nothing is taken out on suspicion.)
+        """
         now = time.monotonic()
-        until = max(now + seconds, seat.names.get(address, ("", 0.0))[1])
-        for message in self._names_of(seat, name, address):
-            set_, key = message
-            added = self._nft.add(set_, key, timeout=until - now)
-            # The kernel keeps the old lifetime of an element that is there: it is taken out in the same commit.
-            try:
-                nft.commit(self.link, [self._nft.remove(set_, key), added])
-            except NetlinkError as error:
-                if error.errno != errno.ENOENT:
-                    raise
-                nft.commit(self.link, [added])
-        seat.names[address] = (name, until)
-        if len(seat.names) > 4096:
+        messages, fresh = [], []
+        for address in addresses:
+            ends = seat.names.get(address, ("", 0.0))[1]
+            until = max(now + seconds, ends)
+            for set_, key in self._names_of(seat, name, address):
+                added = self._nft.add(set_, key, timeout=until - now)
+                fresh.append(added)
+                messages += [self._nft.remove(set_, key), added] if ends > now else [added]
+            seat.names[address] = (name, until)
+        try:
+            nft.commit(self.link, messages)
+        except NetlinkError as error:
+            if error.errno != errno.ENOENT:  # one ended just now, or belongs to another rule
+                raise
+            nft.commit(self.link, fresh)
+        if len(seat.names) > _MOST_NAMES:
             seat.names = {one: kept for one, kept in seat.names.items() if kept[1] > now}
 
     def _names_of(self, seat: Seat, name: str, address: bytes) -> list[tuple[str, bytes]]:
@@ -232,6 +269,7 @@ class Table:
 
     # ---- ports
 
+    @_one_at_a_time
     def publish(self, protocol: str, host_ip: str, port: int, address: bytes, container: int) -> None:
         """What arrives at the host's `port` (at `host_ip`, "" all) goes to `address`:`container`. Also for our name
         server, with the gateway's address.
@@ -240,10 +278,12 @@ class Table:
         data = nft.value(nft.key(address, nft.port(container)))
         nft.commit(self.link, [self._nft.add(set_, key, data)])
 
+    @_one_at_a_time
     def unpublish(self, protocol: str, host_ip: str, port: int) -> None:
         set_, key = _published(protocol, host_ip, port)
         nft.commit(self.link, [self._nft.remove(set_, key)])
 
+    @_one_at_a_time
     def serve_dns(self, gateway: ipaddress.IPv4Address, port: int) -> None:
         """Port 53 of the gateway's address, for sandboxes, is `port` there, where our forwarder listens."""
         messages: list[Message] = []
@@ -258,6 +298,7 @@ class Table:
 
     # ---- after an engine that died
 
+    @_one_at_a_time
     def sweep(self, keep: Collection[bytes]) -> list[bytes]:
         """Take out every element and chain of addresses that are not in `keep`; → those addresses. Reads the whole
         table: once, at start.
@@ -267,12 +308,12 @@ class Table:
         messages = []
         for set_ in _PER_ADDRESS:
             for key, data in self._nft.elements(self.link, set_):
-                address = key[4:8] if set_ in _BY_LINK else key[:4]
+                address = key[4:8] if set_ in _SECOND else key[:4]
                 if address in keep:
                     continue
                 gone.add(address)
                 messages.append(self._nft.remove(set_, key))
-                if set_ == "policy4" and _own(data.decode()):
+                if set_ == "policy4":
                     chains.add(data.decode())
         for set_, place in (("published4", 8), ("published4_at", 12)):
             for key, data in self._nft.elements(self.link, set_):
@@ -283,18 +324,20 @@ class Table:
         nft.commit(self.link, messages)
         return sorted(gone)
 
+    @_one_at_a_time
     def adopt(self, known: dict[bytes, tuple[NetworkPolicy, int]]) -> dict[bytes, Seat]:
         """The seats of sandboxes that outlived the engine, from what the table says: {address: (policy, network)} →
         {address: seat}. An address of `known` that has no seat in the table is left out.
         """
         generations = dict(self._nft.elements(self.link, "generation4"))
+        chains = {key[:4]: chain.decode() for key, chain in self._nft.elements(self.link, "policy4")}
         seats = {}
-        for key, chain in self._nft.elements(self.link, "policy4"):
-            index, address = int.from_bytes(key[:4], "little"), key[4:8]
+        for key, _ in self._nft.elements(self.link, "sources4"):
+            index, address = int.from_bytes(key[:4], sys.byteorder), key[4:8]
             if address in known and address in generations:
                 policy, network = known[address]
-                generation = int.from_bytes(generations[address][:4], "little")
-                seats[address] = Seat(index, address, policy, chain.decode(), generation, network)
+                generation = int.from_bytes(generations[address][:4], sys.byteorder)
+                seats[address] = Seat(index, address, policy, chains.get(address, ""), generation, network)
         return seats
 
     # ---- inside
@@ -304,11 +347,11 @@ class Table:
         return self._generation
 
     def _chain(self, address: bytes, policy: NetworkPolicy, generation: int) -> tuple[str, list[Message]]:
-        """The chain that says what `policy` says, and what makes it."""
-        if shared := shared_chain(policy):
-            return shared, []
+        """The chain of its own that a policy with rules needs ("" without rules), and what makes it."""
+        if not policy.rules:
+            return "", []
         name = f"p_{address.hex()}_{generation:x}"
-        rules = [self._nft.rule(name, _expressions(clause)) for clause in compile_policy(policy)]
+        rules = [self._nft.rule(name, _expressions(clause)) for clause in compile_policy(policy, self.local)]
         return name, [self._nft.new_chain(name), *rules]
 
 
@@ -333,14 +376,6 @@ def _expressions(clause: Clause) -> list[bytes]:
 
 def _counting(policy: NetworkPolicy) -> bytes:
     return nft.count_over(policy.connections or _NO_LIMIT)
-
-
-def _own(chain: str) -> bool:
-    return chain.startswith("p_")
-
-
-def _network_chain(identity: int) -> str:
-    return f"n_{identity}"
 
 
 def _published(protocol: str, host_ip: str, port: int) -> tuple[str, bytes]:
