@@ -11,7 +11,7 @@ from collections.abc import Callable, Hashable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -32,17 +32,29 @@ from joey.model.errors import Broken, HostFailed, Invalid, JoeyError, Unenforcea
 from joey.model.facts import HostFacts
 from joey.model.image import Identity, Image, Layer
 from joey.model.slot import Slot, slot_name
-from joey.model.spec import Mount, Process, SandboxSpec
+from joey.model.spec import Mount, Process, Restart, SandboxSpec
 from joey.model.storage import BoxPlan
 from joey.plan import template
+from joey.plan.checks import check_process
 from joey.plan.encode import append, encode
 from joey.plan.exec import exec_
+from joey.plan.files import files
 from joey.plan.launch import launch, program
 from joey.plan.ops import Hold, Plan, Source
 from joey.plan.process import environment
+from joey.plan.process import run as run_program
 
 _CLONE = sys.OPEN_TREE_CLONE | sys.OPEN_TREE_CLOEXEC
 _SHAPES = 256
+_ALIKE = tuple(name for name in Process.__struct_fields__ if name not in ("argv", "env"))
+_LIFE: dict[str, Any] = {
+    "restart": Restart(),
+    "timeout": None,
+    "idle_timeout": None,
+    "on_timeout": "kill",
+    "health": None,
+}
+"""What of a spec is no matter of its plan."""
 _EXAMPLE = Slot(name=slot_name(0), base=0x3C00_0000, prepared=SandboxSpec().resources)
 
 
@@ -61,7 +73,7 @@ class Request:
         """Equal for requests whose plans differ only in their slots and in the program, the last operation."""
         argv = ("?",) if self.spec.process.argv else ()
         process = msgspec.structs.replace(self.spec.process, argv=argv, env={})
-        spec = msgspec.structs.replace(self.spec, name="", labels={}, process=process)
+        spec = msgspec.structs.replace(self.spec, name="", labels={}, process=process, **_LIFE)
         return codec.encode(spec), self.image.layers, self.image.binds, self.image.cwd, self.identity, self.files
 
 
@@ -133,6 +145,7 @@ class Launching:
         self._cgroup = cgroup
         self._storage = storage
         self._shapes: dict[Hashable, _Shape | None] = {}
+        self._execs: dict[Hashable, tuple[Request, bytes, tuple[int, ...]]] = {}
         self._rootfs: dict[str, tuple[_State, Image]] = {}
         self._users: dict[Hashable, tuple[tuple[_State, ...], Identity]] = {}
 
@@ -140,14 +153,17 @@ class Launching:
         """Make the `host` image, which takes tens of milliseconds the first time."""
         images.resolve(self._instance, SandboxSpec(image="host"))
 
-    def complete(self, spec: SandboxSpec) -> Request:
-        """Look at everything a spec names. Raises JoeyError naming the field; `check` finds the rest."""
+    def complete(self, spec: SandboxSpec, owner: str = "") -> Request:
+        """Look at everything a spec names. Raises JoeyError naming the field; `check` finds the rest.
+
+        owner: the sandbox whose image it is, see `joey.images.ensure`.
+        """
         try:
             spec.resources.validate(self._facts.limits)
         except ValueError as error:
             field, _, message = str(error).partition(": ")
             raise Invalid(f"resources.{field}", message) from None
-        image = self._image(spec)
+        image = self._image(spec, owner)
         spec = _with_network(_with_image(spec, image))
         identity = self._identity(image, spec.process)
         files, devices = self._look_at_sources(spec)
@@ -199,19 +215,43 @@ class Launching:
             raise HostFailed("devices", str(error), error.remedy, errno=error.errno or 0) from error
 
     async def exec(
-        self, process: Process, request: Request, where: Launched, slot: Slot, key: int, *, output: bool, devpts: bool
-    ) -> Launched:
-        """Run one more process in a running sandbox. devpts: mount its terminals first, there are none yet."""
+        self, process: Process, request: Request, where: Launched, slot: Slot, key: int, *, output: bool, devpts: bool,
+        kept: bool = False,
+    ) -> Launched:  # fmt: skip
+        """Run one more process in a running sandbox. devpts: mount its terminals first, there are none yet. kept: it
+        shall outlive whoever reads its output.
+        """
         identity = self._identity(request.image, process) if process.user or process.groups else request.identity
         env = environment(request.image.env, process, identity, request.spec.hostname or slot.name)
-        spec, facts = request.spec, self._facts
-        plan = exec_(process, env, identity, spec, facts, slot, where.key, output=output, add_devpts=devpts)
-        return await self._run(where.shard, key, _planned(plan), (), slot)
+        spec, facts, main = request.spec, self._facts, where.key
 
-    def _image(self, spec: SandboxSpec) -> Image:
+        def compile() -> Plan:
+            return exec_(process, env, identity, spec, facts, slot, main, output=output, add_devpts=devpts, kept=kept)
+
+        # What differs between two programs of one sandbox is the last operation, if they are asked for alike.
+        alike = (main, identity, output, devpts, kept, *(getattr(process, name) for name in _ALIKE))
+        known = self._execs.get(alike)
+        if known is None or known[0] is not request:
+            plan = compile()
+            if len(self._execs) >= _SHAPES:
+                self._execs.clear()
+            known = self._execs[alike] = (request, encode(Plan(plan.ops[:-1])), _roles(plan))
+        else:
+            check_process(process, env)
+        planned = _Planned(append(known[1], run_program(process, env, False)), (), known[2], compile)
+        return await self._run(where.shard, key, planned, (), slot)
+
+    async def files(
+        self, request: Request, where: Launched, slot: Slot, key: int, program: int, *, joined: bool
+    ) -> Launched:
+        """Run joey-files, whose file is `program`, in a running sandbox. See `joey.plan.files`."""
+        plan = files(request.spec, self._facts, slot, where.key, joined=joined)
+        return await self._run(where.shard, key, _planned(plan), [program], slot)
+
+    def _image(self, spec: SandboxSpec, owner: str) -> Image:
         """The image; a rootfs directory is looked at again only when it is another one."""
         if not spec.rootfs or spec.image:
-            return images.resolve(self._instance, spec)
+            return images.resolve(self._instance, spec, owner)
         state = _state(spec.rootfs)
         known = self._rootfs.get(spec.rootfs)
         if known is None or known[0] != state:
