@@ -10,7 +10,9 @@ from __future__ import annotations
 import asyncio
 import email.utils
 import json
+import os
 import random
+import ssl
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
@@ -317,4 +319,7 @@ def _proxy(url: str) -> str | None:
 
 def _reason(error: BaseException) -> str:
     inner = getattr(error, "os_error", None) or error
-    return getattr(inner, "strerror", None) or str(inner) or type(error).__name__
+    number = getattr(inner, "errno", None)
+    if isinstance(number, int) and number > 0 and not isinstance(inner, ssl.SSLError):
+        return os.strerror(number)  # asyncio says "Connect call failed" instead
+    return str(inner) or type(error).__name__

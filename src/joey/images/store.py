@@ -35,6 +35,8 @@ from joey.images.store_schema import explain, open_database
 from joey.model.errors import Conflict, ImageError, Invalid, from_os
 
 _PIECE = 1 << 20
+INGESTING = "ingesting"
+"""Held busy by whoever writes a blob whose digest is not known yet."""
 UNPACKING = "unpacking"
 """Held busy by whoever makes directories in layers/ that have no final name yet."""
 _DESCRIPTORS = msgspec.json.Decoder(tuple[Descriptor, ...])
@@ -128,6 +130,10 @@ class Store:
 
     def ingest(self, source: bytes | BinaryIO, expected: str | None = None, media_type: str = "") -> Descriptor:
         """Store a blob; → its descriptor. Raises ImageError if it does not have the digest `expected`."""
+        with self.busy(INGESTING):
+            return self._ingest(source, expected, media_type)
+
+    def _ingest(self, source: bytes | BinaryIO, expected: str | None, media_type: str) -> Descriptor:
         temporary = self.blobs / f".new-{secrets.token_hex(8)}"
         try:
             with open(temporary, "xb") as file:

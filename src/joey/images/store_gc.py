@@ -16,7 +16,7 @@ import msgspec
 
 from joey.host import trees
 from joey.images import layers as layers_merged
-from joey.images.store import UNPACKING, Store, StoredImage
+from joey.images.store import INGESTING, UNPACKING, Store, StoredImage
 from joey.model.errors import from_os
 
 PART_SECONDS = 86400.0
@@ -87,8 +87,10 @@ def sweep(store: Store, *, parts: bool = False) -> Swept:
                 digits = path.name.removeprefix(".part-")
                 if store.is_busy(f"sha256:{digits}"):
                     continue
-                if path.name.startswith("."):
-                    keep = not (parts and digits != path.name) and time.time() - path.stat().st_mtime < PART_SECONDS
+                if path.name.startswith(".new-"):
+                    keep = store.is_busy(INGESTING)
+                elif path.name.startswith("."):
+                    keep = not parts and time.time() - path.stat().st_mtime < PART_SECONDS
                 else:
                     keep = f"sha256:{digits}" in wanted
                 if not keep:
