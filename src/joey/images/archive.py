@@ -275,4 +275,5 @@ def put(
     manifest = oci.manifest(described, [blob for _, blob in layers])
     with store.busy(described.digest, index.digest_of(manifest)):
         store.ingest(config, described.digest)
-        return store.put_image(names, manifest, index.OCI_MANIFEST, source="local")
+        full = [str(reference.parse(name, "name")) for name in names]
+        return store.put_image(full, manifest, index.OCI_MANIFEST, source="local")

@@ -284,6 +284,15 @@ static int verb_read(char **a)
 	(void)!write(1, buffer, (size_t)size);
 	return 0;
 }
+static int verb_load(char **a)	/* all of a file into the page cache, as an import would; then it stays */
+{
+	static char buffer[65536];
+	int fd = open(a[0], O_RDONLY);
+	long long total = 0;
+	for (ssize_t size; fd >= 0 && (size = read(fd, buffer, sizeof buffer)) > 0;) total += size;
+	say("loaded %d\n", total);
+	return pause();
+}
 static int verb_write(char **a)
 {
 	int fd = open(a[0], O_WRONLY | O_CREAT, 0644);
@@ -351,6 +360,7 @@ static const struct { const char *name; int args; int (*run)(char **); const cha
 	{"orphan", 0, verb_orphan, ""}, {"trap", 0, verb_trap, ": ready, then the signal that came"}, {"fds", 0, verb_fds, ""},
 	{"caps", 0, verb_caps, ""}, {"ids", 0, verb_ids, ""}, {"limits", 0, verb_limits, ""}, {"signals", 0, verb_signals, ""}, {"tty", 0, verb_tty, ""},
 	{"syscall", 1, verb_syscall, "NR [A0 … A5]"}, {"open", 2, verb_open, "PATH r|w|rw|c"}, {"read", 1, verb_read, "PATH"},
+	{"load", 1, verb_load, "PATH"},
 	{"write", 2, verb_write, "PATH TEXT"}, {"ls", 1, verb_ls, "DIR"}, {"mount", 2, verb_mount, "SOURCE TARGET: bind"},
 	{"tmpfs", 1, verb_tmpfs, "TARGET"}, {"umount", 1, verb_umount, "TARGET"}, {"remount", 1, verb_remount, "TARGET: writable"},
 	{"unshare", 1, verb_unshare, "FLAGS"}, {"clone", 1, verb_clone, "FLAGS"}, {"mknod", 3, verb_mknod, "PATH MAJOR MINOR"},
