@@ -34,7 +34,8 @@ Counter: TypeAlias = Literal["key", "slot", "event"]
 _COUNTERS: tuple[Counter, ...] = ("key", "slot", "event")
 _GROUP_SECONDS = 0.02
 _RETRY_SECONDS = 1.0
-_CROWD, _CROWD_SECONDS = 3, 0.004
+_CROWD, _SECONDS_EACH = 6, 0.0015
+"""So many waited for one commit: the next is put off by so long for each of them, at most by _GROUP_SECONDS."""
 _SKIPPED = 1 << 16
 """Numbers a counter leaves out after a crash: more than can have been given since its last commit."""
 
@@ -236,7 +237,7 @@ class Store:
                 pending = _Batch()
             self._tell(waiting, error)
             if len(waiting) >= _CROWD and not closing:  # they come in a burst: let more of them share the next commit
-                time.sleep(_CROWD_SECONDS)
+                time.sleep(min(_GROUP_SECONDS, len(waiting) * _SECONDS_EACH))
         self._db.close()
 
     def _commit(self, batch: _Batch, *, exact: bool) -> JoeyError | None:
