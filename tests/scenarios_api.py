@@ -386,7 +386,7 @@ def test_exec(api: Api) -> None:
     assert (found[frames.STDOUT], found[frames.STDERR]) == (b"12\n/usr\n", b"e\n")
     assert json.loads(found[frames.EXIT])["code"] == 4
     assert api("POST", path, {"argv": ["sleep", "100"], "detach": True})["pid"] > 0
-    assert api.fails("POST", path, {"argv": ["true"]}).status == 426
+    assert api("POST", path, {"argv": ["true"]})["pid"] > 0
     assert api.fails("POST", path, {"argv": [], "detach": True}).field == "argv"
     assert api.fails("POST", path, {"argv": ["true"], "detach": True, "colour": 1}).field == "colour"
     with pytest.raises(Problem) as caught:

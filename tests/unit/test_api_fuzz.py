@@ -3,7 +3,6 @@
 No answer may be off the document, and none a 5xx. `./dev fuzz SECONDS tests/unit/test_api_fuzz.py` tries more.
 """
 
-import contextlib
 import warnings
 from collections import Counter
 from pathlib import Path
@@ -82,11 +81,9 @@ def test_no_answer_is_off_the_document(served: Served, fuzz_seconds: float) -> N
     session.trust_env = False
     for name, method, path in operations():
         operation = schema[path][method]
-        for mode in (GenerationMode.POSITIVE, GenerationMode.NEGATIVE):
-            with contextlib.suppress(TypeError):  # nothing can be wrong about it
-                strategy = operation.as_strategy(generation_mode=mode)
-            if strategy is None:
-                continue
+        says_something = bool(operation.body) or bool(operation.query)
+        for mode in (GenerationMode.POSITIVE, GenerationMode.NEGATIVE)[: 1 + says_something]:
+            strategy = operation.as_strategy(generation_mode=mode)
             try_all(served, name, strategy, session, checks, max(2, int(fuzz_seconds)), seen, failures)
     session.close()
     assert not failures, f"{len(failures)} failures\n" + "\n\n".join(failures[:5])
