@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import gc
 import logging
+import os
 import secrets
 import time
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
@@ -17,7 +18,7 @@ from pathlib import Path
 
 from joey import images
 from joey._version import __version__
-from joey.engine import recovery, reset, restart
+from joey.engine import failpoints, recovery, reset, restart
 from joey.engine.attached import Attached
 from joey.engine.box import Box
 from joey.engine.events import Events, Wanted
@@ -88,6 +89,7 @@ class Engine:
     # --- open, close, reset ------------------------------------------------------------------------------------------
 
     async def open(self) -> None:
+        failpoints.arm(os.environ.get(failpoints.VARIABLE))
         self.launches = asyncio.Semaphore(LAUNCHES_AT_ONCE)
         self.machine = Machine(self.instance, self._slots)
         try:
