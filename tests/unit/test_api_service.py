@@ -2,7 +2,9 @@
 
 import asyncio
 import json
+import os
 import socket
+import struct
 import threading
 import time
 from collections.abc import Iterator
@@ -291,6 +293,8 @@ def test_more_requests_than_may_be_in_flight_are_told_to_come_back(tmp_path: Pat
             assert engine.entered.wait(5)
             problem = Client(server.path).fails("GET", "/v1/sandboxes")
             assert (problem.status, problem.document["type"]) == (503, "/problems/busy")
+            assert Client(server.path)("GET", "/v1/health")["status"] == "ok"
+            assert Client(server.path).fails("GET", "/v1/health?ready").status == 503
         assert Client(server.path).fails("GET", "/v1/nothing").status == 404
         for _ in range(200):  # the one that left makes room
             try:
@@ -300,6 +304,45 @@ def test_more_requests_than_may_be_in_flight_are_told_to_come_back(tmp_path: Pat
                 time.sleep(0.01)
         else:
             pytest.fail("a client that left still counts")
+
+
+@pytest.mark.parametrize("leave", ["close", "half-close", "reset"])
+def test_clients_that_leave_in_the_middle_cost_nothing(admin: Client, served: Served, leave: str) -> None:
+    box = admin("POST", "/v1/sandboxes", SLEEP)["id"]
+
+    async def cost() -> tuple[int, int]:
+        service_tasks = [task for task in asyncio.all_tasks() if "handle" in repr(task.get_coro())]
+        return len(service_tasks), len(os.listdir("/proc/self/fd"))
+
+    def settled(wanted: tuple[int, int]) -> bool:
+        for _ in range(300):
+            if served.call(cost()) == wanted:
+                return True
+            time.sleep(0.01)
+        return False
+
+    before = served.call(cost())
+    for path in (f"/v1/sandboxes/{box}/logs?follow=1", f"/v1/sandboxes/{box}/wait", "/v1/events?follow=1"):
+        if "events" in path and not hasattr(FakeEngine, "events"):
+            continue
+        method = "POST" if path.endswith("wait") else "GET"
+        socks = []
+        for _ in range(20):
+            sock = socket.socket(socket.AF_UNIX)
+            sock.connect(served.path)
+            sock.sendall(f"{method} {path} HTTP/1.1\r\nHost: j\r\n\r\n".encode())
+            socks.append(sock)
+        if method == "GET":
+            assert socks[-1].recv(12) == b"HTTP/1.1 200"
+        for sock in socks:
+            if leave == "half-close":
+                sock.shutdown(socket.SHUT_WR)
+                while sock.recv(65536):
+                    pass
+            elif leave == "reset":
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            sock.close()
+        assert settled(before), path
 
 
 # ---- lists, batches, files, metrics

@@ -8,9 +8,11 @@ import os
 import msgspec
 
 from joey._version import __version__
+from joey.api import params
 from joey.api.bodies import CreateBody
 from joey.api.requests import sandbox_spec
 from joey.api.routes import Call, Route
+from joey.model.errors import Busy
 from joey.model.views import DiskUsage, Node, ResetReport
 
 
@@ -35,7 +37,10 @@ class Ending(msgspec.Struct, frozen=True):
 
 
 async def health(call: Call) -> Health:
-    """That the engine answers."""
+    """Whether it lives. With `ready`: whether it takes work, else 503."""
+    service = call.service
+    if call.query.get("ready") and (service.ended.is_set() or service.in_flight >= service.max_requests):
+        raise Busy("ready", "it is ending" if service.ended.is_set() else "too many requests are in flight")
     return Health("ok", __version__, os.getpid())
 
 
@@ -76,7 +81,10 @@ def _end(call: Call) -> None:
 
 
 ROUTES = (
-    Route("GET", "/v1/health", health, "That the engine answers", tag="node", answer=Health, open=True),
+    Route(
+        "GET", "/v1/health", health, "Whether it lives, and whether it is ready", tag="node", answer=Health,
+        open=True, stream=True, query=(params.flag("ready", "503 while it takes no work"),),
+    ),
     Route("GET", "/v1/node", node, "This machine and what it can do", tag="node", answer=Node),
     Route("GET", "/v1/disk", disk, "What takes room", tag="node", answer=tuple[DiskUsage, ...], admin=True),
     Route(

@@ -21,12 +21,13 @@ from joey._version import __version__
 from joey.engine import failpoints, recovery, reset, restart
 from joey.engine.attached import Attached
 from joey.engine.box import Box
-from joey.engine.events import Events, Wanted
 from joey.engine.ends import exit_of_child
+from joey.engine.events import Events, Wanted
 from joey.engine.execs import Execs
 from joey.engine.files import BoxFiles
 from joey.engine.files_helper import Helpers
 from joey.engine.fleet import Shard
+from joey.engine.gauges import Gauges, gauges
 from joey.engine.interface import Attachment, Filter, LogQuery, Started
 from joey.engine.launching import Launched, check_signal
 from joey.engine.logs import Logs
@@ -142,6 +143,10 @@ class Engine:
         self.kept.close()
         with contextlib.suppress(JoeyError):  # has been logged, and told to whoever asked for it
             await self.store.close()
+
+    def gauges(self) -> Gauges:
+        """For /metrics."""
+        return gauges(self.machine)
 
     async def backup(self, path: Path) -> None:
         """See the interface."""
