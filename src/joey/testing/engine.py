@@ -3,13 +3,14 @@
 For tests of the API, the command line and clients, here and in users' own projects. "Image" `host` is the machine
 itself, a rootfs directory must exist but is not entered. Names, states, errors, exit codes, streams, terminals, logs
 and waiting are as in the real engine: the same tests run against both. What needs a kernel's containment is not there,
-on purpose.
+on purpose; nor are restarts, idle timeouts and health checks, which it takes and does not act on.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import os
 import secrets
 import shutil
@@ -22,8 +23,11 @@ from pathlib import Path
 import msgspec
 
 from joey._version import __version__
+from joey.engine import restart
+from joey.engine.events import Events, Wanted
 from joey.engine.interface import Filter, LogQuery, Started
 from joey.engine.owners import Registry
+from joey.engine.update import changed
 from joey.model.cgroup import Usage
 from joey.model.errors import (
     CannotExecute,
@@ -31,10 +35,24 @@ from joey.model.errors import (
     ImageError,
     Invalid,
     LaunchFailed,
+    NotFound,
     ProgramNotFound,
 )
-from joey.model.spec import Process, SandboxSpec
-from joey.model.views import Check, Detail, DiskUsage, Exit, LogEntry, Node, ResetReport, Sandbox, State, Stats
+from joey.model.spec import Process, SandboxSpec, Update
+from joey.model.views import (
+    Check,
+    Detail,
+    DiskUsage,
+    Event,
+    Exit,
+    LogEntry,
+    Node,
+    ProcessView,
+    ResetReport,
+    Sandbox,
+    State,
+    Stats,
+)
 from joey.testing.processes import Child, FakeAttachment
 
 _LOG_BYTES = 1 << 20
@@ -63,6 +81,9 @@ class _Box:
     changed: asyncio.Condition = field(default_factory=asyncio.Condition)
     ended: asyncio.Event = field(default_factory=asyncio.Event)
     watcher: asyncio.Task[None] | None = None
+    deadline: float | None = None
+    timer: asyncio.TimerHandle | None = None
+    processes: dict[str, _Process] = field(default_factory=dict)
 
     def view(self) -> Sandbox:
         return Sandbox(
@@ -79,7 +100,23 @@ class _Box:
             tty=self.spec.process.tty,
             labels=self.spec.labels,
             owner=self.owner,
+            deadline=self.deadline,
         )
+
+
+@dataclass
+class _Process:
+    """One that exec started."""
+
+    view: ProcessView
+    child: Child
+    exit: Exit | None = None
+
+    def now(self) -> ProcessView:
+        return msgspec.structs.replace(self.view, exit=self.exit)
+
+    async def ends(self) -> None:
+        self.exit = await self.child.wait()
 
 
 class FakeEngine:
@@ -89,6 +126,9 @@ class FakeEngine:
 
     def __init__(self) -> None:
         self._boxes: Registry[_Box] = Registry()
+        self._news = Events(itertools.count(1).__next__)
+        self._keys = itertools.count(1)
+        self._tasks: set[asyncio.Task[None]] = set()
 
     async def open(self) -> None:
         """Nothing to take over."""
@@ -96,6 +136,7 @@ class FakeEngine:
     async def close(self, *, stop_launcher: bool = False) -> None:
         """Ends every process: they are children of this one."""
         await self.reset()
+        self._news.close()
 
     # ---- finding
 
@@ -105,6 +146,11 @@ class FakeEngine:
 
     def _find(self, ref: str) -> _Box:
         return self._boxes.find(ref)
+
+    def _tell(self, box: _Box, type: str, **data: str | int | float | bool | None) -> None:
+        self._news.emit(
+            f"sandbox.{type}", sandbox=box.id, name=box.name, labels=box.spec.labels, owner=box.owner, **data
+        )
 
     def _running(self, ref: str, verb: str) -> _Box:
         box = self._find(ref)
@@ -126,10 +172,12 @@ class FakeEngine:
         for at, mount in enumerate(spec.mounts):
             if not os.path.exists(mount.source):
                 raise Invalid(f"mounts[{at}].source", f"{mount.source} does not exist", "create it first")
+        restart.check(spec)
         argv = (*(spec.entrypoint or ()), *spec.process.argv) or (("sleep", "infinity") if spec.init else ("sh",))
         box = _Box(secrets.token_hex(12), "", spec, argv, owner)
         self._boxes.claim(box, spec.name)
         self._boxes.add(box)
+        self._tell(box, "created")
         return box.view()
 
     async def start(self, ref: str) -> Sandbox:
@@ -143,7 +191,30 @@ class FakeEngine:
         for attachment in box.attachments:
             attachment.bind(box.child)
         box.watcher = asyncio.ensure_future(self._watch(box, box.child))
+        self._tell(box, "started", restarts=0)
+        self._set_deadline(box, box.spec.timeout)
         return box.view()
+
+    def _set_deadline(self, box: _Box, seconds: float | None) -> None:
+        """From now on; None for none."""
+        if box.timer is not None:
+            box.timer.cancel()
+        box.timer = box.deadline = None
+        if seconds is not None and box.state in ("running", "paused"):
+            box.deadline = time.time() + seconds
+            box.timer = asyncio.get_running_loop().call_later(seconds, self._late, box)
+
+    def _late(self, box: _Box) -> None:
+        box.timer = box.deadline = None
+        if box.child is None or box.state not in ("running", "paused"):
+            return
+        self._tell(box, "timeout", idle=False)
+        if box.spec.on_timeout == "kill":
+            box.child.kill(signal.SIGKILL)
+        elif box.state == "running":
+            box.child.kill(signal.SIGSTOP)
+            box.state = "paused"
+            self._tell(box, "paused")
 
     async def _watch(self, box: _Box, child: Child) -> None:
         while (piece := await child.read()) is not None:
@@ -159,6 +230,8 @@ class FakeEngine:
             await other.wait()
         child.close()
         box.state, box.finished, box.exit = "exited", end.at, end
+        self._set_deadline(box, None)
+        self._tell(box, "exited", code=end.code, signal=end.signal, oom=end.oom, error=end.error)
         box.ended.set()
         for attachment in box.attachments:
             attachment.finish(end)
@@ -166,6 +239,7 @@ class FakeEngine:
             box.changed.notify_all()
         if box.spec.remove:
             self._boxes.drop(box)
+            self._tell(box, "removed")
 
     async def run(self, spec: SandboxSpec, *, attach: bool = False, owner: str = "") -> Started:
         """create + attach + start; nothing is left if it fails."""
@@ -189,14 +263,54 @@ class FakeEngine:
     async def exec(
         self, ref: str, process: Process, *, detach: bool = False, keep: bool = False, tag: str = ""
     ) -> FakeAttachment:
-        """Another process beside the main one. The fake finds none of them again: `keep` and `tag` do nothing."""
+        """Another process beside the main one. `keep` does nothing: what nobody reads waits in the pipe."""
         box = self._find(ref)
         if box.state != "running":
             raise Conflict("state", f"cannot run a process in {box.name}: it is {box.state}")
         child = _launch(process, box.spec.process.env | process.env, discard=detach)
         box.execs.append(child)
         attachment = FakeAttachment(child, [], pump=True)
+        attachment.id = id = str(next(self._keys))
+        view = ProcessView(
+            id=id, sandbox=box.id, pid=child.pid, argv=process.argv, cwd=process.cwd, user=process.user,
+            tty=process.tty, tag=tag, started=time.time(),
+        )  # fmt: skip
+        box.processes[id] = one = _Process(view, child)
+        task = asyncio.ensure_future(one.ends())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
         return attachment
+
+    def _process(self, ref: str, id: str) -> _Process:
+        found = self._find(ref).processes.get(id)
+        if found is None:
+            raise NotFound("process", f"no process {id!r}", "list them")
+        return found
+
+    async def processes(self, ref: str) -> Sequence[ProcessView]:
+        """All there ever were."""
+        return [one.now() for one in self._find(ref).processes.values()]
+
+    async def process(self, ref: str, id: str) -> ProcessView:
+        """One of them."""
+        return self._process(ref, id).now()
+
+    async def connect(self, ref: str, id: str) -> FakeAttachment:
+        """To its pipes, if they are still open."""
+        attachment = FakeAttachment(self._process(ref, id).child, [], pump=True)
+        attachment.id = id
+        return attachment
+
+    async def signal_process(self, ref: str, id: str, number: int) -> None:
+        """A signal."""
+        one = self._process(ref, id)
+        if one.exit is not None:
+            raise Conflict("state", "cannot signal it: it has ended")
+        one.child.kill(number)
+
+    async def wait_process(self, ref: str, id: str) -> Exit:
+        """Its end."""
+        return await self._process(ref, id).child.wait()
 
     async def stop(self, ref: str, timeout: float | None = None) -> Sandbox:
         """Signal, wait, SIGKILL."""
@@ -217,14 +331,15 @@ class FakeEngine:
         assert box.child is not None
         box.child.kill(signal)
 
-    async def pause(self, ref: str) -> Sandbox:
-        """SIGSTOP stands for the freezer."""
+    async def pause(self, ref: str, *, reclaim: bool = False) -> Sandbox:
+        """SIGSTOP stands for the freezer. There is nothing to reclaim."""
         box = self._running(ref, "pause")
         assert box.child is not None
         if box.state == "paused":
             raise Conflict("state", f"{box.name} is paused already")
         box.child.kill(signal.SIGSTOP)
         box.state = "paused"
+        self._tell(box, "paused")
         return box.view()
 
     async def resume(self, ref: str) -> Sandbox:
@@ -234,13 +349,42 @@ class FakeEngine:
             raise Conflict("state", f"cannot resume {box.name}: it is {box.state}")
         box.child.kill(signal.SIGCONT)
         box.state = "running"
+        self._tell(box, "resumed")
+        if box.deadline is None:
+            self._set_deadline(box, box.spec.timeout)
         return box.view()
 
     async def rename(self, ref: str, name: str) -> Sandbox:
         """Another name."""
         box = self._find(ref)
+        before = box.name
         self._boxes.claim(box, name)
+        self._tell(box, "renamed", before=before)
         return box.view()
+
+    async def update(self, ref: str, change: Update) -> Sandbox:
+        """Of limits only what the model knows."""
+        box = self._find(ref)
+        box.spec = changed(box.spec, change)
+        if change.timeout is not msgspec.UNSET:
+            self._set_deadline(box, change.timeout)
+        self._tell(box, "updated")
+        return box.view()
+
+    async def events(
+        self,
+        after: int | None = None,
+        *,
+        follow: bool = False,
+        types: Sequence[str] = (),
+        refs: Sequence[str] = (),
+        labels: dict[str, str | None] | None = None,
+        owner: str | None = None,
+    ) -> AsyncIterator[Event]:
+        """As the real engine's, but for what it does not do."""
+        wanted = Wanted(tuple(types), tuple(refs), labels or {}, owner)
+        async for event in self._news.read(after, follow=follow, wanted=wanted):
+            yield event
 
     async def remove(self, ref: str, *, force: bool = False) -> None:
         """Forget it; kill it first with force."""
@@ -254,6 +398,7 @@ class FakeEngine:
             box.child.kill(signal.SIGKILL)
             await box.ended.wait()
         self._boxes.drop(box)
+        self._tell(box, "removed")
 
     async def wait(self, ref: str) -> Exit:
         """The end of its run."""

@@ -183,6 +183,7 @@ class FakeAttachment:
         self._changed = asyncio.Condition()
         self._closed = False
         self.pid = child.pid if child is not None else 0
+        self.id = ""
 
     def bind(self, child: Child) -> None:
         """The sandbox it waits for has started."""
