@@ -101,7 +101,7 @@ async def consistent(engine: Engine, execs: int = 0) -> list[Sandbox]:
     running = [box for box in boxes if box.state in ("running", "paused")]
     known = {child.pid for shard in machine.fleet.shards for child in await shard.launcher.list() if child.running}
     assert {box.pid for box in running} <= known and len(known) == len(running) + execs
-    assert all(box.state in ("running", "exited", "created") for box in boxes)
+    assert all(box.state in ("running", "paused", "exited", "created") for box in boxes)
     slots = {engine.find(box.id).slot.name for box in running}
     assert set(machine.cgroup.sweep()) == slots
     for box in running:

@@ -100,10 +100,12 @@ class Shard:
         self._layers.clear()
         self._back.clear()
 
-    def revive(self, launcher: Launcher | None) -> None:
-        """It has the next one; None: there is none."""
-        if launcher is not None:
-            self.launcher, self.gone = launcher, False
+    def replace(self, launcher: Launcher) -> None:
+        """It has the next one, which does not know its children yet."""
+        self.launcher, self.gone, self.outdated = launcher, False, False
+
+    def go_on(self) -> None:
+        """Whoever waits for the next one need not wait any more."""
         self._back.set()
 
     def end_input(self, key: int) -> None:
@@ -269,7 +271,7 @@ class Fleet:
             task.cancel()
         for shard in [*self._shards.values(), *([self._worker] if self._worker else [])]:
             shard.launcher.on_gone = lambda: None
-            shard.revive(None)
+            shard.go_on()
             if stop or shard is self._worker:
                 with contextlib.suppress(OSError):
                     await shard.launcher.stop()
@@ -354,11 +356,13 @@ class Fleet:
             launcher = await self._another(shard)
             if launcher is None:
                 return
-            shard.revive(launcher)
+            shard.replace(launcher)
             self._know(shard)
+            life = shard.life
             await self._take_over(shard, dict(shard.running), pidfds)
-            if shard.outdated and launcher.plans == PLAN_VERSION:
-                shard.outdated = False
+            if life != shard.life:
+                return  # it is gone, too, and its own rescue goes on
+            shard.go_on()
             for slot in {one.slot for one in shard.running.values()}:
                 known = {one.pid for other in self._shards.values() for one in other.running.values()}
                 with contextlib.suppress(OSError):
