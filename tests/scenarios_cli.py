@@ -187,6 +187,17 @@ def test_detached(joey: Joey) -> None:
     assert joey.out("logs", box[:6]) == "ready"
 
 
+def test_timeout_and_update(joey: Joey) -> None:
+    box = joey.out("run", "-d", "--timeout", "1h", "-l", "a=1", "host", "sleep", "1000")
+    assert joey.out("update", "-l", "b=2", "--label-rm", "a", "--timeout", "300ms", box) == box
+    assert joey.out("inspect", "-f", "{{.sandbox.labels}}", box) == joey.out("inspect", "-f", "{{.spec.labels}}", box)
+    assert joey.out("wait", box) == "137"
+    lines = joey.out("events", "--after", "0", "--no-follow", "--json", box).splitlines()
+    types = [json.loads(line)["type"] for line in lines]
+    assert types[-2:] == ["sandbox.timeout", "sandbox.exited"] and "sandbox.updated" in types
+    assert b"resources.memory" in joey("update", "-m", "1k", box, code=1).stderr
+
+
 def test_rm_leaves_nothing(joey: Joey) -> None:
     joey("run", "--rm", "--name", "gone", "host", "true")
     joey.until(lambda: joey.out("ps", "-aq") == "")

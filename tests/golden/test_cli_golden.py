@@ -28,6 +28,19 @@ WRONG = {
         run --detach=maybe host true
         run --rm --frobnicate host true
         run -m lots host true
+        run --restart sometimes host true
+        run --restart always:3 host true
+        run --restart on-failure:x host true
+        run --timeout soon host true
+        run --timeout 1x host true
+        run --timeout 5h3 host true
+        run --on-timeout explode host true
+        run --health-cmd true --health-tcp 80 host true
+        run --health-retries 3 host true
+        run --health-tcp 0 host true
+        update box
+        update -m 1q box
+        update --timeout never box
         run -m -5 host true
         run --memory-swap 1g host true
         run -m 1g --memory-swap 512m host true
@@ -99,8 +112,6 @@ WRONG = {
         run -p 80:80 host true
         run --publish=80 host true
         run -P host true
-        run --restart always host true
-        run --health-cmd x host true
         run --gpus all host true
         run --privileged host true
         run --pid host host true

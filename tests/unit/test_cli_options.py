@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from joey.cli import VERBS, load, mounts, request, values
+from joey.cli import VERBS, load, mounts, request, update, values
 from joey.cli.options import UsageError, help_text, key, listed, parse
 from joey.model import codec
 from joey.model.capabilities import DEFAULT_CAPABILITIES
-from joey.model.spec import Mount, SandboxSpec, Tmpfs
+from joey.model.spec import Mount, SandboxSpec, Tmpfs, Update
 from joey.model.units import format_size, parse_size
 
 COMMAND = {
@@ -33,6 +33,40 @@ COMMAND = {
 def body(*words: str) -> dict[str, object]:
     command = load("run")
     return request.sandbox(*parse(command, words))
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("--restart on-failure:3", {"restart": {"policy": "on-failure", "max_retries": 3}}),
+        ("--restart on-failure:0", {"restart": {"policy": "on-failure"}}),
+        ("--timeout 1h30m --idle-timeout 90 --on-timeout pause",
+         {"timeout": 5400.0, "idle_timeout": 90.0, "on_timeout": "pause"}),
+        ("--health-cmd true --health-interval 500ms --health-retries 2",
+         {"health": {"command": ["sh", "-c", "true"], "interval": 0.5, "retries": 2}}),
+        ("--health-tcp 80 --health-start-period 1.5m", {"health": {"tcp": 80, "start_period": 90.0}}),
+        ("--health-http http://localhost/", {"health": {"http": "http://localhost/"}}),
+    ],
+)  # fmt: skip
+def test_what_comes_with_time(words: str, expected: dict[str, object]) -> None:
+    found = body(*words.split(), "host", "true")
+    assert found == {"image": "host", "process": {"argv": ["true"]}} | expected
+    codec.convert(SandboxSpec, found)
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("-m 64m --pids-limit 0", {"resources": {"memory": 64 << 20, "pids": None}}),
+        ("-l a=1 -l b --label-rm c", {"labels": {"a": "1", "b": "", "c": None}}),
+        ("--timeout none --idle-timeout 5m", {"timeout": None, "idle_timeout": 300.0}),
+        ("--restart always --on-timeout kill", {"restart": {"policy": "always"}, "on_timeout": "kill"}),
+    ],
+)
+def test_updates(words: str, expected: dict[str, object]) -> None:
+    values, _ = parse(load("update"), [*words.split(), "box"])
+    assert update.body(values) == expected
+    codec.convert(Update, expected)
 
 
 @pytest.mark.parametrize(

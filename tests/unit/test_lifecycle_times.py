@@ -259,6 +259,8 @@ def test_an_update_changes_what_it_names():
     assert (after.labels, after.timeout, after.idle_timeout) == ({"b": "2", "c": "3"}, None, 6.0)
     assert (after.resources.pids, after.resources.cpus) == (9, 1.0)
     assert changed(spec, Update()) == spec
+    free = changed(spec, Update(resources={"memory": None})).resources
+    assert (free.memory, free.swap) == (None, None)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ is refused by name, never ignored.
 
 import os
 
-from joey.cli import mounts
+from joey.cli import life, mounts
 from joey.cli.options import UsageError
 from joey.cli.values import decimal, environment, labels, octal, pairs, size, ulimit, whole
 
@@ -69,6 +69,7 @@ OPTIONS = (
     ("--sysctl", "NAME=VALUE…", "A kernel parameter of its own namespaces"),
     ("--network --net", "none|host", "Network: none, or the host's own"),
     ("--umask", "MODE", "Permissions its files do not get (0022)"),
+    *life.OPTIONS,
 )  # fmt: skip
 
 _NETWORK = "publishing ports and networks of its own come with the network"
@@ -77,10 +78,7 @@ REFUSED = {
     **dict.fromkeys(("--ip", "--ip6", "--mac-address", "--link", "--link-local-ip"), _NETWORK),
     **dict.fromkeys(("--add-host", "--dns", "--dns-option", "--dns-opt", "--dns-search", "--domainname"), _NETWORK),
     **dict.fromkeys(("--disable-content-trust", "-q", "--quiet"), "every digest is verified; progress: joey pull"),
-    **dict.fromkeys(
-        ("--health-cmd", "--health-interval", "--health-retries", "--health-start-period"), "health checks"
-    ),
-    **dict.fromkeys(("--health-timeout", "--health-start-interval", "--no-healthcheck"), "health checks"),
+    "--no-healthcheck": "a check of the image is not taken over anyway",
     **dict.fromkeys(("--volumes-from", "--volume-driver"), "named volumes"),
     **dict.fromkeys(("--log-driver", "--log-opt"), "joey keeps logs itself: joey logs"),
     **dict.fromkeys(("--ipc", "--pid", "--uts", "--userns", "--cgroupns", "--cgroup-parent"), "shared namespaces"),
@@ -89,7 +87,6 @@ REFUSED = {
     **dict.fromkeys(("--cpu-rt-period", "--cpu-rt-runtime", "--cpu-count", "--cpu-percent", "--use-api-socket"), ""),
     **dict.fromkeys(("-a", "--attach"), "output always comes, input with -i"),
     "--gpus": ("", "--device for each device node"),
-    "--restart": "restart policies",
     "--privileged": ("all at once", "name what it needs: --cap-add, --device, --security-opt"),
 }
 
@@ -113,9 +110,10 @@ def sandbox(values, arguments):
     _program(values, body, process)
     _files(values, body)
     _isolation(values, body, process)
-    resources = _resources(values)
-    if resources:
-        body["resources"] = resources
+    life.add(values, body)
+    found = resources(values)
+    if found:
+        body["resources"] = found
     if process:
         body["process"] = process
     return body
@@ -244,7 +242,8 @@ def _profile(path):
     return profile
 
 
-def _resources(values):
+def resources(values):
+    """Limits that were said, for `run` and `update`."""
     found = {}
     if "memory" in values:
         found["memory"] = size(values["memory"], "--memory") or None

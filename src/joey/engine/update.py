@@ -33,6 +33,8 @@ def changed(spec: SandboxSpec, change: Update, host: HostLimits | None = None) -
 
 
 def _resources(old: Resources, change: dict[str, Any], host: HostLimits | None) -> Resources:
+    if change.get("memory", 0) is None:  # swap counts beyond it: without the one there is not the other
+        change = {"swap": None} | change
     try:
         new = codec.convert(Resources, codec.to_builtins(old) | change)
     except Invalid as error:
