@@ -93,6 +93,17 @@ class Shard:
             await self._back.wait()
             await self.launcher.signal(key, number)
 
+    async def fetch(self, key: int) -> dict[int, int]:
+        """Copies of a child's descriptors by role; none if it is no more. Raises LauncherGone."""
+        try:
+            return await self.launcher.fetch(key)
+        except LauncherGone:
+            await self._back.wait()
+        try:
+            return await self.launcher.fetch(key)
+        except LauncherError:
+            return {}
+
     def lose(self) -> None:
         """Its launcher is gone. Whoever asks for something waits for the next one."""
         self.gone = True
@@ -192,7 +203,8 @@ class Fleet:
     """
 
     def __init__(self, instance: Instance, layout: CgroupLayout, cgroup: InstanceCgroup) -> None:
-        self.on_exit: Callable[[Shard, Child], None] = lambda shard, child: None
+        self._on_exit: Callable[[Shard, Child], None] | None = None
+        self._unheard: list[tuple[Shard, Child]] = []
         self.held: Callable[[int], Mapping[int, int]] = lambda key: {}
         self._instance = instance
         self._layout = layout
@@ -208,6 +220,18 @@ class Fleet:
     def keep(self, fds: Iterable[int]) -> None:
         """Descriptors that every launcher shall hold open as long as it lives."""
         self._keep = tuple(fds)
+
+    @property
+    def on_exit(self) -> Callable[[Shard, Child], None]:
+        return self._on_exit or (lambda shard, child: None)
+
+    @on_exit.setter
+    def on_exit(self, listener: Callable[[Shard, Child], None]) -> None:
+        """From now on it is told. A launcher repeats the ends it knows; those that nobody saw are repeated here."""
+        self._on_exit = listener
+        unheard, self._unheard = self._unheard, []
+        for shard, child in unheard:
+            asyncio.get_running_loop().call_soon(listener, shard, child)
 
     @property
     def shards(self) -> tuple[Shard, ...]:
@@ -330,7 +354,10 @@ class Fleet:
 
     def _exited(self, shard: Shard, child: Child) -> None:
         shard.running.pop(child.key, None)
-        self.on_exit(shard, child)
+        if self._on_exit is not None:
+            self._on_exit(shard, child)
+        elif child.unknown:
+            self._unheard.append((shard, child))
 
     # --- a launcher that ends ----------------------------------------------------------------------------------------
 
@@ -415,20 +442,43 @@ class Fleet:
             for fd in reopened.values():
                 os.close(fd)
 
-    async def find(self, key: int, slot: str, started: float) -> tuple[Shard, Child] | None:
-        """The first process of the sandbox in `slot`, whose launcher ended while no engine ran: now a child of another.
-        None if it has ended, too.
+    async def find(
+        self, key: int, slot: str, started: float, pid: int | None = None
+    ) -> tuple[Shard, Child] | None:
+        """A process whose launcher ended while no engine ran, now a child of another: the first of the sandbox in `slot`,
+        or the one of exec that was `pid`. None if it has ended, too.
         """
-        pid = orphans.find_main(self._cgroup, slot)
-        if pid is None or not await _executes(pid) or (pidfd := orphans.claim(slot, pid, main=True)) is None:
+        main = pid is None
+        pid = orphans.find_main(self._cgroup, slot) if pid is None else pid
+        if pid is None or not await _executes(pid) or (pidfd := orphans.claim(slot, pid, main=main)) is None:
             return None
         try:
             shard = await self.shard()
-            running = Running(pid, slot, True)
+            running = Running(pid, slot, main)
             await self.hand_over(shard, key, running, pidfd, started)
             return shard, Child(key, int(started * 1e9), 0, pid)
         finally:
             os.close(pidfd)
+
+    async def move(self, shard: Shard, child: Child, running: Running, fds: Mapping[int, int]) -> Shard:
+        """Of a launcher of another version: have one of ours take `child` over, where the kernel tells how it ends. That
+        one, or `shard`. Raises LauncherError, LauncherGone.
+        """
+        pidfd = _claim(running) if shard.outdated and _kernel_remembers() else None
+        if pidfd is None:
+            return shard
+        try:
+            new = await self.shard()
+            if new.outdated:
+                return shard
+            await new.launcher.adopt(child, pidfd, fds)
+        finally:
+            os.close(pidfd)
+        new.running[child.key] = running
+        shard.running.pop(child.key, None)
+        new.children, shard.children = new.children + 1, shard.children - 1
+        await shard.launcher.disown(child.key)
+        return new
 
     def retire(self, shard: Shard) -> None:
         """One of another version ends with the last of its children."""
@@ -461,6 +511,11 @@ async def _executes(pid: int) -> bool:
             return True
         await asyncio.sleep(0.01)
     return False
+
+
+def _kernel_remembers() -> bool:
+    """Whether a pidfd tells how a process ended that another has waited for (PIDFD_INFO_EXIT, Linux 6.15)."""
+    return tuple(int(word) for word in os.uname().release.split("-")[0].split(".")[:2]) >= (6, 15)
 
 
 def _unseen(key: int, one: Running) -> Child:

@@ -59,6 +59,8 @@ async def recover(engine: Engine) -> None:
         engine.add(box)
         await _reconcile(engine, box, known.get(box.record.key))
     await engine.execs.take_over(known, {box.id: box.slot.name if box.slot else "" for box in boxes})
+    for shard in machine.fleet.shards:
+        machine.fleet.retire(shard)
 
 
 async def _find_orphans(engine: Engine, boxes: Iterable[Box], known: dict[int, tuple[Shard, Child]]) -> None:
@@ -90,12 +92,15 @@ async def _reconcile(engine: Engine, box: Box, known: tuple[Shard, Child] | None
         engine.expect(child.key, box)
         if child.running and box.slot is not None:
             shard.running[child.key] = Running(child.pid, box.slot.name, True)
-        fds = await shard.launcher.fetch(child.key)
+        fds = await shard.fetch(child.key)
+        if child.running and box.slot is not None:
+            shard = await engine.machine.fleet.move(shard, child, Running(child.pid, box.slot.name, True), fds)
         box.took(Launched(shard, child.key, child.pid, fds))
         exit = None if child.running else engine.exit_of(box, child)
         found = Found(child.pid, child.started_ns / 1e9, _is_frozen(engine, box), exit)
     elif known is not None:
-        await known[0].launcher.disown(known[1].key)
+        with contextlib.suppress(LauncherError, LauncherGone):
+            await known[0].launcher.disown(known[1].key)
         known[0].children -= 1
     box.apply(Recovered(time.time(), found, UNSEEN))
 
