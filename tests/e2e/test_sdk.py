@@ -106,3 +106,35 @@ def test_interrupting_map_leaves_nothing(home: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         joey.map("sleep 60; echo {}", range(4), concurrency=2, progress=False)
     assert not list(Sandbox.list(metadata={"joey.map": "1"}, all=True))
+
+
+def test_joey_run_goes_on_when_the_engine_is_killed(home: Path) -> None:
+    script = "echo one; read x; echo $x >&2; sleep 0.3; echo two; exit 7"
+    run = subprocess.Popen(
+        [*PROGRAM, "run", "-i", "host", "sh", "-c", script],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    assert run.stdin is not None and run.stdout is not None
+    assert run.stdout.readline() == b"one\n"
+    kill_engine(home)
+    run.stdin.write(b"typed\n")
+    out, err = run.communicate(timeout=30)
+    assert (out, run.returncode) == (b"two\n", 7) and err == b"typed\n", err
+    (left,) = Sandbox.list(all=True, state="exited")
+    Sandbox.connect(left.id).kill()
+
+
+def test_joey_run_that_ended_while_the_engine_was_away(home: Path) -> None:
+    run = subprocess.Popen(
+        [*PROGRAM, "run", "host", "sh", "-c", "echo one; sleep 0.2; echo two; exit 5"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    assert run.stdout is not None and run.stdout.readline() == b"one\n"
+    os.kill(run.pid, signal.SIGSTOP)
+    kill_engine(home)
+    time.sleep(0.4)
+    os.kill(run.pid, signal.SIGCONT)
+    out, err = run.communicate(timeout=30)
+    assert (out, run.returncode) == (b"two\n", 5) and err == b"", err
+    (left,) = Sandbox.list(all=True, state="exited")
+    Sandbox.connect(left.id).kill()

@@ -56,7 +56,8 @@ def attach(values, arguments):
         _check_terminal(tty, interactive)
         keys = _keys(values) if tty and interactive else None
         sock, _, rest = connection.upgrade("POST", path + "/attach")
-        end = follow(sock, rest, ref, stdin=interactive, tty=tty, keys=keys, proxy=values.get("sig_proxy", True))
+        proxy = values.get("sig_proxy", True)
+        end = follow(sock, rest, ref, stdin=interactive, tty=tty, keys=keys, proxy=proxy, again=True)
     return 0 if end is None else exit_code(end)
 
 

@@ -33,7 +33,8 @@ def run(values, arguments):
         sock, headers, rest = connection.upgrade("POST", "/v1/sandboxes", body)
         box = headers["joey-sandbox"]
         id_file.write(box)
-        end = follow(sock, rest, box, stdin=interactive, tty=tty, keys=keys, proxy=values.get("sig_proxy", True))
+        proxy = values.get("sig_proxy", True)
+        end = follow(sock, rest, box, stdin=interactive, tty=tty, keys=keys, proxy=proxy, again=True)
     if end is None:
         return 0
     if end.get("oom") and end["code"] == 137:

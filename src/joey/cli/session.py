@@ -6,6 +6,7 @@ sent ever blocks the loop, so signals are passed on also while the program does 
 
 import os
 import select
+import time
 
 try:
     import _signal as signal
@@ -41,6 +42,8 @@ class Session:
         self._exit = None
         self._asked = 0
         self._dead = set()  # of 1 and 2, those nobody reads any more
+        self._input_ended = False
+        self.heard = 0.0  # when the connection broke, seconds since the epoch
 
     def run(self):
         """The Exit document of the process. Raises Detached, Problem, Lost, and BrokenPipeError if our reader left."""
@@ -61,6 +64,14 @@ class Session:
         if 1 in self._dead:
             raise BrokenPipeError
         return self._exit
+
+    def go_on(self, sock, rest=b""):
+        """Take another connection to the same process, for the next `run`. What was under way is lost."""
+        self._sock, self._rest = sock, rest
+        self._credit = frames.WINDOW
+        self._pending = bytearray(frames.frame(frames.STDIN_EOF) if self._input_ended else b"")
+        self._sending = False
+        self._decoder = frames.Decoder()
 
     def _install(self, alarm):
         """Handlers for signals to pass on; what was there before."""
@@ -153,6 +164,7 @@ class Session:
         if not data:
             poll.unregister(self._stdin)
             self._stdin = None
+            self._input_ended = True
             self._send(frames.frame(frames.STDIN_EOF))
             return False
         leave = False
@@ -181,6 +193,7 @@ class Session:
                 return
             data = b""
         if not data:
+            self.heard = time.time()
             raise Lost("the engine closed the connection before the program ended")
         self._take(data)
 

@@ -165,6 +165,22 @@ class Connection:
             raise _problem(response)
         return response
 
+    def upload(self, method, path, pieces, kind):
+        """Send a body of unknown length, `pieces` of bytes of media type `kind`; → Response. Raises as request."""
+        head = f"{method} {path} HTTP/1.1\r\nHost: joey\r\nContent-Type: {kind}\r\nTransfer-Encoding: chunked\r\n\r\n"
+        try:
+            self._send(head.encode())
+            for piece in pieces:
+                if piece:
+                    self._send(b"%x\r\n%b\r\n" % (len(piece), piece))
+            self._send(b"0\r\n\r\n")
+        except Lost:
+            pass  # it may have refused before it read everything: its answer says why
+        response = self._response()
+        if response.status >= 300:
+            raise _problem(response)
+        return response
+
     def upgrade(self, method, path, value=None):
         """Ask for a stream of frames. Returns (socket, headers, bytes already read): the connection is given away."""
         headers = f"Connection: Upgrade\r\nUpgrade: {frames.NAME}\r\n"

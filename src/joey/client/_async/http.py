@@ -28,9 +28,12 @@ class Response:
     async def read(self) -> bytes:
         """The whole body. Raises ConnectionLost if it is cut off."""
         length = self.headers.get("content-length")
-        if length is not None and len(self._buffer) == int(length):  # the usual case: it came with the head
+        missing = -1 if length is None else int(length) - len(self._buffer)
+        if missing >= 0:
             data = bytes(self._buffer)
             self._buffer.clear()
+            if missing:  # else, as most of the time, it came with the head
+                data += await self._rest(missing)
             self._keep()
             return data
         pieces = [piece async for piece in self.pieces()]
@@ -55,6 +58,17 @@ class Response:
                 self._keep()
             else:
                 self.close()
+
+    async def _rest(self, count: int) -> bytes:
+        data = b""
+        try:
+            data = await self._wire.recv_exactly(count)
+        finally:
+            if len(data) < count:
+                self.close()
+        if len(data) < count:
+            raise ConnectionLost("", "the engine closed the connection in the middle of its answer")
+        return data
 
     async def lines(self) -> AsyncIterator[bytes]:
         """The body's lines, without their ends."""

@@ -56,7 +56,7 @@ class Wire:
         except OSError as error:
             raise ConnectionLost("", f"the engine closed the connection: {error.strerror or error}") from None
 
-    async def recv(self) -> bytes:
+    async def recv(self, most: int = _PIECE) -> bytes:
         """What there is, at least a byte; b"" at the end."""
         while True:
             if self._eager:
@@ -70,7 +70,7 @@ class Wire:
                 loop = asyncio.get_running_loop()
                 await self._wait(loop.add_reader, loop.remove_reader)
             try:
-                data = self._sock.recv(_PIECE)
+                data = self._sock.recv(most)
             except BlockingIOError:
                 self._eager = False
                 continue
@@ -80,6 +80,17 @@ class Wire:
                 raise ConnectionLost("", f"the connection broke: {error.strerror or error}") from None
             self._eager = len(data) >= 16384
             return data
+
+    async def recv_exactly(self, count: int) -> bytes:
+        """So many bytes, fewer only at the end."""
+        pieces, missing = [], count
+        while missing:
+            piece = await self.recv(min(missing, _PIECE))
+            if not piece:
+                break
+            pieces.append(piece)
+            missing -= len(piece)
+        return b"".join(pieces)
 
     async def recv_within(self, seconds: float) -> bytes | None:
         """The same; None if nothing came in that time."""
@@ -152,9 +163,9 @@ class TlsWire(Wire):
         except OSError as error:
             raise ConnectionLost("", f"the engine closed the connection: {error.strerror or error}") from None
 
-    async def recv(self) -> bytes:
+    async def recv(self, most: int = _PIECE) -> bytes:
         try:
-            return await self._reader.read(_PIECE)
+            return await self._reader.read(most)
         except ConnectionResetError:
             return b""
         except OSError as error:

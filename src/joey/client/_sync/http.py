@@ -29,9 +29,12 @@ class Response:
     def read(self) -> bytes:
         """The whole body. Raises ConnectionLost if it is cut off."""
         length = self.headers.get("content-length")
-        if length is not None and len(self._buffer) == int(length):  # the usual case: it came with the head
+        missing = -1 if length is None else int(length) - len(self._buffer)
+        if missing >= 0:
             data = bytes(self._buffer)
             self._buffer.clear()
+            if missing:  # else, as most of the time, it came with the head
+                data += self._rest(missing)
             self._keep()
             return data
         pieces = list(self.pieces())
@@ -56,6 +59,17 @@ class Response:
                 self._keep()
             else:
                 self.close()
+
+    def _rest(self, count: int) -> bytes:
+        data = b""
+        try:
+            data = self._wire.recv_exactly(count)
+        finally:
+            if len(data) < count:
+                self.close()
+        if len(data) < count:
+            raise ConnectionLost("", "the engine closed the connection in the middle of its answer")
+        return data
 
     def lines(self) -> Iterator[bytes]:
         """The body's lines, without their ends."""

@@ -38,6 +38,7 @@ class Wire:
         self._poll = select.poll()
         self._poll.register(sock, select.POLLIN)
         self._pid = os.getpid()
+        self._whole = 0 if hasattr(sock, "pending") else socket.MSG_WAITALL  # TLS knows no flags
 
     def send(self, data: bytes) -> None:
         """All of `data`. Raises ConnectionLost."""
@@ -58,6 +59,22 @@ class Wire:
     def alive(self) -> bool:
         """Whether an idle connection may be used: nothing came, not even its end, and no fork shares it with us."""
         return self._pid == os.getpid() and not self._poll.poll(0)
+
+    def recv_exactly(self, count: int) -> bytes:
+        """So many bytes, fewer only at the end: what is large is received where it stays."""
+        pieces, missing = [], count
+        try:
+            while missing:
+                piece = self._sock.recv(missing, self._whole)  # in one go, unless a signal comes in between
+                if not piece:
+                    break
+                pieces.append(piece)
+                missing -= len(piece)
+        except ConnectionResetError:
+            pass
+        except OSError as error:
+            raise ConnectionLost("", f"the connection broke: {error.strerror or error}") from None
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     def recv_within(self, seconds: float) -> bytes | None:
         """The same; None if nothing came in that time."""
