@@ -70,6 +70,8 @@ def _run(options: Namespace, stop: threading.Event) -> dict[str, Any]:
 
 def _reset(instance: Instance, watch: Watch) -> dict[str, int]:
     """What is left when all sandboxes are deleted and the engine is gone, but for its own cgroups and folders."""
+    from joey.api.daemon import DATABASE
+    from joey.api.database import Database
     from joey.engine.supervisor import Engine
 
     async def work() -> dict[str, int]:
@@ -77,6 +79,7 @@ def _reset(instance: Instance, watch: Watch) -> dict[str, int]:
         await engine.open()
         stale = len(engine.machine.cgroup.sweep()) - engine.machine.pool.ready - len(engine.machine.pool.pending)
         await engine.reset()
+        Database(instance.home / DATABASE).remove()
         left = await watch.gone(10.0)
         return {**left, **({"slots": stale} if stale > 0 else {})}
 

@@ -442,9 +442,7 @@ class Fleet:
             for fd in reopened.values():
                 os.close(fd)
 
-    async def find(
-        self, key: int, slot: str, started: float, pid: int | None = None
-    ) -> tuple[Shard, Child] | None:
+    async def find(self, key: int, slot: str, started: float, pid: int | None = None) -> tuple[Shard, Child] | None:
         """A process whose launcher ended while no engine ran, now a child of another: the first of the sandbox in `slot`,
         or the one of exec that was `pid`. None if it has ended, too.
         """
@@ -461,8 +459,8 @@ class Fleet:
             os.close(pidfd)
 
     async def move(self, shard: Shard, child: Child, running: Running, fds: Mapping[int, int]) -> Shard:
-        """Of a launcher of another version: have one of ours take `child` over, where the kernel tells how it ends. That
-        one, or `shard`. Raises LauncherError, LauncherGone.
+        """Of a launcher of another version: have one of ours take `child` over, where the kernel tells how it ends.
+        Returns that one, or `shard`. Raises LauncherError, LauncherGone.
         """
         pidfd = _claim(running) if shard.outdated and _kernel_remembers() else None
         if pidfd is None:
