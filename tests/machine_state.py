@@ -68,7 +68,7 @@ def held(engine: Engine) -> dict[str, object]:
         "boxes": [box.name for box in engine.boxes],
         "names": set(engine._boxes.names),
         "expected ends": set(engine._keys),
-        "execs": set(engine._execs._known),
+        "execs": set(engine.execs._known),
         "children": [shard.children for shard in machine.fleet.shards],
         "mounts": [mounts(pid) for pid in launchers],
         "layers": [sorted(os.listdir(f"/proc/{pid}/root/layers")) for pid in launchers],

@@ -35,6 +35,8 @@ class Packer:
         """Its header; b"" for what no archive holds (sockets, devices). Raises Garbled."""
         if self._left:
             raise wire.Garbled
+        if one.path.startswith(b"/") or b".." in one.path.split(b"/") or not one.path:
+            raise wire.Garbled
         type = _TYPES.get(one.kind)
         if type is None:
             return b""

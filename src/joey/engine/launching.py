@@ -233,11 +233,12 @@ class Launching:
         known = self._execs.get(alike)
         if known is None or known[0] is not request:
             plan = compile()
+            launched = await self._run(where.shard, key, _planned(plan), (), slot)
             if len(self._execs) >= _SHAPES:
                 self._execs.clear()
-            known = self._execs[alike] = (request, encode(Plan(plan.ops[:-1])), _roles(plan))
-        else:
-            check_process(process, env)
+            self._execs[alike] = (request, encode(Plan(plan.ops[:-1])), _roles(plan))
+            return launched
+        check_process(process, env)
         planned = _Planned(append(known[1], run_program(process, env, False)), (), known[2], compile)
         return await self._run(where.shard, key, planned, (), slot)
 

@@ -215,11 +215,12 @@ class Log:
 
     def _rotate(self) -> None:
         self.close_file()
+        # To rename over a file makes ext4 write the new one to disk first (ext4(5), auto_da_alloc): 7 ms, not 0.1.
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self.file(self._logs.files - 1))
         for index in range(self._logs.files - 1, 0, -1):
             with contextlib.suppress(FileNotFoundError):
                 os.rename(self.file(index - 1), self.file(index))
-        if self._logs.files == 1:
-            os.unlink(self.path)
         self.generation += 1
         self._open()
 
