@@ -198,8 +198,8 @@ class Shard:
 
 
 class Fleet:
-    """All launchers of an instance. `on_exit(shard, child)` hears of every end; of one that ended unseen while there was
-    no launcher `child.unknown` says so. held: copies of a child's streams that somebody has open, by role.
+    """All launchers of an instance. `on_exit(shard, child)` hears of every end; of one that nobody saw, for want of a
+    launcher, `child.unknown` says so. held: copies of a child's streams that somebody has open, by role.
     """
 
     def __init__(self, instance: Instance, layout: CgroupLayout, cgroup: InstanceCgroup) -> None:
@@ -443,8 +443,8 @@ class Fleet:
                 os.close(fd)
 
     async def find(self, key: int, slot: str, started: float, pid: int | None = None) -> tuple[Shard, Child] | None:
-        """A process whose launcher ended while no engine ran, now a child of another: the first of the sandbox in `slot`,
-        or the one of exec that was `pid`. None if it has ended, too.
+        """A process whose launcher ended while no engine ran, now a child of another: the first of the sandbox in
+        `slot`, or the one of exec that was `pid`. None if it has ended, too.
         """
         main = pid is None
         pid = orphans.find_main(self._cgroup, slot) if pid is None else pid
