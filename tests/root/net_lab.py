@@ -53,7 +53,8 @@ class Lab:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.open: list[int] = []
-        self.sockets: list[socket.socket] = []
+        self.threads: list[threading.Thread] = []
+        self.closing = False
         self.host, self.internet, self.lan = (self._netns() for _ in range(3))
         self.join(self.internet, "inet", "192.0.2.1/24", f"{HOST_OUTSIDE}/24")
         self.join(self.lan, "lan", f"{LAN}/24", f"{HOST_LAN}/24")
@@ -102,36 +103,37 @@ class Lab:
             return made
 
         listening = inside(netns, make)
-        self.sockets.append(listening)
 
         def loop() -> None:
-            with contextlib.suppress(OSError):
-                while True:
+            while not self.closing:
+                with contextlib.suppress(OSError):
                     if udp:
                         _, client = listening.recvfrom(2048)
-                        if client is None:
-                            return
                         seen.append(client[0])
                         listening.sendto(b"hello", client)
                     else:
                         peer, client = listening.accept()
                         seen.append(client[0])
                         threading.Thread(target=_echo, args=(peer,), daemon=True).start()
+            listening.close()
 
-        threading.Thread(target=loop, daemon=True).start()
+        listening.settimeout(0.1)
+        thread = threading.Thread(target=loop, daemon=True)
+        thread.start()
+        self.threads.append(thread)
         return seen
 
     def close(self) -> None:
-        for one in self.sockets:
-            with contextlib.suppress(OSError):
-                one.shutdown(socket.SHUT_RDWR)
-            one.close()
+        self.closing = True
+        for thread in self.threads:
+            thread.join()
         inside(self.host, self.fabric.close)
         for fd in self.open:
             os.close(fd)
 
 
 def _echo(peer: socket.socket) -> None:
+    peer.settimeout(3)  # a client that was cut off says no farewell
     with peer, contextlib.suppress(OSError):
         peer.sendall(b"hello")
         while data := peer.recv(4096):

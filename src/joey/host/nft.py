@@ -39,9 +39,9 @@ _GETTABLE, _DELTABLE, _GETOBJ, _GETCHAIN = _SUBSYSTEM | 1, _SUBSYSTEM | 2, _SUBS
 _INET = struct.pack(">BBH", 1, 0, 0)
 _BEGIN = Message(0x10, 0, struct.pack(">BBH", 0, 0, 10), "begin")
 _END = Message(0x11, 0, struct.pack(">BBH", 0, 0, 10), "end")
-_DROP, _ACCEPT, _JUMP, _GOTO = 0, 1, -3, -4
+_GOTO = -4
 _REG = 8  # NFT_REG32_00; the following fields of a key in the following registers
-_EQ, _NEQ = 0, 1
+_EQ = 0
 
 TCP, UDP, ICMP = 6, 17, 1
 PROTOCOLS = {"tcp": TCP, "udp": UDP, "icmp": ICMP}
@@ -112,10 +112,10 @@ class Table:
             Message(_DELCHAIN, 0, _INET + text(1, self.name) + text(3, name), f"delete chain {name}"),
         ]
 
-    def rule(self, chain: str, expressions: Iterable[bytes], *, first: bool = False) -> Message:
-        """A rule after all others of a chain, or before them."""
+    def rule(self, chain: str, expressions: Iterable[bytes]) -> Message:
+        """A rule after all others of a chain."""
         body = _INET + text(1, self.name) + text(2, chain) + nested(4, *(attribute(1 | 0x8000, e) for e in expressions))
-        return Message(_NEWRULE, F_CREATE | (0 if first else F_APPEND), body, f"rule of chain {chain}")
+        return Message(_NEWRULE, F_CREATE | F_APPEND, body, f"rule of chain {chain}")
 
     def delete(self) -> Message:
         return Message(_DELTABLE, 0, _INET + text(1, self.name), f"delete table {self.name}")
@@ -206,10 +206,6 @@ def verdict(chain: str) -> bytes:
     return _expression("immediate", be32(1, 0), nested(2, nested(2, be32(1, _GOTO & 0xFFFFFFFF) + text(2, chain))))
 
 
-def accept() -> bytes:
-    return _expression("immediate", be32(1, 0), nested(2, nested(2, be32(1, _ACCEPT))))
-
-
 def _compare(data: bytes, operation: int = _EQ) -> bytes:
     return _expression("cmp", be32(1, _REG), be32(2, operation), nested(3, attribute(1, data)))
 
@@ -264,16 +260,6 @@ def pair_and_port_in(set_: str) -> list[bytes]:
     """`ip saddr . ip daddr . meta l4proto . th dport @set`"""
     loads = [_load(1, 12, 4), _load(1, 16, 4, _REG + 1), _meta(16, _REG + 2), _load(2, 2, 2, _REG + 3)]
     return [*loads, _expression("lookup", text(1, set_), be32(2, _REG))]
-
-
-def same(map_: str, members: str) -> list[bytes]:
-    """`ip saddr map @map . ip daddr @members`, which nft(8) cannot say."""
-    return [
-        _load(1, 12, 4),
-        _expression("lookup", text(1, map_), be32(2, _REG), be32(3, _REG)),
-        _load(1, 16, 4, _REG + 1),
-        _expression("lookup", text(1, members), be32(2, _REG)),
-    ]
 
 
 def _counts(expression: bytes) -> tuple[int, int] | None:

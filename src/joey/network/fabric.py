@@ -17,7 +17,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import ipaddress
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -43,7 +42,6 @@ _DEVICE = {
     route.DEVCONF_SEND_REDIRECTS: 0,
     route.DEVCONF_RP_FILTER: 1,
 }
-_NO_IPV6 = ("all", "default")
 
 
 @dataclass
@@ -69,6 +67,7 @@ class Fabric:
         self.mtu = mtu
         self.group = _GROUP | addresses.number
         self.switched: list[tuple[int, str]] = []
+        self.wires: dict[int, Wire] = {}
         self._route = Link(NETLINK_ROUTE)
         try:
             self._filter = nft.open_link()
@@ -132,6 +131,7 @@ class Fabric:
         try:
             for netns in namespaces:
                 wires.append(self._place(netns))
+                self.wires[wires[-1].index] = wires[-1]
             self._route.send(message for one in wires for message in self._outer(one))
             inside_each([(one.netns, partial(self._inner, one)) for one in wires])
         except BaseException as error:
@@ -155,11 +155,11 @@ class Fabric:
         yield route.static_neighbour(wire.index, wire.address.packed, _INNER_MAC)
 
     def _inner(self, wire: Wire) -> None:
-        _refuse_ipv6()
+        # Without IPv6 addresses but for the loopback's: programs that bind ::1 work.
         with Link(NETLINK_ROUTE) as link:
             link.send(
                 [
-                    route.link_up(INNER_INDEX),
+                    route.set_link(INNER_INDEX, {}),
                     route.add_address(INNER_INDEX, wire.address.packed),
                     route.static_neighbour(INNER_INDEX, self.gateway.packed, _MAC),
                     route.default_route(INNER_INDEX, self.gateway.packed),
@@ -171,6 +171,7 @@ class Fabric:
         route.delete_together(self._route, [wire.index for wire in wires], self.group ^ _DYING)
         for wire in wires:
             self.addresses.give_back(wire.offset)
+            self.wires.pop(wire.index, None)
 
     # ---- policy
 
@@ -279,7 +280,12 @@ class Fabric:
         return route.delete_together(self._route, strays, self.group ^ _DYING)
 
     def close(self, *, keep: bool = False) -> None:
-        """Give up everything but running sandboxes' links; with `keep` only our descriptors (they go on without us)."""
+        """Give up everything but sandboxes' links, which end with their namespaces. With `keep` only our descriptors:
+        the sandboxes go on without us.
+        """
+        for wire in self.wires.values():
+            for claim in wire.claims:
+                claim.close()
         try:
             if not keep:
                 self.table.remove()
@@ -301,17 +307,6 @@ def _seated(wire: Wire) -> Seat:
     if wire.seat is None:
         raise ValueError(f"{wire.name} has not been admitted")
     return wire.seat
-
-
-def _refuse_ipv6() -> None:
-    """No IPv6 address, not even a link-local one, on any link of the calling thread's network namespace."""
-    for name in _NO_IPV6:
-        with contextlib.suppress(FileNotFoundError):  # a kernel without IPv6
-            fd = os.open(f"/proc/sys/net/ipv6/conf/{name}/disable_ipv6", os.O_WRONLY | os.O_CLOEXEC)
-            try:
-                os.write(fd, b"1")
-            finally:
-                os.close(fd)
 
 
 def _uplink_mtu(link: Link) -> int:

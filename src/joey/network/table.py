@@ -10,13 +10,14 @@ The calls block for fractions of a millisecond, and take turns: threads may shar
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import ipaddress
 import secrets
 import sys
 import threading
 import time
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import update_wrapper
 from pathlib import Path
@@ -35,7 +36,7 @@ _NO_LIMIT = 65536
 """Connections of one sandbox that asks for no limit: enough for any, too few to fill the host's table alone."""
 _MOST_NAMES = 4096
 _PER_ADDRESS = (
-    "sources4", "internet4", "policy4", "network4", "members4", "generation4", "live4", "refused4", "connections4",
+    "sources4", "internet4", "class4", "network4", "members4", "generation4", "live4", "refused4", "connections4",
     "names4", "names4_port",
 )  # fmt: skip
 _SECOND = ("sources4", "members4")  # of those, the ones whose key begins with something else
@@ -43,12 +44,12 @@ _SECOND = ("sources4", "members4")  # of those, the ones whose key begins with s
 
 @dataclass
 class Seat:
-    """A sandbox's place in the table."""
+    """A sandbox's place in the table. `group`: the class of its policy, 0 without rules."""
 
     index: int
     address: bytes
     policy: NetworkPolicy
-    chain: str
+    group: int
     generation: int
     network: int = 0
     names: dict[bytes, tuple[str, float]] = field(default_factory=dict)
@@ -74,9 +75,12 @@ class Table:
         self.link = link
         self.name = name
         self._nft = nft.Table(name)
-        self._generation = secrets.randbits(32)
+        self._generation = secrets.randbits(30)
         self._lock = threading.RLock()
         self.local: tuple[ipaddress.IPv4Network, ...] = ()
+        self._classes: dict[tuple[object, ...], int] = {}
+        self._members: dict[int, int] = {}
+        self._next_class = 0
 
     # ---- the constant part
 
@@ -104,8 +108,6 @@ class Table:
             text = text.replace(name, value)
         # Adding first makes deleting possible whether it was there or not; all of it is one transaction.
         nft.load(f"table inet {self.name}\ndelete table inet {self.name}\n{text}")
-        rule = [*nft.same("network4", "members4"), nft.accept()]
-        nft.commit(self.link, [self._nft.rule("to_sandbox", rule, first=True)])
 
     @_one_at_a_time
     def exists(self) -> bool:
@@ -129,40 +131,41 @@ class Table:
     @_one_at_a_time
     def admit_many(self, sandboxes: Iterable[tuple[int, bytes, NetworkPolicy, int]]) -> list[Seat]:
         """The same for several, all or none."""
-        seats, messages = [], []
-        for index, address, policy, network in sandboxes:
-            generation = self._next_generation()
-            chain, extra = self._chain(address, policy, generation)
-            seat = Seat(index, address, policy, chain, generation, network)
-            seats.append(seat)
-            messages += extra + self._elements_of(seat, self._nft.add, with_data=True)
-        nft.commit(self.link, messages)
+        seats: list[Seat] = []
+        messages: list[Message] = []
+        with self._joining(messages) as join:
+            for index, address, policy, network in sandboxes:
+                seat = Seat(index, address, policy, join(policy), self._next_generation(), network)
+                seats.append(seat)
+                messages += self._elements_of(seat, self._nft.add, with_data=True)
+            nft.commit(self.link, messages)
         return seats
 
     @_one_at_a_time
     def change(self, seat: Seat, policy: NetworkPolicy) -> None:
         """Put another policy into effect, for running connections too."""
         self._forget_names(seat, keep=policy)
-        generation = self._next_generation()
-        chain, messages = self._chain(seat.address, policy, generation)
-        table = self._nft
-        messages += [
-            *self._deciding(seat.address, seat.policy, seat.chain, table.remove),
-            *self._deciding(seat.address, policy, chain, table.add),
-            table.remove("generation4", seat.address),
-            table.add("generation4", seat.address, nft.value(nft.number(generation))),
-            table.remove("live4", nft.key(seat.address, nft.number(seat.generation))),
-            table.add("live4", nft.key(seat.address, nft.number(generation))),
-        ]
-        if policy.connections != seat.policy.connections:
+        generation, table = self._next_generation(), self._nft
+        messages: list[Message] = []
+        with self._joining(messages) as join:
+            group = join(policy)
             messages += [
-                table.remove("connections4", seat.address),
-                table.add("connections4", seat.address, expression=_counting(policy)),
+                *self._deciding(seat.address, seat.policy, seat.group, self._without),
+                *self._deciding(seat.address, policy, group, table.add),
+                table.remove("generation4", seat.address),
+                table.add("generation4", seat.address, nft.value(nft.number(generation))),
+                table.remove("live4", nft.key(seat.address, nft.number(seat.generation))),
+                table.add("live4", nft.key(seat.address, nft.number(generation))),
             ]
-        if seat.chain:
-            messages += table.delete_chain(seat.chain)
-        nft.commit(self.link, messages)
-        seat.policy, seat.chain, seat.generation = policy, chain, generation
+            if policy.connections != seat.policy.connections:
+                messages += [
+                    table.remove("connections4", seat.address),
+                    table.add("connections4", seat.address, expression=_counting(policy)),
+                ]
+            nft.commit(self.link, messages)
+        old = seat.group
+        seat.policy, seat.group, seat.generation = policy, group, generation
+        self._leave([old])
 
     @_one_at_a_time
     def dismiss(self, seats: Sequence[Seat]) -> None:
@@ -172,10 +175,9 @@ class Table:
         messages = []
         for seat in seats:
             self._forget_names(seat)
-            messages += self._elements_of(seat, lambda name, key, *_, **__: self._nft.remove(name, key))
-            if seat.chain:
-                messages += self._nft.delete_chain(seat.chain)
+            messages += self._elements_of(seat, self._without)
         nft.commit(self.link, messages)
+        self._leave([seat.group for seat in seats])
 
     @_one_at_a_time
     def refused(self, seat: Seat) -> tuple[int, int]:
@@ -193,7 +195,7 @@ class Table:
         counting = {"expression": _counting(seat.policy)} if with_data else {}
         messages = [
             make("sources4", seat.source),
-            *self._deciding(seat.address, seat.policy, seat.chain, make),
+            *self._deciding(seat.address, seat.policy, seat.group, make),
             make("generation4", seat.address, nft.value(number(seat.generation))),
             make("live4", nft.key(seat.address, number(seat.generation))),
             make("refused4", seat.address),
@@ -206,11 +208,15 @@ class Table:
             ]
         return messages
 
+    def _without(self, set_: str, key: bytes, data: bytes = b"") -> Message:
+        """The opposite of adding: what is removed is named by its key alone."""
+        return self._nft.remove(set_, key)
+
     @staticmethod
-    def _deciding(address: bytes, policy: NetworkPolicy, chain: str, make: Callable[..., Message]) -> list[Message]:
-        """What decides about new connections: a chain of its own, internet4, or nothing, which refuses."""
-        if chain:
-            return [make("policy4", address, nft.goto(chain))]
+    def _deciding(address: bytes, policy: NetworkPolicy, group: int, make: Callable[..., Message]) -> list[Message]:
+        """What decides about new connections: a class, internet4, or nothing, which refuses."""
+        if group:
+            return [make("class4", address, nft.value(nft.number(group)))]
         return [make("internet4", address)] if policy.internet else []
 
     # ---- names
@@ -304,23 +310,23 @@ class Table:
         table: once, at start.
         """
         gone: set[bytes] = set()
-        chains: set[str] = set()
+        groups: set[int] = set()
         messages = []
         for set_ in _PER_ADDRESS:
             for key, data in self._nft.elements(self.link, set_):
                 address = key[4:8] if set_ in _SECOND else key[:4]
-                if address in keep:
-                    continue
-                gone.add(address)
-                messages.append(self._nft.remove(set_, key))
-                if set_ == "policy4":
-                    chains.add(data.decode())
+                if address not in keep:
+                    gone.add(address)
+                    messages.append(self._nft.remove(set_, key))
+                elif set_ == "class4":
+                    groups.add(_host_number(data))
         for set_, place in (("published4", 8), ("published4_at", 12)):
             for key, data in self._nft.elements(self.link, set_):
                 if data[:4] not in keep and not (set_ == "published4_at" and data[:4] == key[:4]):
                     messages.append(self._nft.remove(set_, key[:place]))
-        for chain in chains:
-            messages += self._nft.delete_chain(chain)
+        for key, _ in self._nft.elements(self.link, "classes4"):
+            if _host_number(key) not in groups:
+                messages += self._without_class(_host_number(key))
         nft.commit(self.link, messages)
         return sorted(gone)
 
@@ -330,29 +336,81 @@ class Table:
         {address: seat}. An address of `known` that has no seat in the table is left out.
         """
         generations = dict(self._nft.elements(self.link, "generation4"))
-        chains = {key[:4]: chain.decode() for key, chain in self._nft.elements(self.link, "policy4")}
+        groups = {key[:4]: _host_number(group) for key, group in self._nft.elements(self.link, "class4")}
         seats = {}
         for key, _ in self._nft.elements(self.link, "sources4"):
-            index, address = int.from_bytes(key[:4], sys.byteorder), key[4:8]
+            address = key[4:8]
             if address in known and address in generations:
                 policy, network = known[address]
-                generation = int.from_bytes(generations[address][:4], sys.byteorder)
-                seats[address] = Seat(index, address, policy, chains.get(address, ""), generation, network)
+                group, generation = groups.get(address, 0), _host_number(generations[address])
+                seats[address] = Seat(_host_number(key), address, policy, group, generation, network)
+                self._generation = max(self._generation, generation & 0x7FFFFFFF)
+                if group:
+                    self._classes[_rules_of(policy)] = group
+                    self._members[group] = self._members.get(group, 0) + 1
+                    self._next_class = max(self._next_class, group)
         return seats
 
     # ---- inside
 
     def _next_generation(self) -> int:
-        self._generation = (self._generation + 1) & 0xFFFFFFFF or 1
-        return self._generation
+        """Never the number of a class: those are below 2^31."""
+        self._generation = (self._generation + 1) & 0x7FFFFFFF
+        return self._generation | 0x80000000
 
-    def _chain(self, address: bytes, policy: NetworkPolicy, generation: int) -> tuple[str, list[Message]]:
-        """The chain of its own that a policy with rules needs ("" without rules), and what makes it."""
-        if not policy.rules:
-            return "", []
-        name = f"p_{address.hex()}_{generation:x}"
-        rules = [self._nft.rule(name, _expressions(clause)) for clause in compile_policy(policy, self.local)]
-        return name, [self._nft.new_chain(name), *rules]
+    @contextlib.contextmanager
+    def _joining(self, messages: list[Message]) -> Iterator[Callable[[NetworkPolicy], int]]:
+        """Within it, join(policy) gives the class of a policy; what makes a new one goes into `messages`. If what is within
+        fails, nobody has joined.
+        """
+        joined: list[int] = []
+
+        def join(policy: NetworkPolicy) -> int:
+            if not policy.rules:
+                return 0
+            group = self._classes.get(_rules_of(policy))
+            if group is None:
+                group = self._next_class = self._next_class % 0x7FFFFFFF + 1
+                self._classes[_rules_of(policy)] = group
+                self._members[group] = 0
+                messages.extend(self._new_class(group, policy))
+            self._members[group] += 1
+            joined.append(group)
+            return group
+
+        try:
+            yield join
+        except BaseException:
+            for group in joined:
+                self._members[group] -= 1
+                if not self._members[group]:
+                    self._drop(group)
+            raise
+
+    def _new_class(self, group: int, policy: NetworkPolicy) -> list[Message]:
+        chain = _chain(group)
+        rules = [self._nft.rule(chain, _expressions(clause)) for clause in compile_policy(policy, self.local)]
+        element = self._nft.add("classes4", nft.number(group), nft.goto(chain))
+        return [self._nft.new_chain(chain), *rules, element]
+
+    def _leave(self, groups: Iterable[int]) -> None:
+        """Members have left classes; a class without any goes."""
+        messages = []
+        for group in groups:
+            if not group:
+                continue
+            self._members[group] -= 1
+            if not self._members[group]:
+                self._drop(group)
+                messages += self._without_class(group)
+        nft.commit(self.link, messages)
+
+    def _without_class(self, group: int) -> list[Message]:
+        return [self._nft.remove("classes4", nft.number(group)), *self._nft.delete_chain(_chain(group))]
+
+    def _drop(self, group: int) -> None:
+        del self._members[group]
+        self._classes = {rules: one for rules, one in self._classes.items() if one != group}
 
 
 def _expressions(clause: Clause) -> list[bytes]:
@@ -374,8 +432,21 @@ def _expressions(clause: Clause) -> list[bytes]:
     return [*found, nft.verdict(clause.verdict)]
 
 
+def _chain(group: int) -> str:
+    return f"class_{group}"
+
+
+def _rules_of(policy: NetworkPolicy) -> tuple[object, ...]:
+    """What two policies of one class have in common: all but bandwidth and the number of connections."""
+    return policy.internet, policy.rules
+
+
 def _counting(policy: NetworkPolicy) -> bytes:
     return nft.count_over(policy.connections or _NO_LIMIT)
+
+
+def _host_number(data: bytes) -> int:
+    return int.from_bytes(data[:4], sys.byteorder)
 
 
 def _published(protocol: str, host_ip: str, port: int) -> tuple[str, bytes]:
