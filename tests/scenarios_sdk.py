@@ -200,5 +200,5 @@ def test_map_limits_an_attempt() -> None:
         time.sleep(seconds)
         return seconds
 
-    results = joey.map(nap, [0, 60, 0], concurrency=1, timeout=1, on_error="return", progress=False)
+    results = joey.map(nap, [0, 60, 0], concurrency=1, timeout=0.4, on_error="return", progress=False)
     assert results[0] == results[2] == 0 and isinstance(results[1], joey.Timeout)

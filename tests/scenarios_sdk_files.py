@@ -119,6 +119,14 @@ def test_a_tree_from_inside_cannot_reach_out(sandbox: Sandbox, tmp_path: Path) -
         sandbox.files.download("/tmp/evil", tmp_path / "down")
 
 
+def test_events(sandbox: Sandbox) -> None:
+    seen = [event.type for event in sandbox.events(after=0, follow=False)]
+    assert seen[:2] == ["sandbox.created", "sandbox.started"]
+    sandbox.pause()
+    assert [event.type for event in sandbox.events(after=0, follow=False)][-1] == "sandbox.paused"
+    sandbox.resume()
+
+
 def test_watching(sandbox: Sandbox) -> None:
     sandbox.files.make_dir("/tmp/w")
     events = sandbox.files.watch_dir("/tmp/w")

@@ -111,10 +111,14 @@ class RemoteError(JoeyError):
         self.traceback = traceback
 
 
+_ROOMS = ("joey.model.errors", __name__)
+
+
 def _tree(root: type[JoeyError]) -> dict[str, type[JoeyError]]:
     found: dict[str, type[JoeyError]] = {}
     for kind in root.__subclasses__():
-        found |= {kind.code: kind, **_tree(kind)}
+        if kind.__module__ in _ROOMS:  # others derive from them for uses of their own
+            found |= {kind.code: kind, **_tree(kind)}
     return found
 
 
