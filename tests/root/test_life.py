@@ -105,7 +105,8 @@ def test_an_idle_one_ends_but_not_while_somebody_is_there(lab):
         await attached.close()
         await engine.wait("quiet")
         assert time.time() - begun > 1.2
-        assert {"timeout", "exited"} <= set(await types(engine, refs=("quiet",)))
+        told = await types(engine, refs=("quiet",))
+        assert told[-2:] == ["timeout", "exited"] and told.count("process.started") == told.count("process.exited") == 1
 
     lab.do(life())
 
@@ -168,6 +169,7 @@ def test_health_follows_what_the_checks_find(lab, check):
         await becomes(engine, "checked", health="healthy")
         found = [event.data["health"] async for event in engine.events(types=("sandbox.health",), refs=(made.id,))]
         assert found == ["starting", "unhealthy", "healthy"]
+        assert len(await engine.processes("checked")) == 1  # the touch: looks are nobody's processes
         assert (await engine.stop("checked", 0)).health is None
 
     lab.do(life())

@@ -68,6 +68,7 @@ class World:
     files: bool = False
     removed: bool = False
     told: list[str] = field(default_factory=list)
+    begun: int = 0
 
     def feed(self, event):
         assert not self.removed
@@ -76,6 +77,7 @@ class World:
         except Conflict:
             assert isinstance(event, (StartAsked, SignalAsked, PauseAsked, ResumeAsked, RemoveAsked, Changed))
             return
+        self.begun += after.started != self.record.started
         self.told += [type for type, _ in told(self.record, event, after)]
         changed, self.record = after != self.record, after
         assert (actions[:1] == (Persist(),)) == (changed and RemoveRecord() not in actions)
@@ -145,6 +147,7 @@ class World:
         assert record.health is None or record.run is Run.ALIVE
         assert record.restarts >= record.tries >= 0
         assert record.due is None or not self.removing
+        assert self.told.count("started") == self.begun
         assert self.told.count("exited") == self.notified >= self.told.count("started") - 1
         assert record.files == self.files or record.run in (Run.LAUNCHING, Run.ALIVE)
         limit = record.policy.restart.max_retries

@@ -72,7 +72,8 @@ class Context(Protocol):
     timers: Timers
     news: events.Events
 
-    async def execute(self, box: Box, process: Process, *, detach: bool = False, tag: str = "") -> Attached: ...
+    async def look(self, box: Box, process: Process) -> Attached: ...
+    def busy(self, box: Box) -> bool: ...
     def forget(self, launched: Launched) -> None: ...
     def expect(self, key: int, box: Box) -> None: ...
     def unexpect(self, key: int) -> None: ...
@@ -387,6 +388,12 @@ class Box:
                 raise Conflict("resources.memory", f"it uses more than that: {error}", "ask for more") from error
             raise HostFailed("change limits", str(error), error.remedy, errno=error.errno or 0) from error
 
+    def check_reclaim(self) -> None:
+        """Raises Unenforceable where the kernel has no way to do it."""
+        memory = self._machine.layout.of("memory")
+        if memory is None or (memory.version == 2 and not memory.has("memory.reclaim")):
+            raise Unenforceable("reclaim", "the kernel cannot (v2: Linux 5.19 or newer)", "pause without it")
+
     async def reclaim(self) -> None:
         """Have the kernel take back what it can of a paused one's memory. Tells how much."""
         slot = self.slot
@@ -409,7 +416,7 @@ class Box:
         elif check.http:
             await health.get(pid, check.http)
         else:
-            process = await self._context.execute(self, Process(argv=check.command), detach=True)
+            process = await self._context.look(self, Process(argv=check.command))
             try:
                 exit = await process.wait()
             except asyncio.CancelledError:
@@ -419,7 +426,7 @@ class Box:
                 raise health.Unhealthy(f"code {exit.code}")
 
     def _watched(self) -> bool:
-        return self.output is not None and self.output.watched
+        return (self.output is not None and self.output.watched) or self._context.busy(self)
 
     # --- the end -----------------------------------------------------------------------------------------------------
 

@@ -39,7 +39,7 @@ class Clocks:
         self._holds = 0
         self.touched = 0.0
         self.watched: Callable[[], bool] = lambda: False
-        """Whether somebody is attached to its main process."""
+        """Whether somebody is attached to its main process, or other processes run in it."""
 
     # --- who wants something of it is not idle -----------------------------------------------------------------------
 

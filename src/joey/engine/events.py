@@ -132,7 +132,7 @@ def told(before: Record, cause: Cause, after: Record) -> Sequence[tuple[str, Dat
     found: list[tuple[str, Data]] = []
     if isinstance(cause, (Due, Idle)) and after.run is not Run.LAUNCHING and after.run is not Run.QUEUED:
         found.append(("timeout", {"idle": isinstance(cause, Idle)}))
-    if after.run is Run.ALIVE and before.run is not Run.ALIVE:
+    if after.started is not None and after.started != before.started:  # it may have ended in the same step
         found.append(("started", {"restarts": after.restarts}))
     if after.health is not None and after.health != before.health:
         found.append(("health", {"health": after.health}))

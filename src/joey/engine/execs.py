@@ -69,6 +69,7 @@ class _Exec:
         self.ended: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
         self.launched: Launched | None = None
         self.output: Output | None = None
+        self.listed = True
 
     @property
     def exit(self) -> Exit | None:
@@ -129,11 +130,17 @@ class Execs:
         self._unread: OrderedDict[int, int] = OrderedDict()  # bytes that nobody has read of ended ones
         self._unread_bytes = 0
         self._ending: set[asyncio.Task[None]] = set()
+        self.told: Callable[[ProcessView], None] = lambda view: None
+        """Is called when one has started, and again when it has ended (then it has an `exit`)."""
 
     # --- starting ----------------------------------------------------------------------------------------------------
 
-    async def start(self, box: Box, process: Process, *, output: bool, tag: str = "", keep: bool = False) -> Attached:
-        """Run `process` in a running box. keep: it outlives the attachment. Raises JoeyError."""
+    async def start(
+        self, box: Box, process: Process, *, output: bool, tag: str = "", keep: bool = False, listed: bool = True
+    ) -> Attached:
+        """Run `process` in a running box. keep: it outlives the attachment. listed: it is one of the sandbox's
+        processes, not a look of ours inside. Raises JoeyError.
+        """
         assert box.launched is not None and box.slot is not None
         if box.request is None:
             box.request = self._launching.complete(box.spec, box.id)
@@ -142,6 +149,7 @@ class Execs:
         if not process.argv:
             raise Invalid("argv", "name a program to run")
         one = _Exec(self._store.next_number("key"), box.id, process, tag, keep or bool(tag))
+        one.listed = listed
         work = asyncio.ensure_future(self._start(box, box.request, one, output))
         try:
             return await asyncio.shield(work)
@@ -169,7 +177,9 @@ class Execs:
         launched.shard.children += 1
         one.took(launched)
         assert one.output is not None
-        self._of.setdefault(box.id, {})[one.key] = one
+        if one.listed:
+            self._of.setdefault(box.id, {})[one.key] = one
+            self.told(msgspec.structs.replace(one.view(), exit=None))
         attached = one.attachment()
         one.output.attach(attached)
         if one.ended.done():  # its end was told together with its beginning
@@ -266,6 +276,9 @@ class Execs:
 
     def _settle(self, one: _Exec) -> None:
         """After its end: on disk before the launcher may forget it, and room made in the list."""
+        if not one.listed:
+            return
+        self.told(one.view())
         some = self._of.setdefault(one.sandbox, {})
         if one.keep:
             self._store.save_process(one.key, one.sandbox, one.record())
@@ -295,6 +308,10 @@ class Execs:
         self._uncount(one.key)
         if one.keep:
             self._store.delete_process(one.key)
+
+    def running(self, sandbox: str) -> bool:
+        """Whether any runs in it."""
+        return any(not one.ended.done() for one in self._of.get(sandbox, {}).values())
 
     def gone(self, sandbox: str) -> None:
         """The sandbox is removed."""

@@ -51,6 +51,10 @@ class Registry(Generic[T]):
         """All (owner, name) that are taken."""
         return frozenset(self._by_name)
 
+    def get(self, id: str) -> T | None:
+        """By its whole id."""
+        return self._by_id.get(id)
+
     def add(self, box: T, *, named: bool = True) -> None:
         """Take in a sandbox. named: so that it is found by its name, which must have been free."""
         self._by_id[box.id] = box

@@ -22,7 +22,7 @@ from joey.engine import failpoints, recovery, reset, restart
 from joey.engine.attached import Attached
 from joey.engine.box import Box
 from joey.engine.ends import exit_of_child
-from joey.engine.events import Events, Wanted
+from joey.engine.events import Data, Events, Wanted
 from joey.engine.execs import Execs
 from joey.engine.files import BoxFiles
 from joey.engine.files_helper import Helpers
@@ -103,6 +103,7 @@ class Engine:
         self.machine.start_pool(lambda: self.store.next_number("slot"))
         self.machine.pool.crowded = lambda: self._launching > _CROWD
         self.execs = Execs(self.machine.launching, self.store, self.forget)
+        self.execs.told = self._told
         self.helpers = Helpers(self.machine.launching, self.store)
         self._open = True
         gc.set_threshold(*_GC_THRESHOLDS)
@@ -175,7 +176,11 @@ class Engine:
             raise
         self.store.save(box.row())
         box.tell("created")
-        await self.store.flush()
+        try:
+            await self.store.flush()
+        except JoeyError:
+            box.apply(RemoveAsked(True))
+            raise
         return box.view()
 
     async def _complete(self, box: Box) -> None:
@@ -220,6 +225,7 @@ class Engine:
             box.apply(StartAsked(self.store.next_number("key")))
             await box.answer()
             if box.on_disk is not None and (error := await box.on_disk):
+                box.apply(StopAsked(0.0, time.time()))  # nobody shall find running what was said to have failed
                 raise error
         finally:
             self._launching -= 1
@@ -244,6 +250,8 @@ class Engine:
 
     async def pause(self, ref: str, *, reclaim: bool = False) -> Sandbox:
         box = self._touched(ref)
+        if reclaim:
+            box.check_reclaim()
         box.apply(PauseAsked())
         await box.settled()
         if reclaim:
@@ -293,19 +301,32 @@ class Engine:
         self, ref: str, process: Process, *, detach: bool = False, tag: str = "", keep: bool = False
     ) -> Attachment:
         box = self._touched(ref)
-        attached = await self.execute(box, process, detach=detach, tag=tag, keep=keep)
-        if box.spec.idle_timeout is not None:
-            box.clocks.hold()
-            asyncio.ensure_future(attached.wait()).add_done_callback(lambda _: box.clocks.release())
-        return attached
+        self._check_running(box)
+        return await self.execs.start(box, process, output=not detach, tag=tag, keep=keep or detach)
 
-    async def execute(
-        self, box: Box, process: Process, *, detach: bool = False, tag: str = "", keep: bool = False
-    ) -> Attached:
-        """Also for health checks: it does not count as somebody who wants something of the sandbox."""
+    def _told(self, process: ProcessView) -> None:
+        """A process has started or ended."""
+        box = self._boxes.get(process.sandbox)
+        if box is not None:
+            box.clocks.touch()
+            exit, type = process.exit, "started" if process.exit is None else "exited"
+            more: Data = {} if exit is None else {"code": exit.code, "signal": exit.signal, "oom": exit.oom}
+            data: Data = {"process": process.id, "tag": process.tag, **more}
+            labels = box.spec.labels
+            self.news.emit(f"process.{type}", sandbox=box.id, name=box.name, labels=labels, owner=box.owner, **data)
+
+    def busy(self, box: Box) -> bool:
+        """Whether processes run in it beside its own."""
+        return self.execs.running(box.id)
+
+    async def look(self, box: Box, process: Process) -> Attached:
+        """Run a health check: nobody's process, which makes nobody busy."""
+        self._check_running(box)
+        return await self.execs.start(box, process, output=False, listed=False)
+
+    def _check_running(self, box: Box) -> None:
         if box.record.phase is not Phase.RUNNING or box.launched is None or box.slot is None:
             raise Conflict("state", f"cannot run a process in it: it is {box.view().state}", "start or resume it first")
-        return await self.execs.start(box, process, output=not detach, tag=tag, keep=keep or detach)
 
     async def processes(self, ref: str) -> Sequence[ProcessView]:
         return self.execs.list(self.find(ref).id)

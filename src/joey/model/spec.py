@@ -105,7 +105,7 @@ class HealthCheck(Value, frozen=True, kw_only=True):
     command         (n,) run inside; 0 is healthy
     http            a URL whose host is the sandbox's loopback, e.g. http://127.0.0.1:8080/health; 200 to 399 is healthy
     tcp             a port of the sandbox's loopback that accepts
-    start_period    failures before it do not count; until the first success it looks every start_interval
+    start_period    failures in it do not count; until the first success in it it looks every start_interval
     """
 
     command: tuple[str, ...] = ()
@@ -129,8 +129,10 @@ class SandboxSpec(Value, frozen=True, kw_only=True):
     (None: the image's); a given one, even empty, also discards the image's default arguments, as Docker does. `init`
     runs joey-init as PID 1 in front of the main process; with an empty argv joey-init runs alone and processes come by
     exec. `storage` says where the writable layer lives: "memory" (a directory on a shared tmpfs, charged to the
-    sandbox and so bounded by its memory limit) or "disk". `timeout` (seconds since its start) ends or pauses it, as
-    `on_timeout` says; so does `idle_timeout` (seconds without a request about it, a process by exec, or input).
+    sandbox and so bounded by its memory limit) or "disk". `timeout` (seconds since it was started, restarts included)
+    kills or pauses it, as `on_timeout` says, and no restart follows; so does `idle_timeout`: seconds in which nobody
+    was attached to it, no process by exec ran, and no request wanted more of it than to look (list, inspect, stats,
+    logs, wait and events only look). An engine that starts counts them anew; the timeout goes on.
     `devpts` mounts a pseudo-terminal file system of its own; it is there anyway with `process.tty`, and added when a
     terminal is first asked for by exec.
     """

@@ -86,8 +86,8 @@ class Event(View, frozen=True):
 
     type: `sandbox.` created started (data: restarts) exited (data: code, signal, oom, error) paused resumed reclaimed
     (data: bytes) updated renamed (data: before) removed oom health (data: health) timeout (data: idle) restarting
-    (data: at, restarts); `process.` started exited; `pool.` created filled removed; `events.lost` (data: count).
-    sandbox, name: "" where there is none.
+    (data: at, restarts); `process.` started exited (data: process, tag; code, signal, oom); `pool.` created filled
+    removed; `events.lost` (data: count). sandbox, name: "" where there is none.
     """
 
     id: int
