@@ -107,6 +107,7 @@ def try_all(
             parameters["ref"] = box(served)
         if isinstance(case.query, dict):
             case.query.pop("follow", None)  # would not end
+        case.body = tame(name, case.body)
         response = case.call(session=session, headers={"X-API-Key": served.key}, timeout=10)
         seen[str(response.status_code)[0]] += 1
         try:
@@ -121,6 +122,15 @@ def try_all(
         except Exception as error:
             if "Unsatisfiable" not in type(error).__name__:
                 raise
+
+
+def tame(name: str, body: Any) -> Any:
+    """Of a create with everything at once nearly nothing is valid: every other one keeps a field or two."""
+    if name != "create" or not isinstance(body, dict) or len(str(body)) % 3 == 0:
+        return body
+    names = sorted(body.keys() - {"image", "rootfs"})
+    kept = {names[len(str(body)) % len(names)]: 0} if names else {}
+    return {"process": {"argv": ["x"]}, **{key: body[key] for key in kept}, "image": "host"}
 
 
 def box(served: Served) -> str:

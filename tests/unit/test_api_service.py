@@ -346,6 +346,12 @@ def test_clients_that_leave_in_the_middle_cost_nothing(admin: Client, served: Se
         assert settled(before), path
 
 
+@pytest.mark.parametrize("path", ["/%0A", "/v1/sandboxes/%0a", "/v1/%2e%2e/v1/health", "/v1/../v1/health", "/\xff"])
+def test_odd_paths_are_problems_too(admin: Client, path: str) -> None:
+    answer = raw(admin.path, f"GET {path} HTTP/1.1\r\nHost: j\r\nConnection: close\r\n\r\n".encode())
+    assert answer.startswith(b"HTTP/1.1 404") and b"application/problem+json" in answer
+
+
 # ---- lists, batches, files, metrics
 
 

@@ -38,7 +38,7 @@ def make_app(engine: Engine, service: Service | None = None, *, local: bool = Tr
     app[STREAMS] = WeakSet()
     app.on_shutdown.append(streams.end_all)
     # One route for all: ours are found, checked and answered in one place (joey.api.service).
-    app.router.add_route("*", "/{tail:.*}", service.handler(local))
+    app.router.add_route("*", r"/{tail:[\s\S]*}", service.handler(local))
     return app
 
 
