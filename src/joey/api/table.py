@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from joey.api import (
     access,
+    archives,
     backup,
     creation,
     documents,
@@ -18,7 +19,21 @@ from joey.api import (
 )
 from joey.api.routes import Route
 
-MODULES = (creation, sandboxes, processes, files, logs, events, images, node, metrics, access, backup, documents)
+MODULES = (
+    creation,
+    sandboxes,
+    processes,
+    files,
+    logs,
+    events,
+    archives,
+    images,
+    node,
+    metrics,
+    access,
+    backup,
+    documents,
+)
 
 TAGS = {
     "sandboxes": "Isolated environments: create, look, change, end",

@@ -2,6 +2,8 @@
 
 import time
 
+from joey.cli import archive
+from joey.cli import bootstrap as base
 from joey.cli import pull as transfer
 from joey.cli.connect import engine
 from joey.cli.options import UsageError, closest, key, listed
@@ -156,6 +158,8 @@ VERBS = {
     "ls": (ls, "[NAME]", "List images", (0, 1), ("quiet", "no_trunc", "digests", "json")),
     "pull": (transfer.pull, "IMAGE…", "Fetch images", (1, None), ("platform", "quiet", "json")),
     "push": (transfer.push, "IMAGE [NAME]", "Send an image", (1, 2), ("chunk", "quiet", "json")),
+    **archive.VERBS,
+    **base.VERBS,
     "inspect": (inspect, "IMAGE…", "Everything about images, as JSON", (1, None), ("format",)),
     "history": (history, "IMAGE", "The steps it was made in", (1, 1), ("no_trunc", "json")),
     "tag": (tag, "IMAGE NAME", "Give it another name", (2, 2), ()),
@@ -194,14 +198,16 @@ COMMANDS = {
         "arguments": (1, None),
         "options": (
             ("--json", "", "As JSON"),
-            ("-q --quiet", "", "ls, pull, push: only ids and digests"),
+            ("-q --quiet", "", "ls, pull, push, load: only ids and digests"),
             ("--no-trunc", "", "ls, history: nothing shortened"),
             ("--digests", "", "ls: the registry's digests too"),
             ("-f --force", "", "rm: also if a sandbox uses it; prune: do not ask"),
             ("-a --all", "", "prune: also images that have a name"),
             ("--repair", "", "verify: forget what is damaged, so that a pull fetches it anew"),
-            ("--format", "TEMPLATE", "inspect: only parts, such as '{{.id}}'"),
-            ("--platform", "OS/ARCH[/VARIANT]", "pull: another than this machine's"),
+            *archive.OPTIONS,
+            *base.OPTIONS,
+            ("--format", "TEMPLATE|docker|oci", "inspect: only parts, such as '{{.id}}'; save: of the archive"),
+            ("--platform", "OS/ARCH[/VARIANT]", "pull, load, import: another than this machine's"),
             ("--chunk", "SIZE", "push: upload in requests of this size"),
         ),
         "run": image,
