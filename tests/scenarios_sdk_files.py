@@ -50,7 +50,7 @@ def test_input_given_to_a_command_in_the_background(sandbox: Sandbox) -> None:
 
 
 def test_waiting_has_a_limit(sandbox: Sandbox) -> None:
-    handle = sandbox.commands.start("sleep 60")
+    handle = sandbox.commands.start("exec sleep 60")
     with pytest.raises(joey.Timeout):
         handle.wait(timeout=0.1)
     assert handle.kill() and handle.wait().exit_code == 137

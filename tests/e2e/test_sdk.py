@@ -105,7 +105,7 @@ def test_limits_change_while_it_runs(sandbox: Sandbox) -> None:
 
 
 def test_interrupting_map_leaves_nothing(home: Path) -> None:
-    threading.Timer(0.8, os.kill, (os.getpid(), signal.SIGINT)).start()
+    threading.Timer(0.4, os.kill, (os.getpid(), signal.SIGINT)).start()
     with pytest.raises(KeyboardInterrupt):
         joey.map("sleep 60; echo {}", range(4), concurrency=2, progress=False)
     assert not list(Sandbox.list(metadata={"joey.map": "1"}, all=True))

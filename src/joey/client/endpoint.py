@@ -81,4 +81,6 @@ def start() -> None:
     try:
         spawn()  # type: ignore[no-untyped-call]
     except transport.Unreachable as error:
+        if " serves " in str(error):
+            return  # one that begins or ends just now holds the lock: the caller tries again
         raise Unreachable("engine", str(error), getattr(error, "remedy", "") or "joey doctor") from None

@@ -91,29 +91,29 @@ class Service:
             safe, wait = False, 0.0  # it can be sent only once
         elif safe is None:
             safe = method in _SAFE
-        end, delay = time.monotonic() + (PATIENCE if wait is None else wait), 0.02
+        end, delay = 0.0, 0.02
         while True:
             try:
                 response = await self.http.send(method, path, body, headers)
                 if response.status < 300:
                     return response
                 raise await _problem(response)
-            except Busy as error:
-                if error.status != 503 or time.monotonic() + error.retry_after > end:
+            except (Busy, ConnectionLost) as error:
+                now = time.monotonic()
+                end = end or now + (PATIENCE if wait is None else wait)  # since the first failure: a call may take long
+                pause = error.retry_after if isinstance(error, Busy) else delay
+                if not self._again(error, safe) or now + pause > end:
                     raise
-                pause = error.retry_after
-            except Unreachable as error:
-                if may_start(self.endpoint, error):
+                if isinstance(error, Unreachable) and may_start(self.endpoint, error):
                     await in_thread(start)
-                elif time.monotonic() > end:
-                    raise
-                pause = delay
-            except ConnectionLost:
-                if not safe or time.monotonic() > end:
-                    raise
-                pause = delay
             await sleep(pause)
             delay = min(2 * delay, 1.0)
+
+    def _again(self, error: Busy | ConnectionLost, safe: bool) -> bool:
+        """Whether what failed so may be sent again."""
+        if isinstance(error, Busy):
+            return error.status == 503  # a full queue; a key's limit does not pass by waiting
+        return safe or isinstance(error, Unreachable)
 
     async def upgrade(
         self, path: str, value: Any = None, *, headers: str = "", safe: bool = False
