@@ -263,7 +263,8 @@ def test_oversize_bodies_and_heads(admin: Client) -> None:
         pass  # refused while it was still sending
     assert b" 400 " in raw(admin.path, head + b"X: " + b"a" * 20000 + b"\r\n\r\n")[:20]
     many = b"".join(b"X-%d: 1\r\n" % number for number in range(200))
-    assert b" 400 " in raw(admin.path, head + many + b"\r\n")[:20]
+    answer = raw(admin.path, head + many + b"\r\n")
+    assert b" 400 " in answer[:20] and b"application/problem+json" in answer
     assert admin("GET", "/v1/health")["status"] == "ok"
 
 
@@ -349,7 +350,7 @@ def test_clients_that_leave_in_the_middle_cost_nothing(admin: Client, served: Se
 @pytest.mark.parametrize("path", ["/%0A", "/v1/sandboxes/%0a", "/v1/%2e%2e/v1/health", "/v1/../v1/health", "/\xff"])
 def test_odd_paths_are_problems_too(admin: Client, path: str) -> None:
     answer = raw(admin.path, f"GET {path} HTTP/1.1\r\nHost: j\r\nConnection: close\r\n\r\n".encode())
-    assert answer.startswith(b"HTTP/1.1 404") and b"application/problem+json" in answer
+    assert answer.split()[1] in (b"404", b"400") and b"application/problem+json" in answer
 
 
 # ---- lists, batches, files, metrics

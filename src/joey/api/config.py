@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -65,11 +64,13 @@ def load(home: Path, options: Mapping[str, Any], environment: Mapping[str, str])
 
 
 def _of_file(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        return {}
+    import tomllib  # 7 ms that most starts do not need
+
     try:
         with path.open("rb") as source:
             values = tomllib.load(source)
-    except FileNotFoundError:
-        return {}
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise Invalid(str(path), f"is not TOML: {error}") from None
     try:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from aiohttp import web
+    from aiohttp.web_protocol import RequestHandler
 
 
 class _StandIn(ModuleType):
@@ -59,5 +60,6 @@ def _import() -> Any:
 
 if not TYPE_CHECKING:
     web = _import()
+    RequestHandler = sys.modules["aiohttp.web_protocol"].RequestHandler
 
-__all__ = ["web"]
+__all__ = ["RequestHandler", "web"]

@@ -7,7 +7,6 @@ other machines can reach is refused while there is no key at all.
 from __future__ import annotations
 
 import grp
-import ipaddress
 import os
 import socket
 import ssl
@@ -132,6 +131,8 @@ def _address(text: str) -> tuple[str, int]:
 
 def _check(host: str, text: str, has_keys: bool) -> None:
     """Raises Invalid for an address others can reach, as long as nobody could have a key."""
+    import ipaddress
+
     if not ipaddress.ip_address(host.partition("%")[0]).is_loopback and not has_keys:
         raise Invalid(
             "listen",

@@ -10,10 +10,10 @@ from collections.abc import AsyncIterator, Callable, Iterable
 from typing import Any
 from weakref import WeakSet
 
-from joey.api import streams
+from joey.api import problem, streams
 from joey.api.config import Settings
 from joey.api.keys import ACTIVITY, ENDED, ENGINE, SERVICE, STREAMS
-from joey.api.light import web
+from joey.api.light import RequestHandler, web
 from joey.api.listeners import BACKLOG, Listener, listen
 from joey.api.requests import MAX_BODY
 from joey.api.service import Service
@@ -90,12 +90,33 @@ def _factory(runner: web.AppRunner, most: int | None) -> Callable[[], asyncio.Ba
     server = runner.server
     assert server is not None
 
+    arguments = getattr(server, "_kwargs", None)  # without it what is no HTTP is answered in aiohttp's own words
+
     def make() -> asyncio.BaseProtocol:
         if most is not None and len(server.connections) >= most:
             return _Refused()
-        return server()
+        return server() if arguments is None else _Handler(server, loop=asyncio.get_running_loop(), **arguments)
 
     return make
+
+
+class _Handler(RequestHandler):
+    """What is no HTTP, or more of it than is allowed, is answered by a problem document too."""
+
+    __slots__ = ()
+
+    def handle_error(
+        self, request: Any, status: int = 500, exc: BaseException | None = None, message: str | None = None
+    ) -> web.StreamResponse:
+        if request.writer.output_size > 0:
+            raise ConnectionError("a part of an answer is sent already")
+        if status >= 500 and exc is not None:
+            response = problem.defect(exc)
+        else:
+            detail = (message or "this is not HTTP/1.1").partition("\n")[0].strip(" :")
+            response = problem.answer(status, "http", "Bad request", detail)
+        response.force_close()
+        return response
 
 
 class _Refused(asyncio.Protocol):
