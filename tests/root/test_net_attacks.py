@@ -1,5 +1,5 @@
-"""What a sandbox tries to reach or forge, against the packet path. The sandboxes here are bare network namespaces with every
-capability over them, so that only what stands outside of them counts.
+"""What a sandbox tries to reach or forge, against the packet path. The sandboxes here are bare network namespaces with
+every capability over them, so that only what stands outside of them counts.
 """
 
 import contextlib
@@ -212,7 +212,7 @@ def test_arp_tricks_do_nothing(scene):
 
 
 def test_no_ipv6_side_door(scene):
-    """The host has IPv6 and a server on it; the sandbox turns IPv6 on for itself and tries by link-local and global address."""
+    """The host has IPv6 and a server on it; the sandbox turns IPv6 on for itself and tries."""
     lab = scene.lab
     lab.run(
         lab.host,

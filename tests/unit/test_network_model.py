@@ -214,8 +214,8 @@ def test_published_ports(text, expected):
 
 @pytest.mark.parametrize(
     "text",
-    ["", ":", "x", "80/sctp", "1:2:3:4", "70000:80", "8000-8002:80-81", "80:0", "9-8:1-2", "localhost:80:80", "[::1]:80:80",
-     "-1:80", "80:", "1.2.3.4:80", "80-", "8 0"],
+    ["", ":", "x", "80/sctp", "1:2:3:4", "70000:80", "8000-8002:80-81", "80:0", "9-8:1-2", "localhost:80:80",
+     "[::1]:80:80", "-1:80", "80:", "1.2.3.4:80", "80-", "8 0"],
 )  # fmt: skip
 def test_bad_published_ports_name_the_option(text):
     with pytest.raises(Invalid) as caught:

@@ -360,8 +360,8 @@ class Table:
 
     @contextlib.contextmanager
     def _joining(self, messages: list[Message]) -> Iterator[Callable[[NetworkPolicy], int]]:
-        """Within it, join(policy) gives the class of a policy; what makes a new one goes into `messages`. If what is within
-        fails, nobody has joined.
+        """Within it, join(policy) gives the class of a policy; what makes a new one goes into `messages`. If what is
+        within fails, nobody has joined.
         """
         joined: list[int] = []
 
