@@ -56,6 +56,8 @@ from joey.model.views import Detail, DiskUsage, Event, Exit, LogEntry, Node, Pro
 
 LAUNCHES_AT_ONCE = 16
 """Starts in flight: more would only wait for each other in the kernel (mount and network namespace locks)."""
+DISMISS_SECONDS = 0.005
+"""How long ends that are nobody's any more are gathered before the launcher is told."""
 FORGET_AGAIN_SECONDS = 1.0
 """How often exits that could not be written to disk are tried again."""
 _GC_THRESHOLDS = (20_000, 20, 50)
@@ -84,6 +86,8 @@ class Engine:
         self.helpers: Helpers
         self._to_forget: dict[Shard, list[int]] = {}
         self._forgetting: asyncio.Task[None] | None = None
+        self._to_dismiss: dict[Shard, list[int]] = {}
+        self._dismissing: asyncio.Task[None] | None = None
         self._launching = 0
         self._open = False
 
@@ -137,6 +141,8 @@ class Engine:
         await self.helpers.close()
         if self._forgetting is not None:
             await self._forgetting
+        if self._dismissing is not None:
+            await self._dismissing
         with contextlib.suppress(JoeyError):
             await self.store.flush()
         await self.machine.close(stop_launchers=stop_launcher)
@@ -282,12 +288,12 @@ class Engine:
 
     async def remove(self, ref: str, *, force: bool = False) -> None:
         await self._remove(self.find(ref), force=force)
+        await self.store.flush()
 
     async def _remove(self, box: Box, *, force: bool) -> None:
         box.apply(RemoveAsked(force))
         self._boxes.unname(box)
         await asyncio.shield(box.removed)
-        await self.store.flush()
 
     async def wait(self, ref: str) -> Exit:
         return await self.find(ref).wait()
@@ -452,18 +458,34 @@ class Engine:
         """There is no process of that key."""
         self._keys.pop(key, None)
 
-    def forget(self, launched: Launched) -> None:
-        """Acknowledge an exit to the launcher, together with others, once all that is known of it is on disk."""
+    def forget(self, launched: Launched, *, durable: bool = True) -> None:
+        """Acknowledge an exit to the launcher, together with others, once all that is known of it is on disk; durable
+        False: nothing ever is.
+        """
         launched.shard.children -= 1
         launched.shard.running.pop(launched.key, None)
         launched.shard.leave(launched.layers)
         self._keys.pop(launched.key, None)
-        self._acknowledge(launched.shard, launched.key)
+        self._acknowledge(launched.shard, launched.key, durable)
 
-    def _acknowledge(self, shard: Shard, key: int) -> None:
+    def _acknowledge(self, shard: Shard, key: int, durable: bool) -> None:
+        if not durable:
+            self._to_dismiss.setdefault(shard, []).append(key)
+            if self._dismissing is None or self._dismissing.done():
+                self._dismissing = asyncio.ensure_future(self._dismiss())
+            return
         self._to_forget.setdefault(shard, []).append(key)
         if self._forgetting is None or self._forgetting.done():
             self._forgetting = asyncio.ensure_future(self._forget())
+
+    async def _dismiss(self) -> None:
+        while self._to_dismiss:
+            await asyncio.sleep(DISMISS_SECONDS)
+            keys, self._to_dismiss = self._to_dismiss, {}
+            for shard, some in keys.items():
+                with contextlib.suppress(OSError, LauncherGone):
+                    await shard.launcher.forget(some)
+                self.machine.fleet.retire(shard)
 
     async def _forget(self) -> None:
         while self._to_forget:
@@ -489,7 +511,7 @@ class Engine:
         if box is not None:
             box.apply(Exited(child.key, self.exit_of(box, child)))
         elif not self.execs.ended(child):
-            self._acknowledge(shard, child.key)
+            self._acknowledge(shard, child.key, durable=False)
 
     def exit_of(self, box: Box, child: Child) -> Exit:
         """The end of a main process; killed for lack of memory if its cgroup has counted a kill."""
