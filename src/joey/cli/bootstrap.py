@@ -15,7 +15,7 @@ def bootstrap(values, arguments):
         return _bootstrap(values, arguments)
     except JoeyError as error:  # made here, not by the engine
         complain(str(error), error.remedy)
-        return error.exit_code
+        return 1
 
 
 def _bootstrap(values, arguments):
