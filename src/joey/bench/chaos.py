@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import shutil
 import signal
 import threading
 import time
@@ -64,8 +65,15 @@ def _run(options: Namespace, stop: threading.Event) -> dict[str, Any]:
             chaos.run()
         finally:
             daemons.close()
+            said = _complaints(place / "daemon.log")
             left = _reset(instance, watch)
-        return {**chaos.result(), "leaks": sum(left.values()), "leaks_by_kind": left, "machine": machine.machine()}
+        return {**chaos.result(said), "leaks": sum(left.values()), "leaks_by_kind": left, "machine": machine.machine()}
+
+
+def _complaints(log: Path) -> list[str]:
+    """Why daemons did not start, or what they stumbled over."""
+    lines = log.read_text(errors="replace").splitlines() if log.exists() else []
+    return sorted({line for line in lines if line.startswith(("joey: ", "try: ")) or "Error" in line})
 
 
 def _reset(instance: Instance, watch: Watch) -> dict[str, int]:
@@ -80,6 +88,7 @@ def _reset(instance: Instance, watch: Watch) -> dict[str, int]:
         stale = len(engine.machine.cgroup.sweep()) - engine.machine.pool.ready - len(engine.machine.pool.pending)
         await engine.reset()
         Database(instance.home / DATABASE).remove()
+        shutil.rmtree(instance.home, ignore_errors=True)  # the lock, which outlives a reset
         left = await watch.gone(10.0)
         return {**left, **({"slots": stale} if stale > 0 else {})}
 
@@ -119,6 +128,7 @@ class _Chaos:
                 self._round()
                 progress.step()
         self._over.set()
+        self._daemons.wait_answer()
         for client in clients:
             client.join(START_SECONDS * 2)
             if client.is_alive():
@@ -137,7 +147,9 @@ class _Chaos:
             if self._random.random() < share:
                 self._kill_launchers()  # while no daemon is there
             self._daemons.start()
-        time.sleep(self._random.choice((0.02, 0.15, 0.3)) * self._random.random() + 0.1 * self._random.random())
+        if self._random.random() < 0.75:  # else it is killed while it starts
+            self._daemons.wait_answer()
+        time.sleep(0.25 * self._random.random())
 
     def _kill_launchers(self) -> None:
         found = self._daemons.launchers()
@@ -297,17 +309,18 @@ class _Chaos:
         with self._lock:
             self.failures.append(text)
 
-    def result(self) -> dict[str, Any]:
+    def result(self, said: list[str]) -> dict[str, Any]:
         back = sorted(self._daemons.back_seconds)
         return {
             "daemon_kills": self.daemon_kills,
             "launcher_kills": self.launcher_kills,
             "lost": len(self.lost),
             "exits_lost": len(self.exits_lost),
+            "failed_starts": self._daemons.failed_starts,
             "unknown": self.unknown,
             "lives": self.lives,
             "failed": len(self.lost) + len(self.exits_lost) + len(self.failures),
-            "failures": (self.failures + self.lost + self.exits_lost)[:10],
+            "failures": [*self.failures[:4], *self.lost[:4], *self.exits_lost[:4], *said[:8]],
             "back_ms": round(back[len(back) // 2] * 1e3, 1) if back else None,
         }
 

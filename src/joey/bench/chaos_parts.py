@@ -11,6 +11,7 @@ import contextlib
 import ctypes
 import os
 import re
+import select
 import signal
 import subprocess
 import sys
@@ -59,6 +60,7 @@ class Daemons:
         )
         self.pid = 0
         self.back_seconds: list[float] = []
+        self.failed_starts = 0
         self._killed = 0.0
 
     def start(self) -> None:
@@ -71,10 +73,25 @@ class Daemons:
     def kill(self) -> None:
         """SIGKILL; returns when it is gone."""
         self._killed = time.monotonic()
+        try:
+            pidfd = os.pidfd_open(self.pid)
+        except ProcessLookupError:
+            return
         with contextlib.suppress(ProcessLookupError):
-            os.kill(self.pid, signal.SIGKILL)
-        while _alive(self.pid):
-            time.sleep(0.0005)
+            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+        poll = select.poll()
+        poll.register(pidfd, select.POLLIN)  # when the last of its threads is gone, which hold its lock
+        poll.poll()
+        os.close(pidfd)
+
+    def wait_answer(self) -> None:
+        """Until somebody has had an answer since the last kill, but not for ever."""
+        deadline = time.monotonic() + START_SECONDS / 3
+        while self._killed and time.monotonic() < deadline:
+            if not _alive(self.pid):  # whoever supervises a daemon starts it again
+                self.failed_starts += 1
+                self.start()
+            time.sleep(0.005)
 
     def answered(self) -> None:
         """Somebody has had an answer: how long that took since the kill."""
