@@ -350,12 +350,13 @@ class Execs:
             for key in self._of[sandbox]:
                 if self._known.pop(key, None) is not None and key in known:
                     known[key][0].children -= 1
-                    await known[key][0].launcher.disown(key)
+                    with contextlib.suppress(OSError):
+                        await known[key][0].launcher.disown(key)
             self.gone(sandbox)
         for key, one in tuple(self._known.items()):
             if key in known:
                 shard, child = known[key]
-                fds = await shard.launcher.fetch(key)
+                fds = await shard.fetch(key)
                 one.process = replace(one.process, stdin=f.ROLE_STDIN in fds)
                 if child.running:
                     shard.running[key] = Running(child.pid, slots[one.sandbox], False)

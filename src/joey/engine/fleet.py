@@ -104,6 +104,14 @@ class Shard:
         except LauncherError:
             return {}
 
+    async def list(self) -> list[Child]:
+        """All children. Of a launcher that has just ended: none, the next one has yet to be given them."""
+        try:
+            return await self.launcher.list()
+        except LauncherGone:
+            await self._back.wait()
+        return await self.launcher.list()
+
     def lose(self) -> None:
         """Its launcher is gone. Whoever asks for something waits for the next one."""
         self.gone = True

@@ -39,7 +39,7 @@ async def recover(engine: Engine) -> None:
     machine = engine.machine
     machine.ids.adopt([box.slot.base for box in boxes if box.slot is not None])
     await machine.fleet.adopt()
-    children = [(shard, child) for shard in machine.fleet.shards for child in await shard.launcher.list()]
+    children = [(shard, child) for shard in machine.fleet.shards for child in await shard.list()]
     known = {child.key: (shard, child) for shard, child in children}
     await _find_orphans(engine, boxes, known)
     engine.execs.load()
@@ -94,7 +94,8 @@ async def _reconcile(engine: Engine, box: Box, known: tuple[Shard, Child] | None
             shard.running[child.key] = Running(child.pid, box.slot.name, True)
         fds = await shard.fetch(child.key)
         if child.running and box.slot is not None:
-            shard = await engine.machine.fleet.move(shard, child, Running(child.pid, box.slot.name, True), fds)
+            with contextlib.suppress(LauncherError, LauncherGone):
+                shard = await engine.machine.fleet.move(shard, child, Running(child.pid, box.slot.name, True), fds)
         box.took(Launched(shard, child.key, child.pid, fds))
         exit = None if child.running else engine.exit_of(box, child)
         found = Found(child.pid, child.started_ns / 1e9, _is_frozen(engine, box), exit)

@@ -124,7 +124,8 @@ class Engine:
         self.machine.fleet.on_exit = self._on_exit
         self.machine.fleet.held = self._held
         for shard in self.machine.fleet.shards:
-            await shard.launcher.subscribe()
+            with contextlib.suppress(LauncherGone):  # the next one is subscribed to at once
+                await shard.launcher.subscribe()
         # The first sandbox shall wait for neither.
         for _ in range(self.machine.fleet.width):
             await self.machine.fleet.shard()
