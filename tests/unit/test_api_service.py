@@ -1,6 +1,7 @@
 """What every request goes through: keys, owners, limits of size and time, idempotency; and lists, batches, events."""
 
 import asyncio
+import contextlib
 import json
 import os
 import socket
@@ -305,6 +306,26 @@ def test_more_requests_than_may_be_in_flight_are_told_to_come_back(tmp_path: Pat
                 time.sleep(0.01)
         else:
             pytest.fail("a client that left still counts")
+
+
+def test_one_key_does_not_take_all_the_room(tmp_path: Path) -> None:
+    with serving(tmp_path, settings=Settings(max_requests_per_key=1)) as server:
+        admin = Client(server.path)
+        first, second = (Client(server.path, admin("POST", "/v1/keys", {"name": name})["key"]) for name in "ab")
+        box = first("POST", "/v1/sandboxes", SLEEP)["id"]
+        with socket.socket(socket.AF_UNIX) as sock:
+            sock.connect(server.path)
+            head = f"GET /v1/sandboxes/{box}/logs?follow=1 HTTP/1.1\r\nHost: j\r\n{first.headers}\r\n"
+            sock.sendall(head.encode())
+            assert sock.recv(12) == b"HTTP/1.1 200"
+            assert first.fails("GET", "/v1/node").status == 429
+            assert second("GET", "/v1/sandboxes") == []
+        for _ in range(300):
+            with contextlib.suppress(Problem):
+                assert [one["id"] for one in first("GET", "/v1/sandboxes")] == [box]
+                return
+            time.sleep(0.01)
+        pytest.fail("a stream whose client left still counts")
 
 
 @pytest.mark.parametrize("leave", ["close", "half-close", "reset"])

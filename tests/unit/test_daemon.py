@@ -212,6 +212,32 @@ def test_tcp_takes_keys_only_and_keys_survive_a_restart(tmp_path: Path) -> None:
         assert fetch(f"http://{server.where()}/v1/sandboxes", key)[0] == 200
 
 
+def test_keys_and_events_on_the_command_line(tmp_path: Path) -> None:
+    def joey(*words: str, code: int = 0) -> str:
+        environment = {**os.environ, "JOEY_HOME": str(tmp_path)}
+        done = subprocess.run([*JOEY, *words], env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == code, done.stderr
+        return done.stdout
+
+    with daemon(tmp_path) as server:
+        key = joey("keys", "create", "--name", "ci", "--limit", "sandboxes=3,memory=1g").strip()
+        assert key.startswith("joey_") and len(key) == 69
+        assert joey("keys", "ls").splitlines()[1].split()[1:] == ["ci", "no", "sandboxes=3,", f"memory={1 << 30}"]
+        assert "--limit disk=1" in refusal(tmp_path, "keys", "create", "--limit", "disk=1")
+        assert joey("keys", "revoke", "ci") == "ci\n" and len(joey("keys", "ls").splitlines()) == 1
+        assert "no key" in refusal(tmp_path, "keys", "revoke", "ci")
+        server.call("POST", "/v1/sandboxes", {"image": "host", "name": "e", "process": {"argv": ["true"]}})
+        assert " sandbox.created " in joey("events", "--no-follow", "e")
+
+
+def refusal(home: Path, *words: str) -> str:
+    """What the command says that fails."""
+    environment = {**os.environ, "JOEY_HOME": str(home)}
+    done = subprocess.run([*JOEY, *words], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    return done.stderr
+
+
 def test_tls(tmp_path: Path) -> None:
     cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
     subprocess.run(

@@ -21,6 +21,7 @@ class Settings(Value, frozen=True, kw_only=True):
     tls_cert, tls_key   PEM files: TCP is TLS then
     idle_exit       seconds without a sandbox and without a request after which it ends; None for never
     max_requests    in flight at a time; more are told to come back (503)
+    max_requests_per_key    requests and streams of one key at a time; more are refused (429)
     max_connections by TCP at a time; more are closed
     header_timeout  seconds a connection may take for a request's head, or be idle
     body_timeout    seconds a request's body may take
@@ -32,12 +33,13 @@ class Settings(Value, frozen=True, kw_only=True):
     tls_key: str = ""
     idle_exit: float | None = None
     max_requests: int = 4096
+    max_requests_per_key: int = 2048
     max_connections: int = 4096
     header_timeout: float = 75.0
     body_timeout: float = 30.0
 
     def __post_init__(self) -> None:
-        for name in ("max_requests", "max_connections"):
+        for name in ("max_requests", "max_requests_per_key", "max_connections"):
             if not 1 <= getattr(self, name) <= 1 << 20:
                 raise Invalid(name, "is a whole number from 1 to 1048576")
         for name in ("header_timeout", "body_timeout", "idle_exit"):

@@ -20,6 +20,14 @@ from joey.engine.interface import Engine
 from joey.model.errors import Busy, JoeyError
 
 
+class TooMany(Busy):
+    """One client asks for more at a time than it may (RFC 6585, 4)."""
+
+    status = 429
+    code = "too-many-requests"
+    title = "Too many requests"
+
+
 class Service:
     """An engine and what stands around it. `table` is every route; several applications (listeners) may share one."""
 
@@ -39,6 +47,8 @@ class Service:
         self.ended = asyncio.Event()
         settings = settings or Settings()
         self.max_requests, self.body_timeout = settings.max_requests, settings.body_timeout
+        self.max_per_key = settings.max_requests_per_key
+        self.by_owner: dict[str, int] = {}
         self.in_flight = 0
         self.parsers = {
             id(route): (
@@ -88,6 +98,23 @@ class Service:
             call.query = params.parse(raw_query, *self.parsers[id(route)])
         if call.ref:
             call.ref = self.engine.resolve(call.ref, call.visible)
+        if not call.owner:
+            return await self._handle(call)
+        mine = self.by_owner.get(call.owner, 0)
+        if mine >= self.max_per_key:
+            raise TooMany("key", f"{mine} requests of this key are under way", "wait for some of them", retry_after=1)
+        self.by_owner[call.owner] = mine + 1
+        try:
+            return await self._handle(call)
+        finally:
+            left = self.by_owner[call.owner] - 1
+            if left:
+                self.by_owner[call.owner] = left
+            else:
+                del self.by_owner[call.owner]
+
+    async def _handle(self, call: Call) -> web.StreamResponse:
+        route = call.route
         if route.stream:
             return self._response(call, await route.handler(call))
         if self.in_flight >= self.max_requests:
