@@ -17,7 +17,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 from msgspec.structs import replace
@@ -57,6 +57,12 @@ class Record(msgspec.Struct, frozen=True):
     pid: int
     started: float
     exit: Exit | None = None
+
+
+class Forget(Protocol):
+    """`supervisor.Engine.forget`."""
+
+    def __call__(self, launched: Launched, *, durable: bool = True) -> None: ...
 
 
 class _Exec:
@@ -108,8 +114,12 @@ class _Exec:
         assert self.output is not None
         owner = None
         if not self.keep and self.launched is not None:
-            owner = partial(self.launched.shard.end_streams, self.key)
+            owner = partial(self._end_streams, self.launched.shard)
         return Attached(self.wait, self.signal, pid=self.pid, id=str(self.key), owner=owner)
+
+    def _end_streams(self, shard: Shard) -> None:
+        if not self.ended.done():  # else all of it is about to be forgotten
+            shard.end_streams(self.key)
 
     def end(self, exit: Exit) -> None:
         if not self.ended.done():
@@ -121,7 +131,7 @@ class _Exec:
 class Execs:
     """All of them, by the launcher's key and by sandbox."""
 
-    def __init__(self, launching: Launching, store: Store, forget: Callable[[Launched], None]) -> None:
+    def __init__(self, launching: Launching, store: Store, forget: Forget) -> None:
         self._launching = launching
         self._store = store
         self._forget = forget
@@ -185,7 +195,7 @@ class Execs:
         if one.ended.done():  # its end was told together with its beginning
             one.output.exited()
             self._settle(one)
-            self._forget(launched)
+            self._forget(launched, durable=one.keep)
         elif one.keep:
             self._store.save_process(one.key, one.sandbox, one.record())
         return attached
@@ -271,7 +281,7 @@ class Execs:
         one.end(exit_of_child(child))
         if one.launched is not None:
             self._settle(one)
-            self._forget(one.launched)
+            self._forget(one.launched, durable=one.keep)
         return True
 
     def _settle(self, one: _Exec) -> None:
