@@ -75,8 +75,8 @@ def test_configurations_that_do_not_fit() -> None:
 
 @given(st.recursive(st.none() | st.booleans() | st.integers() | st.text(max_size=5),
                     lambda x: st.lists(x, max_size=3) | st.dictionaries(
-                        st.sampled_from(["schemaVersion", "mediaType", "config", "layers", "manifests", "digest", "size",
-                                         "platform"]), x, max_size=5), max_leaves=15))  # fmt: skip
+                        st.sampled_from(["schemaVersion", "mediaType", "config", "layers", "manifests", "digest",
+                                         "size", "platform"]), x, max_size=5), max_leaves=15))  # fmt: skip
 def test_any_json_is_a_manifest_or_refused(value: Any) -> None:
     data = json.dumps({"schemaVersion": 2, **value} if isinstance(value, dict) else value).encode()
     try:

@@ -82,7 +82,8 @@ def test_endpoints(tmp_path: Path) -> None:
         assert bases(host, plain) == [f"http://{host}"]
     assert bases("10.0.0.5:5000", plain) == ["https://10.0.0.5:5000"]
     found = write(tmp_path, '[registry."docker.io"]\nmirrors = ["https://m.example/p/", "10.0.0.5:5000"]\n'
-                            '[registry."10.0.0.5:5000"]\ninsecure = true\n[registry."127.0.0.1:1"]\nca = "/x"\n')  # fmt: skip
+                            '[registry."10.0.0.5:5000"]\ninsecure = true\n'
+                            '[registry."127.0.0.1:1"]\nca = "/x"\n')  # fmt: skip
     mirrors = ["https://m.example/p", "http://10.0.0.5:5000"]
     assert bases("docker.io", found) == [*mirrors, "https://registry-1.docker.io"]
     assert bases("docker.io", found, push=True) == ["https://registry-1.docker.io"]

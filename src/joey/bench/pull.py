@@ -149,7 +149,7 @@ def _layers(tar: Path, path: Path) -> list[tuple[Path, str, int]]:
 
 
 async def _fill(path: Path, name: str, layers: list[tuple[Path, str, int]]) -> tuple[int, int, Descriptor]:
-    """Put the image into the registry, and a second one with one more layer; → bytes unpacked, compressed, the layer."""
+    """Put the image into the registry, and another with one more layer; → bytes unpacked, compressed, that layer."""
     store = Store(path / "source")
     blobs = []
     for packed, _, _ in layers:
@@ -177,7 +177,8 @@ async def _push(store: Store, name: str, blobs: list[Descriptor], ids: list[str]
     }).encode()  # fmt: skip
     described = store.ingest(config, None, index.OCI_CONFIG)
     manifest = json.dumps({
-        "schemaVersion": 2, "mediaType": index.OCI_MANIFEST, "config": _json(described), "layers": list(map(_json, blobs)),
+        "schemaVersion": 2, "mediaType": index.OCI_MANIFEST, "config": _json(described),
+        "layers": list(map(_json, blobs)),
     }).encode()  # fmt: skip
     digest = store.ingest(manifest, None, index.OCI_MANIFEST).digest
     image = StoredImage(

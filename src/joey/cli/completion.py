@@ -6,7 +6,22 @@ from joey.cli.output import write
 
 SHELLS = ("bash", "zsh", "fish")
 WORDS = {
-    "image": ("ls", "pull", "push", "inspect", "history", "tag", "rm", "prune", "verify"),
+    "image": (
+        "ls",
+        "pull",
+        "push",
+        "load",
+        "save",
+        "import",
+        "export",
+        "diff",
+        "inspect",
+        "history",
+        "tag",
+        "rm",
+        "prune",
+        "verify",
+    ),
     "system": ("info", "df", "reset"),
     "completion": SHELLS,
 }

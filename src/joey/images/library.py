@@ -6,6 +6,7 @@ One `Library` an instance (`of`). Everything heavy (HTTP client, the registry's 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Literal
@@ -15,7 +16,7 @@ from joey.images import reference, store_gc
 from joey.images.index import Platform
 from joey.images.store import Store, StoredImage
 from joey.model import codec
-from joey.model.errors import ImageError, Invalid
+from joey.model.errors import ImageError, Invalid, JoeyError
 from joey.model.image import Image
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 Policy = Literal["missing", "always", "never"]
 POLICIES: tuple[Policy, ...] = ("missing", "always", "never")
 _REMEMBERED = 256
+_GROUP_SECONDS = 0.02
 _log = logging.getLogger(__name__)
 
 
@@ -38,6 +40,8 @@ class Library:
         self._images: dict[str, Image] = {}
         self._names: dict[str, str] = {}
         self._held: dict[str, str] = {}
+        self._unwritten: dict[str, str | None] = {}
+        self._writing: asyncio.TimerHandle | None = None
 
     @property
     def store(self) -> Store:
@@ -55,7 +59,12 @@ class Library:
         if self._puller is not None:
             await self._puller.close()
             self._puller = None
+        if self._writing is not None:
+            self._writing.cancel()
+            self._writing = None
         if self._store is not None:
+            with contextlib.suppress(JoeyError):
+                self.flush()
             self._store.close()
             self._store = None
 
@@ -75,23 +84,24 @@ class Library:
 
     async def ensure(
         self, name: str, owner: str, policy: Policy = "missing", platform: Platform | None = None
-    ) -> StoredImage | None:
+    ) -> None:
         """Have the image `name`, pulled as `policy` says, and hold it for `owner` until `release`.
 
-        What an owner holds stays the same whatever becomes of the name. None if it is held already. Raises ImageError,
-        RegistryFailed …
+        What an owner holds stays the same whatever becomes of the name. The lease is on disk a moment later; `recover`
+        makes good what a crash before that has lost. Raises ImageError, RegistryFailed …
         """
-        if owner and owner in self._held:
-            return None
-        found = await self.obtain(name, policy, platform)
-        if owner:
-            self.store.lease(f"sandbox:{owner}", found.digest)
-            self._held[owner] = found.digest
-        if found.digest not in self._images and len(found.diff_ids) > 1:
+        if owner in self._held:
+            return
+        digest = self._names.get(name, "") if policy == "missing" and platform is None else ""
+        while not (digest and self.store.hold(digest)):
+            digest = (await self.obtain(name, policy, platform)).digest
+        self._held[owner] = digest
+        self._note(owner, digest)
+        self._remember(name, digest)
+        if digest not in self._images and len((found := self.store.find(digest)).diff_ids) > 1:
             from joey.images import layers as stack
 
             await asyncio.to_thread(stack.prepare, self.store, found)
-        return found
 
     async def obtain(
         self, name: str, policy: Policy = "missing", platform: Platform | None = None, listener: Listener | None = None
@@ -124,9 +134,7 @@ class Library:
             raise ImageError("image", f"{name!r} is not here", f"joey pull {name}; or host, which is always there")
         if not digest:
             digest = self._names.get(name, "") or self.store.find(name).digest
-            if len(self._names) > _REMEMBERED:
-                self._names.clear()
-            self._names[name] = digest
+            self._remember(name, digest)
         known = self._images.get(digest)
         if known is None:
             if len(self._images) > _REMEMBERED:
@@ -138,6 +146,11 @@ class Library:
         """What sandboxes of a stored image are to get, instead of what its configuration says: for benchmarks."""
         self._images[digest] = image
 
+    def _remember(self, name: str, digest: str) -> None:
+        if len(self._names) > _REMEMBERED:
+            self._names.clear()
+        self._names[name] = digest
+
     def _compose(self, stored: StoredImage) -> Image:
         from joey.images import layers as stack
         from joey.images import oci
@@ -147,8 +160,29 @@ class Library:
 
     def release(self, owner: str) -> None:
         """A sandbox is gone. Nothing if it held nothing."""
-        if self._held.pop(owner, None) is not None:
-            self.store.release(f"sandbox:{owner}")
+        if (digest := self._held.pop(owner, None)) is not None:
+            self.store.let_go(digest)
+            self._note(owner, None)
+
+    def _note(self, owner: str, digest: str | None) -> None:
+        """Leases are written together with others: one alone costs more than the rest of a create's bookkeeping."""
+        self._unwritten[f"sandbox:{owner}"] = digest
+        if self._writing is None:
+            self._writing = asyncio.get_running_loop().call_later(_GROUP_SECONDS, self._write)
+
+    def _write(self) -> None:
+        self._writing = None
+        try:
+            self.flush()
+        except JoeyError as error:  # disk full: they are held in memory meanwhile
+            _log.error("%s; trying again", error)
+            self._writing = asyncio.get_running_loop().call_later(1.0, self._write)
+
+    def flush(self) -> None:
+        """Leases are on disk afterwards. Raises Broken, Exhausted."""
+        if self._unwritten:
+            self.store.write_leases(self._unwritten)
+            self._unwritten = {}
 
     def recover(self, owners: Iterable[tuple[str, str]]) -> None:
         """At the engine's start. owners: (id, name of the image) of every sandbox there is: who is not among them has
@@ -166,14 +200,16 @@ class Library:
                 except (ImageError, Invalid):
                     continue
                 store.lease(f"sandbox:{owner}", digest)
-            self._held[owner] = digest
+            if store.hold(digest):
+                self._held[owner] = digest
         swept = store_gc.sweep(store)
         if swept.layers or swept.blobs:
             _log.info("images: removed %d layers and %d blobs that nothing names", len(swept.layers), swept.blobs)
 
     def changed(self) -> None:
-        """Names may lead elsewhere now."""
+        """Names may lead elsewhere now, and directories that nothing needed may be gone."""
         self._names.clear()
+        self._images.clear()
 
     # --- for people --------------------------------------------------------------------------------------------------
 
@@ -191,18 +227,21 @@ class Library:
 
     async def remove(self, name: str, *, force: bool = False) -> tuple[list[str], list[str]]:
         """(names, images) removed; the content goes too."""
+        self.flush()
         found = self.store.remove(name, force=force)
         self.changed()
         await asyncio.to_thread(store_gc.sweep, self.store)
         return found
 
     async def prune(self, *, all: bool = False) -> store_gc.Swept:
+        self.flush()
         found = await asyncio.to_thread(store_gc.prune, self.store, all=all, parts=True)
         self.changed()
         return found
 
     def summary(self, image: StoredImage) -> dict[str, Any]:
         """What a list shows of an image."""
+        self.flush()
         tops = self.store.tops()
         return {
             "id": image.digest, "names": [reference.parse(name).familiar for name in image.names],

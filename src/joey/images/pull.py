@@ -10,10 +10,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO, TypeVar, cast
 
 import msgspec
 
@@ -29,6 +29,7 @@ from joey.images.store_fetch import Follower, Growing, Interrupted
 from joey.images.unpack import Unpacked, unpack
 from joey.model.errors import Exhausted, ImageError, JoeyError, RegistryFailed, from_os
 
+T = TypeVar("T")
 _RESERVE = 64 << 20
 """Bytes of the disk that a pull leaves free."""
 
@@ -133,10 +134,12 @@ class Puller:
             with self.store.busy(*parsed.diff_ids):
                 await self._all_layers(reference, manifest, parsed.diff_ids, config, listener)
                 if tops[1] and tops[0].startswith("sha256:") and not self.store.has_blob(tops[0]):
-                    await asyncio.to_thread(self.store.ingest, tops[1], tops[0], tops[2])
-                return await asyncio.to_thread(
-                    lambda: self.store.put_image(
-                        [str(reference)], data, manifest.media_type, top=tops[0], source=reference.repository
+                    await finished(asyncio.to_thread(self.store.ingest, tops[1], tops[0], tops[2]))
+                return await finished(
+                    asyncio.to_thread(
+                        lambda: self.store.put_image(
+                            [str(reference)], data, manifest.media_type, top=tops[0], source=reference.repository
+                        )
                     )
                 )
 
@@ -152,7 +155,7 @@ class Puller:
         with contextlib.suppress(JoeyError):
             return self.store.read_blob(blob.digest)
         data = await repository.small(blob)
-        await asyncio.to_thread(self.store.ingest, data, blob.digest, blob.media_type)
+        await finished(asyncio.to_thread(self.store.ingest, data, blob.digest, blob.media_type))
         return data
 
     # --- layers ------------------------------------------------------------------------------------------------------
@@ -246,12 +249,12 @@ class Puller:
         growing, directory = Growing(self.store, blob), self.store.new_directory()
         unpacking: asyncio.Future[Unpacked] | None = None
         try:
-            await self._in_thread(growing.open)
+            await finished(self._in_thread(growing.open))
             stream = cast(BinaryIO, Follower(growing))
             unpacking = self._in_thread(lambda: unpack(stream, directory, diff_id=diff_id, durable=False))
 
             async def take(piece: bytes) -> None:
-                await self._in_thread(lambda: growing.write(piece))
+                await finished(self._in_thread(lambda: growing.write(piece)))
                 tell(Progress(blob.short, "downloading", growing.have, blob.size))
                 if unpacking is not None and unpacking.done() and unpacking.exception() is not None:
                     await unpacking  # a hostile archive need not be fetched to its end
@@ -264,7 +267,7 @@ class Puller:
                     return False
                 raise
             tell(Progress(blob.short, "unpacking", blob.size, blob.size))
-            done = await unpacking
+            done = await asyncio.shield(unpacking)
             await self._adopt(directory, done, diff_id, growing if config.keep_layers else None, tell, blob)
             if not config.keep_layers:
                 growing.drop()
@@ -276,24 +279,26 @@ class Puller:
             raise
         finally:
             growing.interrupt(Interrupted())
-            if unpacking is not None:
-                await self._cleared(unpacking, directory)
-            growing.close()
+            try:
+                if unpacking is not None:
+                    await self._cleared(unpacking, directory)
+            finally:
+                growing.close()
 
     async def _cleared(self, unpacking: asyncio.Future[Unpacked], directory: Path) -> None:
         """The thread has ended, and what it made has been adopted or is gone."""
         with contextlib.suppress(Exception):
-            await unpacking
+            await finished(unpacking)
         if directory.exists():
-            await asyncio.to_thread(trees.remove, directory)
+            await finished(asyncio.to_thread(trees.remove, directory))
 
     async def _adopt(
         self, directory: Path, done: Unpacked, diff_id: str, growing: Growing | None, tell: Listener, blob: Descriptor
     ) -> None:
         await self._synced()
         if growing is not None:
-            await asyncio.to_thread(growing.keep)
-        await asyncio.to_thread(self.store.adopt_layer, directory, diff_id, done.size, done.entries)
+            await finished(asyncio.to_thread(growing.keep))
+        await finished(asyncio.to_thread(self.store.adopt_layer, directory, diff_id, done.size, done.entries))
         tell(Progress(blob.short, "done", blob.size, blob.size))
 
     async def _synced(self) -> None:
@@ -340,6 +345,22 @@ class Puller:
                 await repository.__aexit__()
 
 
+async def finished(awaitable: Awaitable[T]) -> T:
+    """The result of what a thread does. When cancelled it still waits for the thread, which may use a descriptor that
+    is about to be closed, or a directory that is about to be removed.
+    """
+    work = asyncio.ensure_future(awaitable)
+    try:
+        return await asyncio.shield(work)
+    except asyncio.CancelledError:
+        while not work.done():
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.wait([work])
+        with contextlib.suppress(Exception):
+            work.result()
+        raise
+
+
 async def together(works: Iterable[Coroutine[Any, Any, None]]) -> None:
     """All beside each other; the first error cancels the others, waits for them, and is raised."""
     tasks = [asyncio.ensure_future(work) for work in works]
@@ -352,4 +373,4 @@ async def together(works: Iterable[Coroutine[Any, Any, None]]) -> None:
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-__all__ = ["Listener", "Progress", "Puller", "nobody", "together"]
+__all__ = ["Listener", "Progress", "Puller", "finished", "nobody", "together"]

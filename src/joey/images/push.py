@@ -56,7 +56,7 @@ async def push(
 
 def _source(image: StoredImage, target: Reference) -> str:
     """The path of a repository of the same registry that probably has the blobs, "" if none is known."""
-    for name in (*((image.source,) if image.source else ()), *image.names):
+    for name in (*((image.source,) if "/" in image.source else ()), *image.names):
         known = parse(name)
         if known.registry == target.registry and known.path != target.path:
             return known.path

@@ -22,7 +22,7 @@ import sqlite3
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -44,7 +44,8 @@ _SELECT = "SELECT digest, media_type, config, layers, diff_ids, platform, create
 
 
 class StoredImage(msgspec.Struct, frozen=True, kw_only=True):
-    """An image that is here. digest: its manifest's, which is its id. added: seconds since the epoch.
+    """An image that is here. digest: its manifest's, which is its id. added: seconds since the epoch. source: the
+    repository it was pulled from, or a word for another origin.
 
     names: references that lead to it. created: as its configuration says. size: bytes of its unpacked layers.
     """
@@ -79,6 +80,7 @@ class Store:
         self._db = open_database(self._path)
         self._lock = threading.RLock()
         self._busy: Counter[str] = Counter()
+        self._known = {row[0] for row in self._db.execute("SELECT digest FROM images")}
         self._layers = {row[0]: row[1] for row in self._db.execute("SELECT diff_id, size FROM layers")}
 
     def close(self) -> None:
@@ -225,6 +227,8 @@ class Store:
             db.execute("INSERT OR IGNORE INTO images VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", row)
             for name in names:
                 db.execute("INSERT OR REPLACE INTO names VALUES (?, ?, ?)", (name, digest, top or digest))
+        with self._lock:
+            self._known.add(digest)
         found = self._one("digest = ?", digest)
         assert found is not None
         return found
@@ -326,11 +330,13 @@ class Store:
             who = ", ".join(sorted(user.removeprefix("sandbox:")[:12] for user in users)[:5])
             raise Conflict("image", f"{ref} is used by {len(users)} sandboxes ({who})", "joey rm them, or use --force")
         with self._transaction() as db:
+            gone = last and not users and not self.is_busy(image.digest)
             for name in names:
                 db.execute("DELETE FROM names WHERE name = ?", (name,))
-            if last and not users:
+            if gone:
                 db.execute("DELETE FROM images WHERE digest = ?", (image.digest,))
-        return names, [image.digest] if last and not users else []
+                self._known.discard(image.digest)
+        return names, [image.digest] if gone else []
 
     # --- who needs what ----------------------------------------------------------------------------------------------
 
@@ -346,6 +352,19 @@ class Store:
                 self._busy.subtract(digests)
                 self._busy += Counter()
 
+    def hold(self, digest: str) -> bool:
+        """As `busy` for an image, until `let_go`. False if it is not here (any more). Costs a microsecond."""
+        with self._lock:
+            if digest in self._known:
+                self._busy[digest] += 1
+                return True
+            return False
+
+    def let_go(self, digest: str) -> None:
+        """Once for each `hold`."""
+        with self._lock:
+            self._busy[digest] -= 1
+
     def is_busy(self, digest: str) -> bool:
         return self._busy[digest] > 0
 
@@ -355,13 +374,17 @@ class Store:
 
     def lease(self, owner: str, digest: str) -> None:
         """`owner` needs the image of manifest `digest` until it is released."""
-        with self._transaction() as db:
-            db.execute("INSERT OR IGNORE INTO leases VALUES (?, ?)", (owner, digest))
+        self.write_leases({owner: digest})
 
     def release(self, owner: str) -> None:
         """All that `owner` needed; nothing if there is none."""
+        self.write_leases({owner: None})
+
+    def write_leases(self, leases: Mapping[str, str | None]) -> None:
+        """owner -> digest of what it needs now, None for nothing."""
         with self._transaction() as db:
-            db.execute("DELETE FROM leases WHERE owner = ?", (owner,))
+            db.executemany("DELETE FROM leases WHERE owner = ?", [(owner,) for owner in leases])
+            db.executemany("INSERT INTO leases VALUES (?, ?)", [pair for pair in leases.items() if pair[1] is not None])
 
     def leased(self, owner: str) -> str | None:
         """The image `owner` has a lease of."""
@@ -393,6 +416,7 @@ class Store:
             rows = [(digest,) for digest in digests]
             db.executemany("DELETE FROM names WHERE image = ?", rows)
             db.executemany("DELETE FROM images WHERE digest = ?", rows)
+            self._known.difference_update(row[0] for row in rows)
 
     def forget_layers(self, diff_ids: Iterable[str]) -> None:
         gone = list(diff_ids)
