@@ -9,12 +9,13 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
 import pytest
 
+from joey.bench.chaos_parts import reap_orphan
 from joey.engine.ends import UNSEEN
 from joey.engine.interface import Filter, LogQuery
 from joey.engine.record import Run
@@ -48,9 +49,8 @@ def reaper() -> Iterator[None]:
 
     def reap() -> None:
         while not over.wait(0.01):
-            with suppress(ChildProcessError):
-                while os.waitpid(-1, os.WNOHANG)[0]:
-                    pass
+            while reap_orphan():
+                pass
 
     thread = threading.Thread(target=reap)
     thread.start()

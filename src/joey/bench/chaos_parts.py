@@ -24,6 +24,17 @@ _PR_SET_CHILD_SUBREAPER = 36
 START_SECONDS = 30.0
 
 
+def reap_orphan() -> bool:
+    """Wait for one that has ended, if there is one: of another session, so none that this program waits for itself."""
+    try:
+        found = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        if found is None or os.getsid(found.si_pid) == os.getsid(0):
+            return False
+        return os.waitpid(found.si_pid, os.WNOHANG)[0] != 0
+    except (ChildProcessError, ProcessLookupError):
+        return False
+
+
 @contextlib.contextmanager
 def subreaper() -> Iterator[None]:
     """Orphans below this process become ours, and are waited for, as PID 1 does: a sandbox's first process cannot end
@@ -34,9 +45,8 @@ def subreaper() -> Iterator[None]:
 
     def reap() -> None:
         while not over.wait(0.005):
-            with contextlib.suppress(ChildProcessError):
-                while os.waitpid(-1, os.WNOHANG)[0]:
-                    pass
+            while reap_orphan():
+                pass
 
     thread = threading.Thread(target=reap, daemon=True)
     thread.start()
