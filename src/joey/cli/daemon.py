@@ -33,9 +33,9 @@ COMMANDS = {
             "--listen names. By TCP every request needs an API key (joey keys create); an address that\n"
             "other machines can reach is refused as long as there is no key. The same settings, and a few\n"
             'more, stand in $JOEY_HOME/daemon.toml: listen = ["…"], socket_group, tls_cert, tls_key,\n'
-            "idle_exit, max_requests, max_connections, header_timeout, body_timeout; or in the environment\n"
-            "as JOEY_LISTEN (several places with commas) and so on. Options go before the environment, that\n"
-            "before the file."
+            "idle_exit, max_requests, max_requests_per_key, max_connections, header_timeout,\n"
+            "body_timeout; or in the environment as JOEY_LISTEN (several places with commas) and so on.\n"
+            "Options go before the environment, that before the file."
         ),
         "arguments": (0, 0),
         "options": (

@@ -257,6 +257,12 @@ class Engine(Protocol):
     async def wait_process(self, ref: str, id: str) -> Exit:
         """Its end. Raises NotFound."""
 
+    async def feed_process(self, ref: str, id: str, data: bytes, *, close: bool = False) -> None:
+        """Its standard input; returns when the program can take it. close: then end of file. Raises NotFound."""
+
+    async def resize_process(self, ref: str, id: str, rows: int, cols: int) -> None:
+        """Set its terminal's size. Raises NotFound, Conflict if it has none."""
+
     def files(self, ref: str) -> Files:
         """Its files. Raises NotFound."""
 

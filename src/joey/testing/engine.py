@@ -312,6 +312,21 @@ class FakeEngine:
         """Its end."""
         return await self._process(ref, id).child.wait()
 
+    async def feed_process(self, ref: str, id: str, data: bytes, *, close: bool = False) -> None:
+        """Input of it."""
+        attachment = FakeAttachment(self._process(ref, id).child, [])
+        if data:
+            await attachment.write(data)
+        if close:
+            await attachment.close_stdin()
+
+    async def resize_process(self, ref: str, id: str, rows: int, cols: int) -> None:
+        """Of its terminal."""
+        one = self._process(ref, id)
+        if not one.view.tty:
+            raise Conflict("process", f"process {id} has no terminal")
+        one.child.resize(rows, cols)
+
     async def stop(self, ref: str, timeout: float | None = None) -> Sandbox:
         """Signal, wait, SIGKILL."""
         box = self._find(ref)
