@@ -27,6 +27,8 @@ from joey.images.store import StoredImage
 from joey.model.errors import Conflict, Exhausted, ImageError, Invalid, JoeyError, RegistryDenied, RegistryFailed
 from registries import FakeRegistry
 
+pytestmark = pytest.mark.leak_scope("module")
+
 BASE = registries.layer({"etc/": b"", "etc/passwd": b"root:x:0:0::/:/bin/sh\n", "bin/": b"", "bin/sh": b"#!"})
 BIG = registries.layer({"big": random.Random(1).randbytes(3 << 20)})
 QUICK = "timeout = 5\nretries = 2\n"
