@@ -74,6 +74,14 @@ def test_churn(environment):
     assert set(result) >= COMMON | RATES | {"growth"} and result["count"] > 0
 
 
+def test_service(environment):
+    words = ("--count", "3", "--creates", "6", "--commands", "16", "--many", "6", "--mib", "4")
+    result = bench(environment, "service", *words)
+    figures = {"create_ms", "creates_per_second", "commands_per_second", "file_roundtrip_ms", "stdout_mib_per_second"}
+    assert all(result[name] for name in figures) and "pooled_create_ms" in result
+    assert 0 < result["create_ms"]["p50"] <= result["create_ms"]["p99"] and result["create_many"]["seconds"] > 0
+
+
 @pytest.mark.parametrize("name", peers.NAMES)
 @pytest.mark.may_skip("the peers are other people's packages; the benchmark does without them")
 def test_a_peer_beside_us(environment, name):

@@ -1,6 +1,7 @@
 """Both faces of the SDK are one source, and what is public is what is promised."""
 
 import inspect
+import re
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -47,6 +48,22 @@ def test_every_public_method_is_documented():
         for name, member in vars(kind).items():
             if not name.startswith("_") and callable(member):
                 assert inspect.getdoc(member), f"{kind.__name__}.{name}"
+
+
+def test_the_guide_names_everything():
+    from pathlib import Path
+
+    from joey.client._sync import commands, files, handle, pty
+
+    page = (Path(__file__).parents[2] / "docs/sdk.md").read_text()
+    missing = []
+    for kind in (joey.Sandbox, commands.Commands, files.Files, pty.Pty, handle.CommandHandle):
+        for name in vars(kind):
+            if not name.startswith("_") and not re.search(rf"\b{name}\b", page):
+                missing.append(f"{kind.__name__}.{name}")
+    options = inspect.signature(joey.Sandbox.create).parameters
+    missing += [name for name in (*options, *joey.__all__) if not re.search(rf"\b{name}\b", page)]
+    assert missing == []
 
 
 def test_the_blocking_face_needs_no_asyncio():

@@ -7,6 +7,7 @@ import contextlib
 import inspect
 import os
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -266,6 +267,7 @@ def _end(home: Path) -> None:
         finally:
             os.close(fd)
     subprocess.run([sys.executable, "-P", "-m", "joey.api.daemon", "--reset"], stdout=subprocess.DEVNULL, check=False)
+    shutil.rmtree(home / "run", ignore_errors=True)  # the locks and the log of what has just ended
 
 
 def rows(result: dict[str, Any]) -> list[Row]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any, Literal, TypeVar
 
@@ -140,15 +141,18 @@ class AsyncSandbox:
         into its place in the list.
         """
         made: list[Any] = [None] * count
-        found = cls.create_each(count, image, url=url, api_key=api_key, **options)
-        async for index, one in found:
-            made[index] = one
-        failures = [one for one in made if not isinstance(one, AsyncSandbox)]
-        if failures and on_error == "raise":
+        try:
+            async for index, one in cls.create_each(count, image, url=url, api_key=api_key, **options):
+                made[index] = one
+            failures = [one for one in made if not isinstance(one, AsyncSandbox)]
+            if failures and on_error == "raise":
+                raise failures[0] or ConnectionLost("", "the engine's answer was cut off")
+        except BaseException:
             for one in made:
                 if isinstance(one, AsyncSandbox):
-                    await one.kill()
-            raise failures[0] or ConnectionLost("", "the engine's answer was cut off")
+                    with contextlib.suppress(ConnectionLost):
+                        await one.kill()
+            raise
         return made
 
     @classmethod

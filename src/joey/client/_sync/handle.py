@@ -176,10 +176,10 @@ class CommandHandle:
             return found
         seconds = None if deadline is None else deadline - time.monotonic()
         if seconds is not None and seconds <= 0:
-            raise self.timed_out()
+            raise self._timed_out()
         return self._receive(seconds)
 
-    def timed_out(self) -> Timeout:
+    def _timed_out(self) -> Timeout:
         """What to raise when a limit has passed."""
         kept = self._kept
         out, err = bytes(kept[frames.STDOUT]), bytes(kept[frames.STDERR])

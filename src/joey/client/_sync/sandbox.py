@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, TypeVar
 
@@ -141,15 +142,18 @@ class Sandbox:
         into its place in the list.
         """
         made: list[Any] = [None] * count
-        found = cls.create_each(count, image, url=url, api_key=api_key, **options)
-        for index, one in found:
-            made[index] = one
-        failures = [one for one in made if not isinstance(one, Sandbox)]
-        if failures and on_error == "raise":
+        try:
+            for index, one in cls.create_each(count, image, url=url, api_key=api_key, **options):
+                made[index] = one
+            failures = [one for one in made if not isinstance(one, Sandbox)]
+            if failures and on_error == "raise":
+                raise failures[0] or ConnectionLost("", "the engine's answer was cut off")
+        except BaseException:
             for one in made:
                 if isinstance(one, Sandbox):
-                    one.kill()
-            raise failures[0] or ConnectionLost("", "the engine's answer was cut off")
+                    with contextlib.suppress(ConnectionLost):
+                        one.kill()
+            raise
         return made
 
     @classmethod
