@@ -1,6 +1,6 @@
 """gzip, zstd or nothing, told apart by the first bytes; and the way back.
 
-gzip is read by ISA-L (package isal), four times as fast as zlib here; zstd by zstandard, until Python 3.14 brings its
+gzip is read by ISA-L (package isal) in less than half of zlib's time (206 MiB in 0.42 s of 0.94 s); zstd by zstandard, until Python 3.14 brings its
 own. Both are wheels of well-kept C libraries; without isal zlib does.
 """
 

@@ -82,9 +82,7 @@ class Library:
 
     # --- for sandboxes -----------------------------------------------------------------------------------------------
 
-    async def ensure(
-        self, name: str, owner: str, policy: Policy = "missing", platform: Platform | None = None
-    ) -> None:
+    async def ensure(self, name: str, owner: str, policy: Policy = "missing", platform: Platform | None = None) -> None:
         """Have the image `name`, pulled as `policy` says, and hold it for `owner` until `release`.
 
         What an owner holds stays the same whatever becomes of the name. The lease is on disk a moment later; `recover`
@@ -121,6 +119,10 @@ class Library:
 
         ref = reference.parse(name)
         found = await self.puller.pull(ref, platform, listener or nobody)
+        if len(found.diff_ids) > 1:  # so that the first sandbox need not wait for it
+            from joey.images import layers as stack
+
+            await asyncio.to_thread(stack.prepare, self.store, found)
         self.changed()
         return found
 
