@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from joey import images
 from joey.engine.machine import demolish
 from joey.host import trees
 from joey.host.instance import Instance
@@ -69,8 +70,9 @@ def disk_usage(instance: Instance, storage: Storage, boxes: Sequence[Box]) -> Se
     """What takes room, a row a kind."""
     used = [(box.spec.storage, storage.usage(box.slot.name) or 0) for box in boxes if box.slot is not None]
     disk = sum(size for where, size in used if where == "disk")
+    count, size = images.usage(instance)
     return (
-        DiskUsage(kind="images", count=_entries(instance.images), bytes=_bytes(instance.images)),
+        DiskUsage(kind="images", count=count, bytes=size),
         DiskUsage(kind="layers", count=len(used), bytes=disk, memory=sum(size for _, size in used) - disk),
         DiskUsage(kind="logs", count=_entries(instance.logs), bytes=_bytes(instance.logs)),
         DiskUsage(kind="state", count=1, bytes=sum(p.stat().st_size for p in instance.home.glob("state.db*"))),

@@ -49,6 +49,19 @@ def recover(instance: Instance, owners: Iterable[tuple[str, str]]) -> None:
     library.of(instance).recover(owners)
 
 
+def usage(instance: Instance) -> tuple[int, int]:
+    """(images, bytes on disk): those of the store, and `host`. Blocks."""
+    from joey.host import trees
+    from joey.images import library, store_gc
+
+    own = [path for path in instance.images.glob("host-*") if path.is_dir()]
+    count, size = len(own), sum(trees.disk_usage(path) or 0 for path in own)
+    if library.of(instance).exists:
+        found = store_gc.usage(library.of(instance).store)
+        count, size = count + found["images"], size + found["layers"] + found["blobs"]
+    return count, size
+
+
 async def close(instance: Instance) -> None:
     """End pulls and close the store."""
     from joey.images import library
