@@ -53,6 +53,7 @@ from joey.model.views import (
     State,
     Stats,
 )
+from joey.testing.files import FakeFiles
 from joey.testing.processes import Child, FakeAttachment
 
 _LOG_BYTES = 1 << 20
@@ -76,6 +77,7 @@ class _Box:
     exit: Exit | None = None
     child: Child | None = None
     execs: list[Child] = field(default_factory=list)
+    files: FakeFiles = field(default_factory=FakeFiles)
     log: list[LogEntry] = field(default_factory=list)
     attachments: list[FakeAttachment] = field(default_factory=list)
     changed: asyncio.Condition = field(default_factory=asyncio.Condition)
@@ -233,6 +235,7 @@ class FakeEngine:
         self._set_deadline(box, None)
         self._tell(box, "exited", code=end.code, signal=end.signal, oom=end.oom, error=end.error)
         box.ended.set()
+        box.files.close()
         for attachment in box.attachments:
             attachment.finish(end)
         async with box.changed:
@@ -326,6 +329,10 @@ class FakeEngine:
         if not one.view.tty:
             raise Conflict("process", f"process {id} has no terminal")
         one.child.resize(rows, cols)
+
+    def files(self, ref: str) -> FakeFiles:
+        """A tree in memory, of each sandbox its own."""
+        return self._find(ref).files
 
     async def stop(self, ref: str, timeout: float | None = None) -> Sandbox:
         """Signal, wait, SIGKILL."""
