@@ -224,6 +224,8 @@ class Fleet:
         self._keep: tuple[int, ...] = ()
         self._rescues: set[asyncio.Task[None]] = set()
         self._closed = False
+        self._repairing = asyncio.Lock()
+        self._places = self._found_places()
 
     def keep(self, fds: Iterable[int]) -> None:
         """Descriptors that every launcher shall hold open as long as it lives."""
@@ -311,6 +313,38 @@ class Fleet:
             shard.launcher.close()
         self._shards.clear()
         self._worker = None
+
+    def _found_places(self) -> list[int]:
+        """Of the instance's cgroups, an inode number each; 0 for one that is not there."""
+        found = []
+        for hierarchy in self._layout.hierarchies:
+            try:
+                found.append(os.stat(self._cgroup.directory(hierarchy)).st_ino)
+            except FileNotFoundError:
+                found.append(0)
+        return found
+
+    async def repair(self) -> bool:
+        """Make the instance's cgroups again where somebody has removed them, and have every launcher use those. Whether
+        there was something to do. Raises CgroupError, LauncherError, OSError.
+        """
+        async with self._repairing:
+            if self._found_places() == self._places:
+                return False
+            _log.error("cgroups of this instance have been removed; they are made again")
+            self._cgroup.create()
+            plan = encode(setup.rebind(self._layout))
+            for shard in (*self._usable(), *([self._worker] if self._worker else [])):
+                with contextlib.ExitStack() as stack:
+                    trees = []
+                    for hierarchy in self._layout.hierarchies:
+                        flags = sys.OPEN_TREE_CLONE | sys.OPEN_TREE_CLOEXEC
+                        trees.append(sys.open_tree(sys.AT_FDCWD, self._cgroup.directory(hierarchy), flags))
+                        stack.callback(os.close, trees[-1])
+                    with contextlib.suppress(LauncherGone):  # the next one finds them as they are
+                        await shard.launcher.run(0, plan, trees)
+            self._places = self._found_places()
+            return True
 
     async def _start(self, number: int) -> Shard:
         return Shard(number, await self._start_launcher(number))

@@ -91,6 +91,11 @@ class SlotPool:
                 return await self._make_in(slot, revive=files)
             except LauncherGone as error:
                 raise _gone(error) from error
+            except JoeyError:
+                if not await self._repaired():
+                    raise
+        await self.clear(slot, self._default, files=False)
+        return await self._make_in(slot, revive=files)
 
     async def prepare(self, count: int) -> None:
         """Make sure that `count` are ready now. The pool does not keep as many by itself afterwards."""
@@ -128,10 +133,22 @@ class SlotPool:
                     self.clear(slot, self._default)
                     if not left:
                         raise _gone(error) from error
+                except JoeyError:
+                    self.clear(slot, self._default)
+                    if not left or not await self._repaired():
+                        raise
                 except BaseException:
                     self.clear(slot, self._default)
                     raise
             raise AssertionError
+
+    async def _repaired(self) -> bool:
+        """Whether it failed for want of the instance's cgroups, which are there again."""
+        try:
+            return await self._fleet.repair()
+        except OSError as error:
+            _log.error("cgroups cannot be made again: %s", error)
+            return False
 
     async def _make_in(self, slot: Slot, *, revive: bool = False) -> Prepared:
         try:

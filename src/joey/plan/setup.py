@@ -62,6 +62,19 @@ def _binds(layout: CgroupLayout, instance: str, boxes: dict[str, str]) -> list[o
     return ops
 
 
+def rebind(layout: CgroupLayout) -> op.Plan:
+    """The instance's cgroups have been made again: source N, a detached clone of the one in hierarchy N, takes the place
+    of the one that is no more.
+    """
+    ops: list[op.Op] = []
+    for number, hierarchy in enumerate(layout.hierarchies):
+        path, reg = at.cgroup_path(hierarchy.name), Reg(len(layout.hierarchies) + number)
+        ops += [op.Umount(path), op.MoveMount(Reg(number), path)]
+        ops += [op.Open(reg, path, flags=f.O_PATH | f.O_CLOEXEC)]
+        ops += [op.Keep(reg, at.cgroup_register(layout, hierarchy.name))]
+    return op.Plan(tuple(ops), tuple(op.Source("cgroup", h.name) for h in layout.hierarchies))
+
+
 def _dev() -> list[op.Op]:
     """One device tree, bound read-only into every sandbox."""
     flags = f.MS_REMOUNT | f.MS_BIND | f.MS_RDONLY | f.MS_NOSUID | f.MS_NOEXEC
