@@ -225,6 +225,7 @@ class Fleet:
         self._rescues: set[asyncio.Task[None]] = set()
         self._closed = False
         self._repairing = asyncio.Lock()
+        self.repairs = 0
         self._places = self._found_places()
 
     def keep(self, fds: Iterable[int]) -> None:
@@ -324,13 +325,14 @@ class Fleet:
                 found.append(0)
         return found
 
-    async def repair(self) -> bool:
+    async def repair(self, repairs: int) -> bool:
         """Make the instance's cgroups again where somebody has removed them, and have every launcher use those. Whether
-        there was something to do. Raises CgroupError, LauncherError, OSError.
+        that was done since there had been so many `repairs`. Raises CgroupError, LauncherError, OSError.
         """
         async with self._repairing:
             if self._found_places() == self._places:
-                return False
+                return self.repairs != repairs
+            self.repairs += 1
             _log.error("cgroups of this instance have been removed; they are made again")
             self._cgroup.create()
             plan = encode(setup.rebind(self._layout))

@@ -14,6 +14,7 @@ from collections.abc import Callable, Coroutine
 from typing import NamedTuple
 
 from joey.engine.fleet import Fleet, refused
+from joey.host.cgroup_files import CgroupError
 from joey.host.idranges import IdRanges
 from joey.host.launcher import Done, LauncherError, LauncherGone
 from joey.model.cgroup import CgroupLayout
@@ -87,12 +88,13 @@ class SlotPool:
         there.
         """
         async with self._gate:
+            repairs = self._fleet.repairs
             try:
                 return await self._make_in(slot, revive=files)
             except LauncherGone as error:
                 raise _gone(error) from error
             except JoeyError:
-                if not await self._repaired():
+                if not await self._repaired(repairs):
                     raise
         await self.clear(slot, self._default, files=False)
         return await self._make_in(slot, revive=files)
@@ -126,6 +128,7 @@ class SlotPool:
         """A new one. When the worker goes away under it, what it has made is unknown: another slot is tried."""
         async with self._gate:
             for left in reversed(range(_TRIES)):
+                repairs = self._fleet.repairs
                 slot = Slot(name=slot_name(self._number()), base=self._ids.take(), prepared=Resources.default())
                 try:
                     return await self._make_in(slot)
@@ -135,18 +138,18 @@ class SlotPool:
                         raise _gone(error) from error
                 except JoeyError:
                     self.clear(slot, self._default)
-                    if not left or not await self._repaired():
+                    if not left or not await self._repaired(repairs):
                         raise
                 except BaseException:
                     self.clear(slot, self._default)
                     raise
             raise AssertionError
 
-    async def _repaired(self) -> bool:
+    async def _repaired(self, repairs: int) -> bool:
         """Whether it failed for want of the instance's cgroups, which are there again."""
         try:
-            return await self._fleet.repair()
-        except OSError as error:
+            return await self._fleet.repair(repairs)
+        except (OSError, CgroupError) as error:
             _log.error("cgroups cannot be made again: %s", error)
             return False
 
