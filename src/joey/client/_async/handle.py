@@ -98,7 +98,7 @@ class CommandHandle:
         """
         data = data.encode() if isinstance(data, str) else data
         if self._stream is None:
-            await self._service.open("POST", self._path("/stdin"), bytes(data))
+            await (await self._service.open("POST", self._path("/stdin"), bytes(data))).read()
             return
         left = memoryview(data)
         while left and self._end is None:
@@ -112,7 +112,7 @@ class CommandHandle:
     async def close_stdin(self) -> None:
         """End of its standard input."""
         if self._stream is None:
-            await self._service.open("POST", self._path("/stdin", close=True))
+            await self._service.call("POST", self._path("/stdin", close=True))
         elif self._end is None:
             await self._stream.send(frames.frame(frames.STDIN_EOF))
 

@@ -99,7 +99,7 @@ class CommandHandle:
         """
         data = data.encode() if isinstance(data, str) else data
         if self._stream is None:
-            self._service.open("POST", self._path("/stdin"), bytes(data))
+            (self._service.open("POST", self._path("/stdin"), bytes(data))).read()
             return
         left = memoryview(data)
         while left and self._end is None:
@@ -113,7 +113,7 @@ class CommandHandle:
     def close_stdin(self) -> None:
         """End of its standard input."""
         if self._stream is None:
-            self._service.open("POST", self._path("/stdin", close=True))
+            self._service.call("POST", self._path("/stdin", close=True))
         elif self._end is None:
             self._stream.send(frames.frame(frames.STDIN_EOF))
 
