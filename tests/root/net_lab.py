@@ -76,6 +76,7 @@ class Lab:
         self.run(self.host, f"ip link add {name} type veth peer name up0 netns {path}")
         self.run(self.host, f"ip address add {host_address} dev {name}; ip link set {name} up")
         self.run(netns, f"ip address add {address} dev up0; ip link set up0 up")
+        self.run(self.host, f"ip link show {name}")  # see netlink_route.settle
 
     def run(self, netns: int, command: str, *, check: bool = True) -> str:
         """A shell command in a network namespace; its output."""
@@ -133,7 +134,7 @@ class Lab:
 
 
 def _echo(peer: socket.socket) -> None:
-    peer.settimeout(3)  # a client that was cut off says no farewell
+    peer.settimeout(1)  # a client that was cut off says no farewell
     with peer, contextlib.suppress(OSError):
         peer.sendall(b"hello")
         while data := peer.recv(4096):

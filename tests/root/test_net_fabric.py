@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import os
+import select
 import socket
 import subprocess
 import threading
@@ -17,8 +18,7 @@ from joey.model.network import NetworkPolicy, parse_rule
 from joey.model.ports import PublishedPort, parse_published
 from joey.network import dns_message
 from joey.network.dns import Client, Forwarder
-from joey.network.fabric import Fabric, Wire
-from joey.network.table import Table
+from joey.network.fabric import Fabric, Known, Wire
 from root import net_lab
 from root.net_lab import HOST_OUTSIDE, INTERNET, INTERNET_DNS, LAN, METADATA, Lab, asks, connect, reaches
 
@@ -197,7 +197,7 @@ def test_names_open_addresses_for_their_lifetime(lab):
 
             forwarder = Forwarder({wire.address.packed: client}, [(INTERNET_DNS, 53)], make)
             port = await forwarder.start(gateway)
-            lab.fabric.table.serve_dns(lab.fabric.gateway, port)
+            lab.fabric.serve_dns(port)
             before = await asyncio.to_thread(reaches, wire.netns, INTERNET, 80)
             refused = await asyncio.to_thread(asks, wire.netns, gateway, 53, evil)
             found = await asyncio.to_thread(asks, wire.netns, gateway, 53, question, timeout=3)
@@ -245,26 +245,61 @@ def test_nothing_stays(lab):
     assert net_lab.eventually(lambda: state(lab) == before)
 
 
+@contextlib.contextmanager
+def another_engine(lab: Lab, known: dict[int, Known]):
+    """The lab's fabric is given up as by an engine that dies, and taken up again by another."""
+    number = lab.fabric.addresses.number
+    lab.fabric.close(keep=True)
+    lab.fabric = inside(lab.host, lambda: Fabric.again("joey-lab", number, known, lab.folder / "net.lock"))
+    yield lab.fabric
+
+
 def test_an_engine_that_died_is_swept_up_and_taken_over(lab):
-    """Another Table on the same kernel state: it adopts what still runs and removes the rest, connections stay up."""
     before = state(lab)
-    with sandboxes(lab, allow(INTERNET)) as [kept]:
-        lost = lab.fabric.wire(lab.sandbox())
-        lab.fabric.admit(lost, allow("9.9.9.9"), 4)
-        with connect(kept.netns, INTERNET, 80) as made:
-            table = Table(lab.fabric._filter, "joey-lab")
-            table.local = lab.fabric.table.local
-            seats = table.adopt({kept.address.packed: (kept.seat.policy, 0)})
-            lab.fabric.table = table
-            assert seats[kept.address.packed] == kept.seat
-            kept.seat = seats[kept.address.packed]
-            assert lab.fabric.sweep([kept]) == 1
-            made.sendall(b"1")
-            assert made.recv(1) == b"1"
-            lab.fabric.change(kept, NetworkPolicy())
-            made.sendall(b"2")
-            assert made.recv(1) == b"2"
+    kept, lost = lab.fabric.wire_many([lab.sandbox(), lab.sandbox()])
+    lab.fabric.admit(kept, allow(INTERNET))
+    lab.fabric.admit(lost, allow("9.9.9.9"), 4)
+    lab.serve(kept.netns, "0.0.0.0", 80)
+    ports = inside(lab.host, lambda: lab.fabric.publish(kept, [PublishedPort(container=80)]))
+    inside(lab.host, lambda: lab.fabric.publish(lost, [PublishedPort(container=80)]))
+    known = {kept.offset: Known(kept.netns, kept.seat.policy, 0, tuple(ports))}
+    with connect(kept.netns, INTERNET, 80) as made, another_engine(lab, known) as fabric:
+        [wire] = fabric.wires.values()
+        assert wire.seat == kept.seat
+        assert lost.name not in lab.run(lab.host, "ip -br link")
+        made.sendall(b"1")
+        assert made.recv(1) == b"1"
+        assert reaches(lab.internet, HOST_OUTSIDE, ports[0].host)
+        fabric.change(wire, allow(LAN))
+        made.sendall(b"2")
+        with pytest.raises(ConnectionResetError):
+            made.recv(1)
+        assert reaches(wire.netns, LAN, 80)
+        fabric.release([wire])
     assert net_lab.eventually(lambda: state(lab) == before)
+
+
+def test_a_table_that_somebody_flushed_is_made_anew(lab):
+    with sandboxes(lab, allow("x.com"), NetworkPolicy.deny_all()) as [one, two]:
+        lab.fabric.table.learn(one.seat, "x.com", [socket.inet_aton(INTERNET)], 60)
+        lab.serve(two.netns, "0.0.0.0", 80)
+        [port] = inside(lab.host, lambda: lab.fabric.publish(two, [PublishedPort(container=80)]))
+        assert not inside(lab.host, lab.fabric.heal)
+        lab.run(lab.host, "nft flush ruleset")
+        assert select.select([lab.fabric.watch], [], [], 1)[0]
+        assert inside(lab.host, lab.fabric.heal)
+        assert not inside(lab.host, lab.fabric.heal)
+        assert reaches(one.netns, INTERNET, 80)
+        assert not reaches(one.netns, LAN, 80)
+        assert not reaches(two.netns, INTERNET, 80)
+        assert reaches(lab.internet, HOST_OUTSIDE, port.host)
+
+
+def test_a_new_sandbox_is_reached_and_reaches_at_once(lab):
+    """Not after the second that a lost first packet costs."""
+    for _ in range(8):
+        with sandboxes(lab, NetworkPolicy()) as [wire]:
+            connect(wire.netns, INTERNET, 80, timeout=0.7).close()
 
 
 def test_a_link_that_cannot_be_made_leaves_nothing(lab):

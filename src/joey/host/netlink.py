@@ -99,10 +99,11 @@ def each_attribute(data: bytes, offset: int = 0) -> Iterator[tuple[int, bytes]]:
 class Link:
     """A netlink socket. Close it when done; raises OSError when the kernel has no such protocol."""
 
-    def __init__(self, protocol: int, *, timeout: float = 30.0) -> None:
+    def __init__(self, protocol: int, *, timeout: float = 30.0, groups: int = 0) -> None:
+        """`groups`: a mask of multicast groups to listen to (netlink(7))."""
         self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol)
         try:
-            self._socket.bind((0, 0))
+            self._socket.bind((0, groups))
             # The kernel's own time limit: Python's would poll before each call and ignore MSG_DONTWAIT.
             limit = struct.pack("@ll", int(timeout), int(timeout % 1 * 1e6))
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
@@ -229,21 +230,39 @@ class Link:
                 data = self._socket.recv(256 * 1024)
             except BlockingIOError:
                 raise TimeoutError(errno.ETIMEDOUT, "netlink: the kernel does not answer") from None
-            offset = 0
-            while offset + 16 <= len(data):
-                length, kind, flags, sequence, _ = _HEADER.unpack_from(data, offset)
-                if length < 16:
-                    break
-                yield kind, flags, sequence, data[offset + 16 : offset + length]
-                offset += (length + 3) & ~3
+            yield from _split(data)
+
+    def pending(self) -> list[tuple[int, bytes]]:
+        """(type, body) of what has arrived from multicast groups, without waiting. Where more came than fits, the
+        kernel dropped some (ENOBUFS): then a (0, b"") stands for the unknown.
+        """
+        found: list[tuple[int, bytes]] = []
+        while True:
+            try:
+                data = self._socket.recv(256 * 1024, socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                return found
+            except OSError as error:
+                if error.errno != errno.ENOBUFS:
+                    raise
+                found.append((0, b""))
+                continue
+            found += [(kind, body) for kind, _, _, body in _split(data)]
 
     def _drain(self) -> None:
         """Throw away what is still to be read of a refused batch."""
-        try:
-            while True:
-                self._socket.recv(256 * 1024, socket.MSG_DONTWAIT)
-        except BlockingIOError:
-            pass
+        self.pending()
+
+
+def _split(data: bytes) -> Iterator[tuple[int, int, int, bytes]]:
+    """(type, flags, sequence, body) of the messages in one datagram."""
+    offset = 0
+    while offset + 16 <= len(data):
+        length, kind, flags, sequence, _ = _HEADER.unpack_from(data, offset)
+        if length < 16:
+            return
+        yield kind, flags, sequence, data[offset + 16 : offset + length]
+        offset += (length + 3) & ~3
 
 
 def pack(message: Message, sequence: int, extra: int) -> bytes:

@@ -175,6 +175,15 @@ def conf_of(link: Link, index: int, which: int) -> int | None:
     return int(struct.unpack_from("=i", table, 4 * (which - 1))[0]) if len(table) >= 4 * which else None
 
 
+def settle(link: Link, index: int) -> None:
+    """Make a link whose other end has just come up ready to send. The end that was up first drops what it is given
+    until a worker of the kernel has seen the other (net/core/link_watch.c): every fourth new sandbox lost its first
+    SYN so and took a second. To ask for the link makes the kernel look at once (Linux 6.8; before, slots that wait for
+    a launch have the time).
+    """
+    link.ask(Message(GETLINK, 0, link_header(index), f"link {index}"))
+
+
 def counters(link: Link, index: int) -> tuple[int, int, int, int] | None:
     """(bytes received, bytes sent, packets received, packets sent) of a link; None if it is gone."""
     body = link.ask(Message(GETLINK, 0, link_header(index), f"link {index}"))

@@ -189,6 +189,22 @@ def open_link() -> Link:
     return Link(NETLINK_NETFILTER)
 
 
+def open_watch() -> Link:
+    """A socket that hears of every change of nf_tables in the calling thread's namespace (NFNLGRP_NFTABLES)."""
+    return Link(NETLINK_NETFILTER, groups=1 << (7 - 1))
+
+
+def deleted_tables(watch: Link) -> set[str]:
+    """Names of tables of the inet family that were deleted since the last call; "" if that cannot be told."""
+    found = set()
+    for kind, body in watch.pending():
+        if not kind:
+            found.add("")
+        elif kind == _DELTABLE and body[:1] == _INET[:1]:
+            found.add(attributes(body, 4).get(1, b"").rstrip(b"\0").decode())
+    return found
+
+
 # ---- expressions of rules (nft --debug=netlink prints them)
 
 

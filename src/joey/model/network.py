@@ -274,6 +274,11 @@ class NetworkSpec(Value, frozen=True, kw_only=True):
         return self.mode == "nat" or bool(self.private)
 
 
+def as_spec(network: str | NetworkSpec) -> NetworkSpec:
+    """What `SandboxSpec.network` means: a bare mode or all of it."""
+    return NetworkSpec(mode=network) if isinstance(network, str) else network
+
+
 class PrivateNetwork(Value, frozen=True, kw_only=True):
     """A private network shared by several sandboxes (`joey network create`). `internal`: nothing beyond its members."""
 

@@ -5,8 +5,11 @@
     fabric.admit(wire, policy)                        at launch: one atomic commit
     fabric.change(wire, policy)                       live
     fabric.publish(wire, ports)                       → the ports as they are
+    fabric.serve_dns(port)                            where the forwarder (network/dns.py) listens, once
+    fabric.heal()                                     when fabric.watch is readable
     fabric.release([wire, …])                         takes everything down; the address goes to the end of the queue
     fabric.close()                                    the last: table, gateway address, what was switched on
+    Fabric.again(…)                                   instead of open, for an engine that finds sandboxes running
 
 Blocks for tens to hundreds of microseconds a call (the kernel's RTNL lock may hold it longer): for a thread, one at a
 time. It works in the network namespace where it was opened.
@@ -17,10 +20,11 @@ from __future__ import annotations
 import contextlib
 import errno
 import ipaddress
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 from joey.host import conntrack, nft, tc
 from joey.host import netlink_route as route
@@ -57,6 +61,15 @@ class Wire:
     claims: list[Claim] = field(default_factory=list)
 
 
+class Known(NamedTuple):
+    """A sandbox that outlived its engine, from the engine's records; `ports` with the host's ports filled in."""
+
+    netns: int
+    policy: NetworkPolicy
+    network: int = 0
+    ports: tuple[PublishedPort, ...] = ()
+
+
 class Fabric:
     """See the top of this file."""
 
@@ -68,12 +81,13 @@ class Fabric:
         self.group = _GROUP | addresses.number
         self.switched: list[tuple[int, str]] = []
         self.wires: dict[int, Wire] = {}
-        self._route = Link(NETLINK_ROUTE)
-        try:
-            self._filter = nft.open_link()
-        except BaseException:
-            self._route.close()
-            raise
+        self.local: list[ipaddress.IPv4Network] = []
+        self.dns_port = 0
+        with contextlib.ExitStack() as opened:
+            self._route = opened.enter_context(Link(NETLINK_ROUTE))
+            self._filter = opened.enter_context(nft.open_link())
+            self.watch = opened.enter_context(nft.open_watch())
+            opened.pop_all()
         self.table = Table(self._filter, name)
 
     @classmethod
@@ -99,12 +113,81 @@ class Fabric:
             raise
         return fabric
 
+    @classmethod
+    def again(cls, name: str, number: int, known: Mapping[int, Known], lock_file: Path | None = None) -> Fabric:
+        """After an engine that died, with sandboxes that run on: `number` of its block of addresses, `known` sandboxes
+        by offset. Running connections stay up; what is of nobody is swept away. `wires` holds them, by link.
+        """
+        addresses = Addresses.again(number, known, lock_file) if lock_file else Addresses.again(number, known)
+        with Link(NETLINK_ROUTE) as link:
+            mtu = _uplink_mtu(link)
+        fabric = cls(name, addresses, mtu)
+        try:
+            for offset, one in known.items():
+                wire = fabric._wire_at(offset, one.netns)
+                fabric.wires[wire.index] = wire
+                wire.claims = claim_all(one.ports)
+            fabric._take_over(known)
+        except BaseException:
+            fabric.close(keep=True)
+            raise
+        return fabric
+
+    def _take_over(self, known: Mapping[int, Known]) -> None:
+        self.local = self._local()
+        if self.table.exists():
+            self.table.local = tuple(self.local)
+            places = {self.addresses.address(offset).packed: one for offset, one in known.items()}
+            seats = self.table.adopt({key: (one.policy, one.network) for key, one in places.items()})
+            for wire in self.wires.values():
+                wire.seat = seats.get(wire.address.packed)
+            self.sweep(self.wires.values())
+        else:
+            self._install()
+            for wire in self.wires.values():
+                one = known[wire.offset]
+                wire.seat = self.table.admit(wire.index, wire.address.packed, one.policy, one.network)
+                self._publish_again(wire)
+        self._forward()
+
+    def heal(self) -> bool:
+        """If our table is gone (`nft flush ruleset`, a restarted firewall), make it anew with all that was in it;
+        whether it was gone. Until then nothing is filtered, so it is to be called at once: when `watch` is readable.
+        """
+        nft.deleted_tables(self.watch)
+        if self.table.exists():
+            return False
+        self._install()
+        seated = [wire for wire in self.wires.values() if wire.seat]
+        seats = self.table.admit_again([wire.seat for wire in seated if wire.seat])
+        for wire, seat in zip(seated, seats, strict=True):
+            wire.seat = seat
+            self._publish_again(wire)
+        if self.dns_port:
+            self.table.serve_dns(self.gateway, self.dns_port)
+        return True
+
+    def serve_dns(self, port: int) -> None:
+        """Sandboxes' questions to the gateway's port 53 go to `port` there, where the forwarder listens."""
+        self.table.serve_dns(self.gateway, port)
+        self.dns_port = port
+
+    def _publish_again(self, wire: Wire) -> None:
+        for one in wire.claims:
+            port = one.port
+            self.table.publish(port.protocol, port.host_ip, port.host, wire.address.packed, port.container)
+
+    def _local(self) -> list[ipaddress.IPv4Network]:
+        """Networks the host is in that are not protected anyway."""
+        near = {one.network for one in route.routes(self._route) if one.unicast and one.direct}
+        return [network for network in sorted(near) if network.prefixlen and not protected(network)]
+
+    def _install(self) -> None:
+        self.table.install(group=self.group, pool=self.addresses.block, gateway=self.gateway, local=self.local)
+
     def _set_up(self) -> None:
-        near = {
-            one.network for one in route.routes(self._route) if one.unicast and one.direct and one.network.prefixlen
-        }
-        local = [network for network in sorted(near) if not protected(network)]
-        self.table.install(group=self.group, pool=self.addresses.block, gateway=self.gateway, local=local)
+        self.local = self._local()
+        self._install()
         self._route.send([route.add_address(1, self.gateway.packed, host_scope=True), route.link_up(1)])
         self._forward()
 
@@ -134,6 +217,8 @@ class Fabric:
                 self.wires[wires[-1].index] = wires[-1]
             self._route.send(message for one in wires for message in self._outer(one))
             inside_each([(one.netns, partial(self._inner, one)) for one in wires])
+            for one in wires:
+                route.settle(self._route, one.index)
         except BaseException as error:
             self._unwire(wires)
             if isinstance(error, NetlinkError):
@@ -142,7 +227,9 @@ class Fabric:
         return wires
 
     def _place(self, netns: int) -> Wire:
-        offset = self.addresses.take()
+        return self._wire_at(self.addresses.take(), netns)
+
+    def _wire_at(self, offset: int, netns: int) -> Wire:
         number = self.addresses.number * PER_BLOCK + offset
         return Wire(offset, _INDEX + number, f"joey{number:06x}", self.addresses.address(offset), netns)
 
@@ -300,6 +387,7 @@ class Fabric:
         finally:
             self._route.close()
             self._filter.close()
+            self.watch.close()
             self.addresses.close()
 
 

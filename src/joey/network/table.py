@@ -96,6 +96,7 @@ class Table:
         touched. `local`: networks the host is in, protected like private ones. Raises as nft.load.
         """
         self.local = tuple(local)
+        self._classes, self._members = {}, {}
         text = _SCRIPT.read_text()
         values = {
             "$TABLE": self.name,
@@ -140,6 +141,17 @@ class Table:
                 messages += self._elements_of(seat, self._nft.add, with_data=True)
             nft.commit(self.link, messages)
         return seats
+
+    @_one_at_a_time
+    def admit_again(self, seats: Sequence[Seat]) -> list[Seat]:
+        """Into a table that was made anew: what `seats` had in the old one."""
+        now = time.monotonic()
+        fresh = self.admit_many((seat.index, seat.address, seat.policy, seat.network) for seat in seats)
+        for old, new in zip(seats, fresh, strict=True):
+            for address, (name, until) in old.names.items():
+                if name and until > now:
+                    self.learn(new, name, [address], until - now)
+        return fresh
 
     @_one_at_a_time
     def change(self, seat: Seat, policy: NetworkPolicy) -> None:
