@@ -468,3 +468,43 @@ def test_explain_and_stats_and_disk(api: Api) -> None:
     assert found["id"] == box == api("GET", f"/v1/sandboxes/{box}/stats")["id"] and found["usage"]["cpu_ns"] > 0
     assert api("GET", f"/v1/stats?id={box}")[0]["usage"]["memory_current"] > 0
     assert {row["kind"] for row in api("GET", "/v1/disk")}
+
+
+def test_files_come_with_the_create(api: Api) -> None:
+    files = {"/tmp/new/a": "aGVsbG8=", "/tmp/empty": ""}
+    made = api("POST", "/v1/sandboxes", {"image": "host", "process": {"argv": LONG}, "files": files})
+    for path, content in (("/tmp/new/a", b"hello"), ("/tmp/empty", b"")):
+        with Connection.open(api.path) as connection:
+            found = connection.request("GET", f"/v1/sandboxes/{made['id']}/files?path={path}").body()
+        assert found == content
+    before = len(api("GET", "/v1/sandboxes?all=1"))
+    body = {"image": "host", "process": {"argv": LONG}, "files": {"/etc": "aGVsbG8="}}
+    assert api.fails("POST", "/v1/sandboxes", body).field == "path"
+    assert len(api("GET", "/v1/sandboxes?all=1")) == before, "a sandbox without its files was left"
+
+
+def test_many_at_once_and_what_happened_to_them(api: Api) -> None:
+    spec = {"image": "host", "process": {"argv": ["true"]}, "labels": {"batch": "1"}}
+    with Connection.open(api.path) as connection:
+        lines = connection.request("POST", "/v1/sandboxes/batch", {"count": 5, "spec": spec}).body().splitlines()
+    made = {json.loads(line)["sandbox"]["id"] for line in lines}
+    assert len(made) == 5
+    for one in made:
+        assert api("POST", f"/v1/sandboxes/{one}/wait")["code"] == 0
+
+    def events() -> list[Any]:
+        with Connection.open(api.path) as connection:
+            body = connection.request("GET", "/v1/events?after=0&label=batch=1&type=sandbox.exited").body()
+        return [json.loads(line) for line in body.splitlines()]
+
+    api.until(lambda: {event["sandbox"] for event in events()} >= made)
+    assert [event["id"] for event in events()] == sorted(event["id"] for event in events())
+
+
+def test_limits_and_labels_change_while_it_runs(api: Api) -> None:
+    box = api.box(labels={"a": "1", "b": "2"})
+    changed = api("PATCH", f"/v1/sandboxes/{box}", {"resources": {"pids": 77}, "labels": {"a": None, "c": "3"}})
+    assert changed["labels"] == {"b": "2", "c": "3"}
+    assert api("GET", f"/v1/sandboxes/{box}")["spec"]["resources"]["pids"] == 77
+    assert api.fails("PATCH", f"/v1/sandboxes/{box}", {"resources": {"pids": -5}}).status == 400
+    assert api.fails("PATCH", f"/v1/sandboxes/{box}", {"colour": 1}).field == "colour"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import io
 import posixpath
 import tarfile
@@ -30,6 +31,14 @@ class _Node:
     modified: float = field(default_factory=time.time)
 
 
+@dataclass
+class FakeReading:
+    """A file that is open: what it is, and its bytes."""
+
+    info: FileInfo
+    chunks: AsyncIterator[bytes]
+
+
 class FakeFiles:
     """Fulfils `joey.engine.interface.Files`. There are no links in it."""
 
@@ -43,7 +52,7 @@ class FakeFiles:
         self._changes.append(FileEvent(type="overflow", path=""))
         self._changed.set()
 
-    async def stat(self, path: str) -> FileInfo:
+    async def stat(self, path: str, *, follow: bool = False) -> FileInfo:
         """See the interface; likewise all below."""
         return self._info(_clean(path))
 
@@ -55,7 +64,17 @@ class FakeFiles:
         return [self._info(one) for one in sorted(self._below(path)) if one.count("/") - above <= depth]
 
     async def read(self, path: str, offset: int = 0, length: int | None = None) -> AsyncIterator[bytes]:
+        async with self.reading(path, offset, length) as reading:
+            async for piece in reading.chunks:
+                yield piece
+
+    @contextlib.asynccontextmanager
+    async def reading(self, path: str, offset: int = 0, length: int | None = None) -> AsyncIterator[FakeReading]:
+        """An open file for the block."""
         data = self._file(path).data
+        yield FakeReading(self._info(_clean(path)), self._pieces(data, offset, length))
+
+    async def _pieces(self, data: bytes, offset: int, length: int | None) -> AsyncIterator[bytes]:
         data = data[offset : len(data) if length is None else offset + length]
         for begin in range(0, len(data), _PIECE):
             yield data[begin : begin + _PIECE]
@@ -69,7 +88,7 @@ class FakeFiles:
             raise Invalid("path", f"{path}: is not a regular file")
         self._parent(path, parents)
         data = b"".join([piece async for piece in chunks])
-        uid, gid = _ids(user)
+        uid, gid = _ids(user) if user or before is None else (before.uid, before.gid)
         kept = before.mode if before else 0o644
         self._nodes[path] = _Node("file", data, _mode(mode) if mode is not None else kept, uid, gid)
         return self._tell("modified" if before else "created", path)
@@ -125,7 +144,7 @@ class FakeFiles:
         held = io.BytesIO()
         with tarfile.open(fileobj=held, mode="w", format=tarfile.PAX_FORMAT) as archive:
             for one in sorted([path, *self._below(path)]):
-                node, entry = self._nodes[one], tarfile.TarInfo(posixpath.relpath(one, path))
+                node, entry = self._nodes[one], tarfile.TarInfo(posixpath.relpath(one, posixpath.dirname(path)))
                 entry.type = tarfile.DIRTYPE if node.type == "directory" else tarfile.REGTYPE
                 entry.mode, entry.uid, entry.gid, entry.size = node.mode, node.uid, node.gid, len(node.data)
                 entry.mtime = int(node.modified)
@@ -150,9 +169,18 @@ class FakeFiles:
             raise Invalid("body", f"is no tar archive: {error}") from None
 
     async def watch(self, path: str, *, recursive: bool = False) -> AsyncIterator[FileEvent]:
+        async with self.watching(path, recursive=recursive) as events:
+            async for event in events:
+                yield event
+
+    @contextlib.asynccontextmanager
+    async def watching(self, path: str, *, recursive: bool = False) -> AsyncIterator[AsyncIterator[FileEvent]]:
+        """Events from the block's beginning on."""
         path = _clean(path)
         self._node(path)
-        at = len(self._changes)
+        yield self._events(path, recursive, len(self._changes))
+
+    async def _events(self, path: str, recursive: bool, at: int) -> AsyncIterator[FileEvent]:
         while True:
             for event in self._changes[at:]:
                 at += 1
