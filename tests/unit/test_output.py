@@ -44,6 +44,9 @@ class Kept:
     def write(self, stream, data):
         self.pieces.append((stream, data))
 
+    def reader(self):
+        return None  # nothing can be read again: who is slow holds all up
+
 
 class Program:
     """The far ends of a process's streams, and the output that reads them."""

@@ -4,25 +4,23 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncIterator
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any
 
 from joey.api import params
 from joey.api.light import web
 from joey.api.params import Param
 from joey.api.routes import BINARY, NDJSON, TAR, Answer, Call, Route
+from joey.engine.interface import Files
 from joey.model.errors import Invalid, JoeyError
 from joey.model.views import FileEvent, FileInfo
-
-if TYPE_CHECKING:
-    from joey.engine.files import BoxFiles
 
 _WHOLE = 1 << 20
 """A file up to this size is answered in one piece."""
 _PIECE = 1 << 18
 
 
-def _files(call: Call) -> BoxFiles:
-    return cast("BoxFiles", call.engine.files(call.ref))
+def _files(call: Call) -> Files:
+    return call.engine.files(call.ref)
 
 
 # --- bytes -----------------------------------------------------------------------------------------------------------

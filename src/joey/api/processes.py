@@ -189,18 +189,16 @@ async def wait(call: Call) -> Exit:
 
 async def resize(call: Call) -> None:
     """Conflict if it has none."""
-    engine: Any = call.engine
-    await engine.resize_process(call.ref, call.path["id"], call.query["rows"], call.query["cols"])
+    await call.engine.resize_process(call.ref, call.path["id"], call.query["rows"], call.query["cols"])
 
 
 async def stdin(call: Call) -> None:
     """Answers when the program can have taken it all: a client waits for a program that does not read."""
-    engine: Any = call.engine
     id = call.path["id"]
-    await engine.process(call.ref, id)
+    await call.engine.process(call.ref, id)
     async for piece in call.chunks():
-        await engine.feed_process(call.ref, id, piece)
-    await engine.feed_process(call.ref, id, b"", close=call.query.get("close", False))
+        await call.engine.feed_process(call.ref, id, piece)
+    await call.engine.feed_process(call.ref, id, b"", close=call.query.get("close", False))
 
 
 async def reattach(call: Call) -> web.StreamResponse:

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Literal, Protocol
 
-from joey.model.views import Exit
+from joey.model.views import Exit, LogEntry
 
 Piece = tuple[Literal[1, 2], bytes]
 HIGH = 1 << 20
@@ -29,6 +29,14 @@ class Pump(Protocol):
     def close(self) -> None: ...
 
 
+class Kept(Protocol):
+    """Where what a client has not been given can be read: `joey.engine.logs.Reader`."""
+
+    def read(self) -> Sequence[LogEntry]: ...
+    def endangered(self, size: int) -> bool: ...
+    def close(self) -> None: ...
+
+
 class Attached:
     """One attachment. May be made before its process is: then `read` and `write` wait until `Output.attach`, or `end`
     if the process never comes.
@@ -39,7 +47,7 @@ class Attached:
 
     __slots__ = (
         "_eof", "_output", "_owner", "_queue", "_reader", "_signal", "_size", "_started", "_wait",
-        "closed", "ended", "id", "pid", "queued",
+        "behind", "closed", "ended", "id", "pid", "queued",
     )  # fmt: skip
 
     def __init__(
@@ -53,6 +61,7 @@ class Attached:
     ) -> None:
         self.pid = pid
         self.id = id
+        self.behind: Kept | None = None
         self.closed = False
         self.ended = False
         self.queued = 0
@@ -70,6 +79,8 @@ class Attached:
 
     async def read(self) -> tuple[Literal[1, 2], bytes] | None:
         while not self._queue:
+            if self.behind is not None and self._catch_up(self.behind):
+                break
             if self.ended or self.closed:
                 return None
             self._reader = asyncio.get_running_loop().create_future()
@@ -79,6 +90,19 @@ class Attached:
         if before > LOW >= self.queued and self._output:
             self._output.drained(self)
         return piece
+
+    def _catch_up(self, kept: Kept) -> bool:
+        """Take the next pieces from the log; False: all are read, from now on they come as they did."""
+        entries = kept.read()
+        for entry in entries:
+            self._queue.append((entry.stream, entry.data))
+            self.queued += len(entry.data) + _PIECE_COST
+        if not entries:
+            kept.close()
+            self.behind = None
+        if self._output:
+            self._output.drained(self)
+        return bool(entries)
 
     async def write(self, data: bytes) -> None:
         while not (self._output or self.ended or self.closed):
@@ -110,6 +134,9 @@ class Attached:
         self.closed = True
         unread, self._queue = self._queue, deque()
         self.queued = 0
+        if self.behind is not None:
+            self.behind.close()
+            self.behind = None
         self._wake()
         if self._output:
             self._output.detach(self, unread)
@@ -132,7 +159,7 @@ class Attached:
             self._started = None
 
     def put(self, stream: Literal[1, 2], data: bytes) -> bool:
-        """Queue a piece; whether there is room for more."""
+        """Queue a piece; whether there is room for more. Not for who is `behind`: that one reads the log."""
         self._queue.append((stream, data))
         self.queued += len(data) + _PIECE_COST
         if self._reader:

@@ -12,6 +12,7 @@ import errno
 import os
 import time
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from joey.engine import files_wire as wire
@@ -70,12 +71,12 @@ def failure(number: int, path: str) -> JoeyError:
     return Broken("files", said)
 
 
-class Reading:
-    """An open file. info: as it was opened. chunks: its bytes, to be read to the end or closed."""
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """`interface.Reading`."""
 
-    def __init__(self, info: FileInfo, chunks: AsyncIterator[bytes]) -> None:
-        self.info = info
-        self.chunks = chunks
+    info: FileInfo
+    chunks: AsyncIterator[bytes]
 
 
 class BoxFiles:
@@ -117,7 +118,7 @@ class BoxFiles:
                 yield piece
 
     @contextlib.asynccontextmanager
-    async def reading(self, path: str, offset: int = 0, length: int | None = None) -> AsyncIterator[Reading]:
+    async def reading(self, path: str, offset: int = 0, length: int | None = None) -> AsyncIterator[Opened]:
         """An open file for the block. Raises as `read` does, before the block begins."""
         if not 0 <= offset < _ANY or (length is not None and not 0 <= length < _ANY):
             raise Invalid("offset", "must be a number of bytes that is not negative")
@@ -127,7 +128,7 @@ class BoxFiles:
             payload = await self._next(helper, path, wire.ENTRY)
             if payload is None:
                 raise wire.Garbled
-            yield Reading(wire.entry(payload).info(_normal(path), {}, {}), self._data(helper, path))
+            yield Opened(wire.entry(payload).info(_normal(path), {}, {}), self._data(helper, path))
 
     async def _data(self, helper: Helper, path: str) -> AsyncIterator[bytes]:
         while (payload := await self._next(helper, path, wire.DATA)) is not None:

@@ -16,6 +16,7 @@ Rules of the whole interface
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol
@@ -44,10 +45,11 @@ STDERR: Literal[2] = 2
 class Attachment(Protocol):
     """A client's end of a process: of a sandbox's main process (attach, run) or of one that exec started.
 
-    Several attachments to one main process get the same output; input of all of them is merged. A reader that is too
-    slow must not make the engine hold more than about 1 MiB for it: for a main process the engine may pause reading
-    the program's pipe or let the reader catch up from the log, for exec it stops reading the pipe. Nothing is ever
-    skipped.
+    Several attachments to one main process get the same output; input of all of them is merged. For a reader that is
+    too slow the engine holds about 1 MiB. Of a main process it then catches up from the log while the program and all
+    others go on, unless it falls so far behind that the log would drop what it has not read (some 20 MiB): then the
+    program waits. A process that exec started waits for its slowest reader. Nothing is ever skipped, except what a full
+    disk has kept from the log.
     """
 
     pid: int
@@ -82,7 +84,7 @@ class Attachment(Protocol):
 
     async def close(self) -> None:
         """Detach: the process goes on, as do other attachments. Of exec: its pipes are closed, as when a Docker client
-        leaves.
+        leaves; with a tag or `keep` it goes on, and what has not been read is for the next one (`Engine.connect`).
 
         May be called twice and while another task is in read() or write(), which then return None, or at once.
         """
@@ -130,22 +132,34 @@ class LogQuery:
     stderr: bool = True
 
 
+class Reading(Protocol):
+    """An open file. info: as it was opened (its path is the one asked for). chunks: its bytes, to be read once."""
+
+    @property
+    def info(self) -> FileInfo: ...
+    @property
+    def chunks(self) -> AsyncIterator[bytes]: ...
+
+
 class Files(Protocol):
-    """The files of one sandbox, running or stopped. Paths are absolute, as seen inside; links are followed as the
-    sandbox would follow them and never lead out of its root. What is written is charged to the sandbox, and belongs to
-    its ids.
+    """The files of one sandbox that runs; of a paused one what only reads (else Conflict, field "state"). Paths are
+    absolute, as seen inside; links are followed as the sandbox would follow them and never lead out of its root. What
+    is written is charged to the sandbox, and belongs to its ids.
 
     Raises NotFound, Invalid, Conflict with field "path"; Exhausted when its memory or disk is full.
     """
 
-    async def stat(self, path: str) -> FileInfo:
-        """Of the thing itself, if it is a link of the link."""
+    async def stat(self, path: str, *, follow: bool = False) -> FileInfo:
+        """Of the thing itself, if it is a link of the link; with follow of what that points to."""
 
     async def list(self, path: str, depth: int = 1) -> Sequence[FileInfo]:
         """What is in a directory, in order of path; with depth 2 also what is in those, and so on."""
 
     def read(self, path: str, offset: int = 0, length: int | None = None) -> AsyncIterator[bytes]:
         """The bytes of a regular file in pieces of at most 1 MiB, up to its end if `length` is None."""
+
+    def reading(self, path: str, offset: int = 0, length: int | None = None) -> AbstractAsyncContextManager[Reading]:
+        """The same for who wants to know what he reads: what is wrong is said before the block begins."""
 
     async def write(
         self, path: str, chunks: AsyncIterator[bytes], *, mode: int | None = None, user: str = "", parents: bool = False
@@ -175,6 +189,9 @@ class Files(Protocol):
 
     def watch(self, path: str, *, recursive: bool = False) -> AsyncIterator[FileEvent]:
         """What changes there from now on, until the sandbox ends."""
+
+    def watching(self, path: str, *, recursive: bool = False) -> AbstractAsyncContextManager[AsyncIterator[FileEvent]]:
+        """The same for who wants to know when it begins: with the block."""
 
 
 class Engine(Protocol):
@@ -233,9 +250,11 @@ class Engine(Protocol):
         exited.
         """
 
-    async def exec(self, ref: str, process: Process, *, detach: bool = False, tag: str = "") -> Attachment:
+    async def exec(
+        self, ref: str, process: Process, *, detach: bool = False, tag: str = "", keep: bool = False
+    ) -> Attachment:
         """Run a process in a running sandbox; `process` is taken as it is. detach: output is discarded, read() gives
-        None. tag: the client's own name for it.
+        None. tag: the client's own name for it. keep, or a tag: it outlives the attachment and the engine.
         """
 
     async def processes(self, ref: str) -> Sequence[ProcessView]:
@@ -258,7 +277,9 @@ class Engine(Protocol):
         """Its end. Raises NotFound."""
 
     async def feed_process(self, ref: str, id: str, data: bytes, *, close: bool = False) -> None:
-        """Its standard input; returns when the program can take it. close: then end of file. Raises NotFound."""
+        """Feed its standard input; returns when the program can have taken it. close: end of file after that. Raises
+        NotFound, Conflict if it has ended or has none.
+        """
 
     async def resize_process(self, ref: str, id: str, rows: int, cols: int) -> None:
         """Set its terminal's size. Raises NotFound, Conflict if it has none."""

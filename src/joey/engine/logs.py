@@ -170,6 +170,17 @@ class Log:
         if self._followers:
             self._tell()
 
+    def reader(self) -> Reader | None:
+        """A reader of what is written from now on; None while the disk is full, or without a log."""
+        if self._lost or self.removed:
+            return None
+        try:
+            if self._fd < 0:
+                self._open()
+            return Reader(self, at_end=True)
+        except OSError:
+            return None
+
     def close_file(self) -> None:
         """Close the file; the next write opens it again."""
         if self._fd >= 0:
@@ -234,7 +245,7 @@ class Log:
 
     async def read(self, query: LogQuery) -> AsyncIterator[LogEntry]:
         """What `query` asks for. `tail` counts lines of what passes its other conditions."""
-        with contextlib.closing(_Reader(self)) as reader:
+        with contextlib.closing(Reader(self)) as reader:
             if query.tail is not None:
                 tail = _Tail(query.tail)
                 async for entry in self._entries(reader, query, self._held()):
@@ -258,7 +269,7 @@ class Log:
                 total += os.stat(self.file(index)).st_size
         return total
 
-    async def _entries(self, reader: _Reader, query: LogQuery, most: float) -> AsyncIterator[LogEntry]:
+    async def _entries(self, reader: Reader, query: LogQuery, most: float) -> AsyncIterator[LogEntry]:
         """Those of `query` among what there is now, in chunks, so that others get their turn; some `most` bytes."""
         since, until = query.since or 0.0, query.until or math.inf
         streams = {number for number, wanted in ((1, query.stdout), (2, query.stderr)) if wanted}
@@ -285,15 +296,24 @@ class Log:
         return True
 
 
-class _Reader:
+class Reader:
     """A place in a log, across rotations."""
 
-    def __init__(self, log: Log) -> None:
+    def __init__(self, log: Log, *, at_end: bool = False) -> None:
         self._log = log
         self._generation = log.generation - (log._logs.files - 1)
         self._fd = -1
         self._offset = 0
         self._moves = log.moves
+        if at_end:
+            self._generation, self._offset = log.generation, log._size
+            self._chunk()  # has the file open from now on, whatever becomes of its name
+
+    def endangered(self, size: int) -> bool:
+        """Whether another `size` bytes might take away what has not been read."""
+        log = self._log
+        full = log._size + size + _HEADER_SIZE + 1 > log._logs.max_bytes
+        return full and self._generation < log.generation - log._logs.files + 1
 
     def read(self) -> list[LogEntry]:
         """The next entries, at most a chunk of them; none at the end."""

@@ -1,6 +1,8 @@
 """The pump of one process's streams: from its pipes or terminal to its log and to everybody attached.
 
-A client that reads slowly makes us stop reading the process's pipes, so that the process waits and nothing is lost.
+A client that reads slowly catches up from the log, where there is one, and the process and all others go on; without
+one, or when the log would have to drop what that client has not read (some 20 MiB behind), we stop reading the
+process's pipes, so that the process waits and nothing is lost.
 With neither log nor client output is read and dropped, or its last MiB kept for a client to come. A pipe that a
 grandchild still holds is read for a second after the process's end, then what is in it, and no more.
 """
@@ -16,7 +18,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Literal, Protocol
 
-from joey.engine.attached import HIGH, Attached, Input, Piece
+from joey.engine.attached import HIGH, Attached, Input, Kept, Piece
 from joey.plan import flags as f
 
 PIECE = 1 << 16
@@ -34,6 +36,7 @@ class Sink(Protocol):
     """Where output is kept: `joey.engine.logs.Log`."""
 
     def write(self, stream: Literal[1, 2], data: bytes) -> None: ...
+    def reader(self) -> Kept | None: ...
 
 
 class _Stream:
@@ -210,7 +213,7 @@ class Output:
 
     def _ready(self, stream: _Stream) -> None:
         for _ in range(_PIECES_A_TURN):
-            if stream.fd < 0 or self._blocked:
+            if stream.fd < 0 or self._blocked or self._must_wait():
                 return
             size = self._read(stream)
             if size <= 0:
@@ -249,11 +252,25 @@ class Output:
         if self._backlog is not None and not self._attached:
             self._backlog.add(number, data)
         for attached in self._attached:
-            if not attached.put(number, data):
+            if attached.behind is None and not attached.put(number, data):
+                attached.behind = self._log.reader() if self._log is not None else None
+                if attached.behind is None:
+                    self._blocked.add(attached)
+        if self._blocked:
+            self._pause()
+
+    def _must_wait(self) -> bool:
+        """Whether the log would lose what a client that is behind has not read."""
+        for attached in self._attached:
+            if attached.behind is not None and attached.behind.endangered(PIECE):
                 self._blocked.add(attached)
         if self._blocked:
-            for stream in self._streams:
-                self._loop.remove_reader(stream.fd)
+            self._pause()
+        return bool(self._blocked)
+
+    def _pause(self) -> None:
+        for stream in self._streams:
+            self._loop.remove_reader(stream.fd)
 
     def _enlarge(self, stream: _Stream) -> None:
         stream.full += 1
