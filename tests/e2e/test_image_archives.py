@@ -74,3 +74,13 @@ def test_what_is_no_image_is_refused(imported, tmp_path):
 def test_bootstrap_says_what_it_cannot_make(imported):
     said = joey("image", "bootstrap", "plan9:4", code=1)
     assert "how to make 'plan9' is not known" in said and "debian:12" in said
+
+
+def test_sandboxes_of_an_image_share_its_files_in_memory(tmp_path):
+    """Every one reads the whole file, whose pages are there once: not 5 times 20 MiB."""
+    found = json.loads(
+        joey("bench", "layers", "--count", "2", "--sandboxes", "5", "--mebibytes", "20", "--layers", "3", "--json")
+    )
+    assert found["failed"] == 0 and found["leftovers"] == 0
+    assert 20 <= found["charged_mib"] < 40, found
+    assert found["ratio"] and found["ratio_apart"]

@@ -8,7 +8,6 @@ import io
 import os
 import time
 from argparse import ArgumentParser, Namespace
-from pathlib import Path
 from typing import Any
 
 from joey.bench import machine
@@ -35,8 +34,8 @@ def arguments(parser: ArgumentParser) -> None:
 
 async def run(options: Namespace) -> dict[str, Any]:
     """one_ms, many_ms, apart_ms (layers not merged): p50, p99, max of a start until the program has answered; ratio,
-    ratio_apart: of their medians; merge_ms; cache_mib, each_mib: growth of the page cache, and of all memory for each
-    sandbox, while `sandboxes` read a file of `mebibytes`.
+    ratio_apart: of their medians; merge_ms; charged_mib, each_mib: memory of all `sandboxes` together, page
+    cache included, and of the median one, after each has read a file of `mebibytes`.
     """
     async with opened() as lab:
         store = library.of(lab.instance).store
@@ -141,7 +140,9 @@ async def _start(lab: Lab, image: str) -> float | None:
 
 
 async def _memory(lab: Lab, image: str, options: Namespace) -> dict[str, Any]:
-    """Drop the file from the cache, let every sandbox read it whole, and see by how much the cache has grown."""
+    """Drop the file from the cache, let every sandbox read it whole, and see what all are charged with: who
+    touches a page first has it on its bill, so their sum is what there is of it.
+    """
     store = library.of(lab.instance).store
     path = store.layer_path(store.find(image).diff_ids[0]) / _BLOB[1:]
     await lab.prepare(options.sandboxes)
@@ -149,7 +150,6 @@ async def _memory(lab: Lab, image: str, options: Namespace) -> dict[str, Any]:
     os.fsync(fd)
     os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
     os.close(fd)
-    before = _meminfo()
     size = options.mebibytes << 20
 
     async def one(_: int) -> None:
@@ -159,20 +159,13 @@ async def _memory(lab: Lab, image: str, options: Namespace) -> dict[str, Any]:
             lab.fail(error)
 
     await drive(options.sandboxes, 4, one)
-    after = _meminfo()
-    cache = (after["Cached"] - before["Cached"]) / 1024
-    used = (before["MemFree"] - after["MemFree"]) / 1024
+    charged = sorted((one.usage.memory_current or 0) / (1 << 20) for one in await lab.engine.stats(lab.ids))
     return {
         "sandboxes": options.sandboxes,
         "mebibytes": options.mebibytes,
-        "cache_mib": round(cache, 1),
-        "each_mib": round((used - cache) / options.sandboxes, 3),
+        "charged_mib": round(sum(charged), 1),
+        "each_mib": round(charged[len(charged) // 2], 3) if charged else None,
     }
-
-
-def _meminfo() -> dict[str, int]:
-    lines = (line.split() for line in Path("/proc/meminfo").read_text().splitlines())
-    return {words[0].rstrip(":"): int(words[1]) for words in lines}
 
 
 def rows(result: dict[str, Any]) -> list[Row]:
@@ -183,9 +176,9 @@ def rows(result: dict[str, Any]) -> list[Row]:
         ("the same, not merged", f"{spread(result['apart_ms'])}; {number(result['ratio_apart'])} of one layer"),
         ("merging them, once", number(result["merge_ms"], "ms", 1)),
         (
-            "page cache",
-            f"{number(result['cache_mib'], 'MiB', 1)} more after {result['sandboxes']} sandboxes have each read"
-            f" {result['mebibytes']} MiB",
+            "memory",
+            f"{number(result['charged_mib'], 'MiB', 1)} in all of {result['sandboxes']} sandboxes that have each read"
+            f" {result['mebibytes']} MiB, {number(result['each_mib'], 'MiB')} in the median one",
         ),
         ("failed", number(result["failed"])),
         ("left behind", number(result["leftovers"])),
