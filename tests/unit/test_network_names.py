@@ -1,5 +1,6 @@
 """Files with names, members of private networks, and whose chains stand in the way."""
 
+from joey.host.conntrack import capacity
 from joey.model.network import NetworkSpec
 from joey.network.checks import foreign_drops
 from joey.network.names import Members, hosts, resolv_conf
@@ -44,3 +45,10 @@ def test_only_dropping_forward_chains_of_others_count():
         chain("y", "f", policy="accept"),
     ]  # fmt: skip
     assert foreign_drops({"nftables": chains}, "joey") == ["ip filter FORWARD"]
+
+
+def test_how_many_connections_the_kernel_keeps(tmp_path):
+    path = tmp_path / "nf_conntrack_max"
+    assert capacity(path) == 65536
+    path.write_text("262144\n")
+    assert capacity(path) == 262144

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Collection
+from pathlib import Path
 
 from joey.host.netlink import Link, Message, NetlinkError, attribute, attributes
 
@@ -19,6 +20,14 @@ _GET, _DELETE = _SUBSYSTEM | 1, _SUBSYSTEM | 2
 _HEADER = struct.Struct(">BBH")
 _TUPLE_ORIG, _TUPLE_REPLY, _ID = 1, 2, 12
 _TUPLE_IP, _V4_SRC, _V4_DST = 1, 1, 2
+
+
+def capacity(path: Path = Path("/proc/sys/net/netfilter/nf_conntrack_max")) -> int:
+    """How many connections the kernel keeps, of all network namespaces' own tables alike; 65,536 if it does not say."""
+    try:
+        return int(path.read_text())
+    except (OSError, ValueError):
+        return 65536
 
 
 def flush(link: Link, addresses: Collection[bytes]) -> int:

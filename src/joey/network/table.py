@@ -23,7 +23,7 @@ from functools import update_wrapper
 from pathlib import Path
 from typing import Concatenate, ParamSpec, TypeVar
 
-from joey.host import nft
+from joey.host import conntrack, nft
 from joey.host.netlink import Link, Message, NetlinkError
 from joey.model.network import PROTECTED, NetworkPolicy
 from joey.network.policy import Clause, compile_policy
@@ -32,8 +32,6 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 _SCRIPT = Path(__file__).with_name("rules.nft")
-_NO_LIMIT = 65536
-"""Connections of one sandbox that asks for no limit: enough for any, too few to fill the host's table alone."""
 _MOST_NAMES = 4096
 _PER_ADDRESS = (
     "sources4", "internet4", "class4", "network4", "members4", "generation4", "live4", "refused4", "connections4",
@@ -78,6 +76,8 @@ class Table:
         self._generation = secrets.randbits(30)
         self._lock = threading.RLock()
         self.local: tuple[ipaddress.IPv4Network, ...] = ()
+        # Of a sandbox that asks for no limit: enough for any, too few to fill the host's table alone.
+        self.most_connections = max(1024, conntrack.capacity() // 4)
         self._classes: dict[tuple[object, ...], int] = {}
         self._members: dict[int, int] = {}
         self._next_class = 0
@@ -172,7 +172,7 @@ class Table:
             if policy.connections != seat.policy.connections:
                 messages += [
                     table.remove("connections4", seat.address),
-                    table.add("connections4", seat.address, expression=_counting(policy)),
+                    table.add("connections4", seat.address, expression=self._counting(policy)),
                 ]
             nft.commit(self.link, messages)
         old = seat.group
@@ -204,7 +204,7 @@ class Table:
     def _elements_of(self, seat: Seat, make: Callable[..., Message], *, with_data: bool = False) -> list[Message]:
         """What a sandbox has in the sets, each through `make` (add or remove)."""
         number = nft.number
-        counting = {"expression": _counting(seat.policy)} if with_data else {}
+        counting = {"expression": self._counting(seat.policy)} if with_data else {}
         messages = [
             make("sources4", seat.source),
             *self._deciding(seat.address, seat.policy, seat.group, make),
@@ -370,6 +370,9 @@ class Table:
         self._generation = (self._generation + 1) & 0x7FFFFFFF
         return self._generation | 0x80000000
 
+    def _counting(self, policy: NetworkPolicy) -> bytes:
+        return nft.count_over(policy.connections or self.most_connections)
+
     @contextlib.contextmanager
     def _joining(self, messages: list[Message]) -> Iterator[Callable[[NetworkPolicy], int]]:
         """Within it, join(policy) gives the class of a policy; what makes a new one goes into `messages`. If what is
@@ -451,10 +454,6 @@ def _chain(group: int) -> str:
 def _rules_of(policy: NetworkPolicy) -> tuple[object, ...]:
     """What two policies of one class have in common: all but bandwidth and the number of connections."""
     return policy.internet, policy.rules
-
-
-def _counting(policy: NetworkPolicy) -> bytes:
-    return nft.count_over(policy.connections or _NO_LIMIT)
 
 
 def _host_number(data: bytes) -> int:
