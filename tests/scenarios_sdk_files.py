@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import threading
 from pathlib import Path
 
 import pytest
@@ -130,15 +129,10 @@ def test_events(sandbox: Sandbox) -> None:
 def test_watching(sandbox: Sandbox) -> None:
     sandbox.files.make_dir("/tmp/w")
     events = sandbox.files.watch_dir("/tmp/w")
-    writer = threading.Timer(0.1, sandbox.files.write, ("/tmp/w/new", "x"))
-    writer.start()
-    paths = set()
-    for event in events:
-        paths.add(event.path)
-        if "/tmp/w/new" in paths:
-            break
-    writer.join()
-    events.close()
+    sandbox.files.write("/tmp/w/new", "x")
+    assert next(event for event in events if event.path == "/tmp/w/new")
+    with pytest.raises(joey.NotFound):
+        sandbox.files.watch_dir("/tmp/none")
 
 
 def test_a_terminal_is_taken_over_again(sandbox: Sandbox) -> None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import shlex
 import sys
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from typing import Any, Literal, TextIO
 
 from joey.client._async.sandbox import AsyncSandbox
@@ -159,7 +160,8 @@ class _Map:
                 await asyncio.gather(*tasks)
         finally:
             for task in tasks:
-                task.cancel()
+                if not task.cancelling():  # told twice, it would leave its sandbox behind
+                    task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)  # they remove their sandboxes
         return self._results
 
@@ -211,7 +213,7 @@ class _Lane:
         """One attempt at one item."""
         run = self._run
         if self._sandbox is None:
-            self._sandbox = await run.make()
+            self._sandbox = await _whole(run.make())
         if run._payload is None:
             return await self._command(self._sandbox, item)
         if self._worker is None:
@@ -242,6 +244,17 @@ class _Lane:
                 await asyncio.shield(asyncio.ensure_future(sandbox.kill()))
             except ConnectionLost:
                 print(f"joey.map: could not remove sandbox {sandbox.id[:12]}: it ends by itself", file=sys.stderr)
+
+
+async def _whole(making: Coroutine[Any, Any, AsyncSandbox]) -> AsyncSandbox:
+    """The sandbox; if we are cancelled meanwhile, it is waited for and removed, since nobody else knows of it."""
+    task = asyncio.ensure_future(making)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        with contextlib.suppress(JoeyError):
+            await (await task).kill()
+        raise
 
 
 def filled(work: Any, item: Any) -> str | list[str]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal, overload
 
 from joey.client import trees
+from joey.client._async.http import Response
 from joey.client._async.net import in_thread
 from joey.client._async.service import Service, decode, query
 from joey.client.errors import NotFound
@@ -138,11 +139,12 @@ class Files:
         return await self._info("POST", "/chown", path=path, user=user)
 
     async def watch_dir(self, path: str, *, recursive: bool = False) -> AsyncIterator[FileEvent]:
-        """What changes below a directory, from now on, until the sandbox ends. Leave the loop to stop."""
+        """What changes below a directory from the return of this call on, until the sandbox ends.
+
+        Leave the loop to stop. Raises NotFound, Invalid (not a directory).
+        """
         asked = query({"path": path, "recursive": recursive})
-        response = await self._service.open("GET", f"{self._base}/watch{asked}")
-        async for line in response.lines():
-            yield decode(FileEvent, line)
+        return self._events(await self._service.open("GET", f"{self._base}/watch{asked}"))
 
     async def upload(self, local: str | Path, remote: str) -> None:
         """Copy a file or a whole directory of this machine to `remote` (a directory's content into it)."""
@@ -182,6 +184,10 @@ class Files:
     async def _info(self, method: str, verb: str, **values: Any) -> FileInfo:
         info: FileInfo = await self._service.call(method, self._base + verb + query(values), kind=FileInfo)
         return info
+
+    async def _events(self, response: Response) -> AsyncIterator[FileEvent]:
+        async for line in response.lines():
+            yield decode(FileEvent, line)
 
     async def _pieces(self, archive: Any) -> AsyncIterator[bytes]:
         while piece := archive.read(_PIECE):

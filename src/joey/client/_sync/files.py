@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, overload
 
 from joey.client import trees
+from joey.client._sync.http import Response
 from joey.client._sync.net import in_thread
 from joey.client._sync.service import Service, decode, query
 from joey.client.errors import NotFound
@@ -135,11 +136,12 @@ class Files:
         return self._info("POST", "/chown", path=path, user=user)
 
     def watch_dir(self, path: str, *, recursive: bool = False) -> Iterator[FileEvent]:
-        """What changes below a directory, from now on, until the sandbox ends. Leave the loop to stop."""
+        """What changes below a directory from the return of this call on, until the sandbox ends.
+
+        Leave the loop to stop. Raises NotFound, Invalid (not a directory).
+        """
         asked = query({"path": path, "recursive": recursive})
-        response = self._service.open("GET", f"{self._base}/watch{asked}")
-        for line in response.lines():
-            yield decode(FileEvent, line)
+        return self._events(self._service.open("GET", f"{self._base}/watch{asked}"))
 
     def upload(self, local: str | Path, remote: str) -> None:
         """Copy a file or a whole directory of this machine to `remote` (a directory's content into it)."""
@@ -179,6 +181,10 @@ class Files:
     def _info(self, method: str, verb: str, **values: Any) -> FileInfo:
         info: FileInfo = self._service.call(method, self._base + verb + query(values), kind=FileInfo)
         return info
+
+    def _events(self, response: Response) -> Iterator[FileEvent]:
+        for line in response.lines():
+            yield decode(FileEvent, line)
 
     def _pieces(self, archive: Any) -> Iterator[bytes]:
         while piece := archive.read(_PIECE):
