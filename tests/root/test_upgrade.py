@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import joey.native
-from joey.engine import fleet
+from joey.engine import fleet, shard
 from joey.engine.supervisor import Engine
 from joey.host import launcher
 from joey.host.instance import Instance
@@ -36,7 +36,7 @@ async def before(home: Path, program: Path) -> dict[str, int]:
     """Sandboxes of the other version: name → pid."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(encode, "VERSION", NEXT)
-        patch.setattr(fleet, "PLAN_VERSION", NEXT)
+        patch.setattr(shard, "PLAN_VERSION", NEXT)
         patch.setattr(launcher, "binary", lambda name: program if name == "joey-launcher" else joey.native.binary(name))
         engine = Engine(Instance.open(home), slots=1)
         await engine.open()
@@ -67,7 +67,7 @@ def test_sandboxes_of_another_launcher(
         await engine.open()
         try:
             shards = engine.machine.fleet
-            old = [shard for shard in shards.shards if shard.outdated]
+            old = [one for one in shards.shards if one.outdated]
             assert bool(old) is not remembers
             new = (await engine.run(SLEEP)).sandbox
             assert not engine.find(new.id).launched.shard.outdated
@@ -79,10 +79,10 @@ def test_sandboxes_of_another_launcher(
                 await attached.close()
             await engine.kill("stays", 9)
             assert (await engine.wait("stays")).signal == 9
-            await eventually(lambda: not any(shard.outdated for shard in shards.shards))
+            await eventually(lambda: not any(one.outdated for one in shards.shards))
             await eventually(lambda: not shards._rescues)
             assert [box.id for box in await consistent(engine)] == [new.id]
-            assert not any(os.path.exists(f"/proc/{shard.launcher.pid}") for shard in old)
+            assert not any(os.path.exists(f"/proc/{one.launcher.pid}") for one in old)
         finally:
             await engine.reset()
 

@@ -63,8 +63,8 @@ def _binds(layout: CgroupLayout, instance: str, boxes: dict[str, str]) -> list[o
 
 
 def rebind(layout: CgroupLayout) -> op.Plan:
-    """The instance's cgroups have been made again: source N, a detached clone of the one in hierarchy N, takes the place
-    of the one that is no more.
+    """The instance's cgroups have been made again: source N, a detached clone of the one in hierarchy N, takes the
+    place of the one that is no more.
     """
     ops: list[op.Op] = []
     for number, hierarchy in enumerate(layout.hierarchies):
