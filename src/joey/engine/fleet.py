@@ -101,7 +101,8 @@ class Fleet:
                 shard.launcher.close()
                 continue
             self._know(shard)
-            shard.find_layers()
+            with contextlib.suppress(FileNotFoundError):  # it ends just now
+                shard.find_layers()
 
     async def shard(self) -> Shard:
         """The launcher to start the next sandbox with: the least filled of as many as there are processors (their work
