@@ -30,7 +30,9 @@ def reattach(box, since):
                 raise Lost(f"the engine has gone and did not come back: {error}") from None
         except Problem as problem:
             if problem.status == 404:
-                raise Lost("it is not there any more: it ended and was removed meanwhile, its exit code is not known") from None
+                raise Lost(
+                    "it is not there any more: it ended and was removed meanwhile, its exit code is not known"
+                ) from None
             raise
         time.sleep(0.1)
 
