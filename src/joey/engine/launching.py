@@ -300,6 +300,7 @@ class Launching:
     async def _run(
         self, shard: Shard, key: int, plan: _Planned, fds: list[int] | tuple[()], slot: Slot, *, main: bool = False
     ) -> Launched:
+        await shard.ready()
         life = shard.life
         try:
             done = await shard.run(key, plan.encoded, fds)

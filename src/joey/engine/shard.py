@@ -58,6 +58,10 @@ class Shard:
         await self._back.wait()
         return await self.launcher.run(key, plan, fds)
 
+    async def ready(self) -> None:
+        """Return when there is a launcher that knows its children."""
+        await self._back.wait()
+
     async def signal(self, key: int, number: int) -> None:
         """Signal a child, of a launcher that has just ended by the next one. Raises LauncherError(ESRCH) if it has
         ended, LauncherGone if there is no next one.
