@@ -24,6 +24,7 @@ import os
 import signal
 import socket
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ from joey.engine.interface import Engine, Filter
 from joey.model import codec
 from joey.model.errors import Conflict, JoeyError
 
+LOCK_SECONDS = 1.0
 log = logging.getLogger("joey.daemon")
 DATABASE = "api.db"
 
@@ -141,17 +143,29 @@ def exclusive(path: Path) -> Iterator[None]:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not _locked(fd):
             holder = os.pread(fd, 32, 0).decode(errors="replace").strip() or "?"
             message = f"an engine serves {path.parent.parent} already, pid {holder}"
-            raise Conflict("engine", message, f"kill {holder}, then wait for it to end") from None
+            raise Conflict("engine", message, f"kill {holder}, then wait for it to end")
         os.ftruncate(fd, 0)
         os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
         yield
     finally:
         os.close(fd)
+
+
+def _locked(fd: int) -> bool:
+    """A killed engine's threads hold the lock for a moment longer than its parent sees it alive."""
+    deadline = time.monotonic() + LOCK_SECONDS
+    while True:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.01)
+        else:
+            return True
 
 
 def _told(fd: int | None) -> Callable[[], None]:
