@@ -218,6 +218,7 @@ class NetworkSpec(Value, frozen=True, kw_only=True):
     """The network of one sandbox. `mode`: none (loopback only), nat, host, container:ID (that sandbox's network), or
     the name of a private network.
 
+    ports         what is published; publish_all: also each port that the image exposes, on a free port of the host
     aliases       more names of the sandbox in its private network
     dns           name servers instead of our forwarder's upstreams (it still stands between); search: domains tried
                   for short names; options: as in resolv.conf(5)
@@ -228,6 +229,7 @@ class NetworkSpec(Value, frozen=True, kw_only=True):
     mode: str = "none"
     policy: NetworkPolicy = NetworkPolicy()
     ports: tuple[PublishedPort, ...] = ()
+    publish_all: bool = False
     aliases: tuple[str, ...] = ()
     dns: tuple[str, ...] = ()
     dns_search: tuple[str, ...] = ()
@@ -237,7 +239,7 @@ class NetworkSpec(Value, frozen=True, kw_only=True):
     def __post_init__(self) -> None:
         check_mode("mode", self.mode)
         isolated = self.mode in ("none", "host") or self.joins
-        for name in ("ports", "aliases", "dns", "dns_search", "dns_options"):
+        for name in ("ports", "publish_all", "aliases", "dns", "dns_search", "dns_options"):
             if isolated and getattr(self, name):
                 raise Invalid(name, f"means nothing with network {self.mode}", "use nat or a private network")
         if isolated and self.policy != NetworkPolicy():
@@ -277,6 +279,11 @@ class NetworkSpec(Value, frozen=True, kw_only=True):
 def as_spec(network: str | NetworkSpec) -> NetworkSpec:
     """What `SandboxSpec.network` means: a bare mode or all of it."""
     return NetworkSpec(mode=network) if isinstance(network, str) else network
+
+
+def mode_of(network: str | NetworkSpec) -> str:
+    """The mode alone; cheaper."""
+    return network if isinstance(network, str) else network.mode
 
 
 class PrivateNetwork(Value, frozen=True, kw_only=True):

@@ -13,6 +13,7 @@ from typing import Any, Literal
 from msgspec import UNSET, UnsetType, field
 
 from joey.model.capabilities import DEFAULT_CAPABILITIES
+from joey.model.network import NetworkSpec, check_mode
 from joey.model.resources import Resources
 from joey.model.seccomp import SeccompPolicy
 from joey.model.value import Value
@@ -118,9 +119,6 @@ class HealthCheck(Value, frozen=True, kw_only=True):
     start_interval: float = 5.0
 
 
-NetworkMode = Literal["none", "host"]
-
-
 class SandboxSpec(Value, frozen=True, kw_only=True):
     """One isolated environment and its main process.
 
@@ -133,6 +131,8 @@ class SandboxSpec(Value, frozen=True, kw_only=True):
     kills or pauses it, as `on_timeout` says, and no restart follows; so does `idle_timeout`: seconds in which nobody
     was attached to it, no process by exec ran, and no request wanted more of it than to look (list, inspect, stats,
     logs, wait and events only look). An engine that starts counts them anew; the timeout goes on.
+    `network` is a mode (none, nat, host, container:SANDBOX or the name of a private network) or, with policy, ports and
+    names, a NetworkSpec; by default nothing is reachable but the sandbox's own loopback.
     `devpts` mounts a pseudo-terminal file system of its own; it is there anyway with `process.tty`, and added when a
     terminal is first asked for by exec.
     """
@@ -152,7 +152,7 @@ class SandboxSpec(Value, frozen=True, kw_only=True):
     seccomp: SeccompPolicy | Literal["default", "unconfined"] = "default"
     read_only: bool = False
     resources: Resources = Resources.default()
-    network: NetworkMode = "none"
+    network: str | NetworkSpec = "none"
     init: bool = False
     devpts: bool = True
     storage: Literal["memory", "disk"] = "memory"
@@ -170,16 +170,22 @@ class SandboxSpec(Value, frozen=True, kw_only=True):
     on_timeout: Literal["kill", "pause"] = "kill"
     health: HealthCheck | None = None
 
+    def __post_init__(self) -> None:
+        if isinstance(self.network, str) and self.network != "none":
+            check_mode("network", self.network)
+
 
 class Update(Value, frozen=True, kw_only=True):
     """What to change of a sandbox (`PATCH /v1/sandboxes/{ref}`, in the manner of RFC 7396): what is not given stays.
 
     resources: fields of Resources, e.g. {"memory": 1073741824}; None takes a limit away. labels: name -> value, None
-    removes one. timeout: seconds from now, None for no end. idle_timeout: seconds, None for none.
+    removes one. network: fields of NetworkPolicy, e.g. {"internet": False, "rules": []}, which denies all; in effect,
+    for running connections too, when the call returns. timeout: seconds from now, None for no end. idle_timeout: seconds, None for none.
     """
 
     resources: dict[str, Any] = field(default_factory=dict)
     labels: dict[str, str | None] = field(default_factory=dict)
+    network: dict[str, Any] = field(default_factory=dict)
     timeout: float | UnsetType | None = UNSET
     idle_timeout: float | UnsetType | None = UNSET
     on_timeout: Literal["kill", "pause"] | UnsetType = UNSET

@@ -7,6 +7,7 @@ from typing import Literal
 import msgspec
 
 from joey.model.cgroup import Usage
+from joey.model.ports import PublishedPort
 from joey.model.spec import SandboxSpec
 
 State = Literal["created", "running", "paused", "exited", "dead"]
@@ -39,7 +40,8 @@ class Sandbox(View, frozen=True):
     id: 24 hexadecimal characters. argv: what runs, the image's defaults included. pid: of the host, None when not
     running. owner: "" the administrator's, else the id of an API key. restarts: runs the restart policy began.
     deadline: when its timeout acts. restart_at: when the next of those runs begins, None if none does. health: None
-    without a check.
+    without a check. network: its mode. address: of its own, while it runs with nat or in a private network. ports:
+    published now, the host's ports filled in.
     """
 
     id: str
@@ -59,6 +61,9 @@ class Sandbox(View, frozen=True):
     deadline: float | None = None
     restart_at: float | None = None
     health: Health | None = None
+    network: str = "none"
+    address: str = ""
+    ports: tuple[PublishedPort, ...] = ()
 
 
 class ProcessView(View, frozen=True):
@@ -136,14 +141,51 @@ class Detail(View, frozen=True):
     slot: str = ""
 
 
+class NetworkUsage(View, frozen=True):
+    """What went through a sandbox's link: `sent` by it and `received`, in bytes and packets. refused: what its policy
+    refused; names_asked and names_refused: DNS questions (these two of the engine that runs now).
+    """
+
+    sent: int = 0
+    received: int = 0
+    packets_sent: int = 0
+    packets_received: int = 0
+    refused: int = 0
+    refused_packets: int = 0
+    names_asked: int = 0
+    names_refused: int = 0
+
+
+class NetworkMember(View, frozen=True):
+    """A sandbox in a private network; address "" while it does not run."""
+
+    id: str
+    name: str
+    address: str = ""
+
+
+class NetworkView(View, frozen=True):
+    """A private network. owner: "" the administrator's. members: who refers to it, running or not."""
+
+    name: str
+    internal: bool = False
+    labels: dict[str, str] = {}
+    created: float = 0.0
+    owner: str = ""
+    members: tuple[NetworkMember, ...] = ()
+
+
 class Stats(View, frozen=True):
-    """What one sandbox uses at `at` (seconds since the epoch); `cpus` is the limit it has, None for none."""
+    """What one sandbox uses at `at` (seconds since the epoch); `cpus` is the limit it has, None for none. network: None
+    without a link of its own.
+    """
 
     id: str
     name: str
     at: float
     usage: Usage
     cpus: float | None = None
+    network: NetworkUsage | None = None
 
 
 class LogEntry(View, frozen=True):
@@ -163,8 +205,23 @@ class Check(View, frozen=True):
     remedy: str = ""
 
 
+class Load(View, frozen=True):
+    """What there is of what there may be on this node: sandboxes (warm ones included; limit None for as many as fit),
+    bytes of memory promised as limits to those that run (the limit is memory and swap times the overcommit), starts in
+    flight.
+    """
+
+    sandboxes: int = 0
+    sandboxes_limit: int | None = None
+    memory: int = 0
+    memory_limit: int = 0
+    memory_overcommit: float = 1.0
+    starts: int = 0
+    starts_limit: int = 0
+
+
 class Node(View, frozen=True):
-    """This machine and this engine. `counts`: state -> number of sandboxes."""
+    """This machine and this engine. `counts`: state -> number of sandboxes. `load`: against the node's limits."""
 
     version: str
     home: str
@@ -175,6 +232,26 @@ class Node(View, frozen=True):
     memory_total: int
     counts: dict[str, int] = {}
     checks: tuple[Check, ...] = ()
+    load: Load = Load()
+
+
+class Pool(View, frozen=True):
+    """A warm pool: what it is, and how it does. spec: what its members are made of. ready: may be handed out now.
+    starting: under way. handed_out: sandboxes given since the engine started, missed: creates that found none ready
+    (they were started like any other). error: why the last member could not be started, "" if it could.
+    """
+
+    name: str
+    owner: str
+    created: float
+    size: int
+    max_starting: int
+    spec: SandboxSpec
+    ready: int = 0
+    starting: int = 0
+    handed_out: int = 0
+    missed: int = 0
+    error: str = ""
 
 
 class DiskUsage(View, frozen=True):

@@ -11,8 +11,8 @@
     fabric.close()                                    the last: table, gateway address, what was switched on
     Fabric.again(…)                                   instead of open, for an engine that finds sandboxes running
 
-Blocks for tens to hundreds of microseconds a call (the kernel's RTNL lock may hold it longer): for a thread, one at a
-time. It works in the network namespace where it was opened.
+Two threads may share it: one that wires and releases, which waits for the kernel's RTNL lock, and one (the engine's)
+for all else, which takes tens to hundreds of microseconds a call. It works in the network namespace where it was opened.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import ipaddress
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -33,7 +33,7 @@ from joey.host.netlink import NETLINK_ROUTE, Link, Message, NetlinkError, inside
 from joey.model.errors import Unenforceable, from_os
 from joey.model.network import NetworkPolicy, protected
 from joey.model.ports import PublishedPort
-from joey.network.ports import Claim, claim_all
+from joey.network.ports import Claim, claim_again, claim_all
 from joey.network.table import Seat, Table
 
 INNER, INNER_INDEX = "eth0", 0x4A6F
@@ -70,28 +70,42 @@ class Known(NamedTuple):
     ports: tuple[PublishedPort, ...] = ()
 
 
-class Fabric:
-    """See the top of this file."""
+Switched = list[tuple[int, str]]
+"""(index, name) of links of the host on which we have switched forwarding on."""
+Note = Callable[[int, Switched], None]
 
-    def __init__(self, name: str, addresses: Addresses, mtu: int) -> None:
+
+def _unnoted(number: int, switched: Switched) -> None:
+    pass
+
+
+class Fabric:
+    """See the top of this file. `note` is told of what has to be undone even by another engine, before it is done: the
+    number of the block of addresses, and what was switched on.
+    """
+
+    def __init__(self, name: str, addresses: Addresses, mtu: int, note: Note = _unnoted) -> None:
         self.name = name
         self.addresses = addresses
         self.gateway = addresses.gateway
         self.mtu = mtu
         self.group = _GROUP | addresses.number
-        self.switched: list[tuple[int, str]] = []
+        self.switched: Switched = []
+        self._note = note
         self.wires: dict[int, Wire] = {}
         self.local: list[ipaddress.IPv4Network] = []
         self.dns_port = 0
         with contextlib.ExitStack() as opened:
             self._route = opened.enter_context(Link(NETLINK_ROUTE))
+            self._quick = opened.enter_context(Link(NETLINK_ROUTE))
             self._filter = opened.enter_context(nft.open_link())
+            self._track = opened.enter_context(nft.open_link())
             self.watch = opened.enter_context(nft.open_watch())
             opened.pop_all()
         self.table = Table(self._filter, name)
 
     @classmethod
-    def open(cls, name: str, lock_file: Path | None = None) -> Fabric:
+    def open(cls, name: str, lock_file: Path | None = None, note: Note = _unnoted) -> Fabric:
         """Set up the table `name`, the gateway's address and forwarding. Raises Unenforceable, NotPermitted, HostFailed
         saying what is missing; nothing is left then.
         """
@@ -100,11 +114,12 @@ class Fabric:
             mtu = _uplink_mtu(link)
         addresses = Addresses(taken, lock_file) if lock_file else Addresses(taken)
         try:
-            fabric = cls(name, addresses, mtu)
+            fabric = cls(name, addresses, mtu, note)
         except OSError as error:
             addresses.close()
             raise from_os("network: netlink", error) from error
         try:
+            note(addresses.number, [])
             fabric._set_up()
         except BaseException as error:
             fabric.close()
@@ -114,19 +129,24 @@ class Fabric:
         return fabric
 
     @classmethod
-    def again(cls, name: str, number: int, known: Mapping[int, Known], lock_file: Path | None = None) -> Fabric:
+    def again(
+        cls, name: str, number: int, known: Mapping[int, Known], lock_file: Path | None = None, note: Note = _unnoted,
+        switched: Switched | None = None,
+    ) -> Fabric:  # fmt: skip
         """After an engine that died, with sandboxes that run on: `number` of its block of addresses, `known` sandboxes
-        by offset. Running connections stay up; what is of nobody is swept away. `wires` holds them, by link.
+        by offset. Running connections stay up; what is of nobody is swept away. `wires` holds them, by link. A port
+        that somebody has taken meanwhile is published all the same, and not held.
         """
         addresses = Addresses.again(number, known, lock_file) if lock_file else Addresses.again(number, known)
         with Link(NETLINK_ROUTE) as link:
             mtu = _uplink_mtu(link)
-        fabric = cls(name, addresses, mtu)
+        fabric = cls(name, addresses, mtu, note)
+        fabric.switched = list(switched or ())
         try:
             for offset, one in known.items():
                 wire = fabric._wire_at(offset, one.netns)
                 fabric.wires[wire.index] = wire
-                wire.claims = claim_all(one.ports)
+                wire.claims = [claim_again(port) for port in one.ports]
             fabric._take_over(known)
         except BaseException:
             fabric.close(keep=True)
@@ -158,7 +178,7 @@ class Fabric:
         if self.table.exists():
             return False
         self._install()
-        seated = [wire for wire in self.wires.values() if wire.seat]
+        seated = [wire for wire in list(self.wires.values()) if wire.seat]
         seats = self.table.admit_again([wire.seat for wire in seated if wire.seat])
         for wire, seat in zip(seated, seats, strict=True):
             wire.seat = seat
@@ -197,10 +217,11 @@ class Fabric:
         for found in route.links(self._route):
             if found.index in out and found.group != self.group:
                 if route.conf_of(self._route, found.index, route.DEVCONF_FORWARDING) == 0:
+                    self.switched.append((found.index, found.name))
+                    self._note(self.addresses.number, self.switched)
                     self._route.send(
                         [route.set_link(found.index, {route.DEVCONF_FORWARDING: 1}, up=False, no_ipv6=False)]
                     )
-                    self.switched.append((found.index, found.name))
 
     # ---- links
 
@@ -289,11 +310,11 @@ class Fabric:
 
     def traffic(self, wire: Wire) -> tuple[int, int, int, int]:
         """(bytes sent, bytes received, packets sent, packets received) by the sandbox."""
-        return route.counters(self._route, wire.index) or (0, 0, 0, 0)
+        return route.counters(self._quick, wire.index) or (0, 0, 0, 0)
 
     def _shape(self, wire: Wire, before: NetworkPolicy, policy: NetworkPolicy) -> None:
         if before.bandwidth_in != policy.bandwidth_in:
-            self._bucket(self._route, wire.index, policy.bandwidth_in)
+            self._bucket(self._quick, wire.index, policy.bandwidth_in)
         if before.bandwidth_out != policy.bandwidth_out:
 
             def body() -> None:
@@ -322,7 +343,7 @@ class Fabric:
         done: list[Claim] = []
         try:
             if claims:
-                self._route.send([route.set_link(wire.index, {**_DEVICE, route.DEVCONF_ROUTE_LOCALNET: 1})])
+                self._quick.send([route.set_link(wire.index, {**_DEVICE, route.DEVCONF_ROUTE_LOCALNET: 1})])
             for one in claims:
                 port = one.port
                 self.table.publish(port.protocol, port.host_ip, port.host, wire.address.packed, port.container)
@@ -354,7 +375,7 @@ class Fabric:
         for wire in wires:
             wire.seat = None
         if seats:
-            conntrack.flush(self._filter, [seat.address for seat in seats])
+            conntrack.flush(self._track, [seat.address for seat in seats])
         self._unwire(wires)
 
     def sweep(self, keep: Iterable[Wire]) -> int:
@@ -362,7 +383,7 @@ class Fabric:
         kept = list(keep)
         indices = {wire.index for wire in kept}
         gone = self.table.sweep({wire.address.packed for wire in kept})
-        conntrack.flush(self._filter, gone)
+        conntrack.flush(self._track, gone)
         strays = [one.index for one in route.links(self._route, group=self.group) if one.index not in indices]
         return route.delete_together(self._route, strays, self.group ^ _DYING)
 
@@ -378,15 +399,15 @@ class Fabric:
                 self.table.remove()
                 with contextlib.suppress(NetlinkError):
                     self._route.send([route.delete_address(1, self.gateway.packed)])
-                for index, _ in self.switched:
+                for index, _ in set(self.switched) & {(one.index, one.name) for one in route.links(self._route)}:
                     with contextlib.suppress(NetlinkError):
                         self._route.send(
                             [route.set_link(index, {route.DEVCONF_FORWARDING: 0}, up=False, no_ipv6=False)]
                         )
                 self.switched = []
         finally:
-            self._route.close()
-            self._filter.close()
+            for link in (self._route, self._quick, self._filter, self._track):
+                link.close()
             self.watch.close()
             self.addresses.close()
 

@@ -17,6 +17,7 @@ from joey.model.cgroup import DEFAULT_DEVICES, Hierarchy
 from joey.model.errors import Invalid, Unenforceable
 from joey.model.facts import HostFacts
 from joey.model.image import Identity, Image
+from joey.model.network import mode_of
 from joey.model.slot import Slot
 from joey.model.spec import Mount, SandboxSpec
 from joey.model.storage import BoxPlan
@@ -69,7 +70,7 @@ def launch(
         spec.process if spec.process.cwd or not image.cwd else msgspec.structs.replace(spec.process, cwd=image.cwd)
     )
     output = bool(spec.process.argv)
-    owned = run.owned_namespaces(wanted) & (~f.CLONE_NEWNET if spec.network != "none" else ~0)
+    owned = run.owned_namespaces(wanted) & (~f.CLONE_NEWNET if mode_of(spec.network) != "none" else ~0)
     check_sysctls(spec, owned)
     ops = [
         *_launcher_side(spec, image, facts, slot, box),
@@ -135,8 +136,10 @@ def check_sysctls(spec: SandboxSpec, owned: int) -> None:
         if name != "kernel.sem" and not name.startswith(_SYSCTLS):
             allowed = f"allowed are kernel.sem, {', '.join(prefix + '*' for prefix in _SYSCTLS)}"
             raise Invalid(field, "is the whole machine's, not the sandbox's", allowed)
-        if name.startswith("net.") and (spec.network == "host" or owned & f.CLONE_NEWNET):
-            why = "the network is the host's" if spec.network == "host" else "its capabilities rule over its network"
+        mode = mode_of(spec.network)
+        shared = mode == "host" or mode.startswith("container:")
+        if name.startswith("net.") and (shared or owned & f.CLONE_NEWNET):
+            why = f"the network is {mode}'s" if shared else "its capabilities rule over its network"
             raise Unenforceable(field, f"cannot be set: {why}", "leave out one of the two")
 
 
@@ -264,7 +267,7 @@ def _hierarchies(spec: SandboxSpec, facts: HostFacts) -> tuple[Hierarchy, ...]:
 
 def _enter(spec: SandboxSpec, facts: HostFacts, slot: Slot) -> list[op.Op]:
     ops = _joins(spec, facts, slot, cpu=False)
-    if spec.network == "none":  # also where it gets another one later: never in the host's meanwhile
+    if mode_of(spec.network) != "host":  # also where it gets another one later: never in the host's meanwhile
         ops += [op.Setns(NETNS, f.CLONE_NEWNET)]
     return ops
 
@@ -305,7 +308,7 @@ def _kernel_files(spec: SandboxSpec, facts: HostFacts, slot: Slot) -> list[op.Op
         ops += [op.Fsopen(_FS, "tmpfs"), *(op.Fsconfig(_FS, k, v) for k, v in options), op.Fsconfig(_FS)]
         ops += [op.Fsmount(_SHM, _FS, _SAFE)]
     ops += [op.MoveMount(_SHM, "/dev/shm", resolve=strict), op.MoveMount(_SYS, "/sys", resolve=strict)]
-    sysctls = {**(_NET_SYSCTLS if spec.network == "none" else {}), **spec.sysctls}
+    sysctls = {**(_NET_SYSCTLS if mode_of(spec.network) != "host" else {}), **spec.sysctls}
     ops += [op.Write("/proc/sys/" + name.replace(".", "/"), value) for name, value in sorted(sysctls.items())]
     masked = facts.proc_masked if spec.masked_paths is None else spec.masked_paths
     readonly = facts.proc_readonly if spec.readonly_paths is None else spec.readonly_paths
