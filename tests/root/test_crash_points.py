@@ -116,7 +116,9 @@ def answers(place: Path, point: str) -> dict[str, str]:
             os._exit(1)
     os.close(write)
     with os.fdopen(read) as lines:
-        return dict(line.rstrip("\n").split(" ", 1) for line in lines)
+        said = dict(line.rstrip("\n").split(" ", 1) for line in lines)
+    os.waitpid(pid, 0)
+    return said
 
 
 @pytest.mark.parametrize("point", EVERY if os.environ.get("JOEY_ALL_FAILPOINTS") else SOME)

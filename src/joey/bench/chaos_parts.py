@@ -26,13 +26,29 @@ START_SECONDS = 30.0
 
 def reap_orphan() -> bool:
     """Wait for one that has ended, if there is one: of another session, so none that this program waits for itself."""
+    mine = os.getsid(0)
     try:
         found = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-        if found is None or os.getsid(found.si_pid) == os.getsid(0):
+        if found is None:
             return False
-        return os.waitpid(found.si_pid, os.WNOHANG)[0] != 0
+        if os.getsid(found.si_pid) != mine:
+            return os.waitpid(found.si_pid, os.WNOHANG)[0] != 0
     except (ChildProcessError, ProcessLookupError):
         return False
+    return any(_reaped(pid) for pid in _children() if pid != found.si_pid)  # the kernel would name that one for ever
+
+
+def _reaped(pid: int) -> bool:
+    try:
+        return os.getsid(pid) != os.getsid(0) and os.waitpid(pid, os.WNOHANG)[0] != 0
+    except (ChildProcessError, ProcessLookupError):
+        return False
+
+
+def _children() -> Iterator[int]:
+    for task in os.listdir("/proc/self/task"):
+        with contextlib.suppress(OSError):
+            yield from map(int, Path(f"/proc/self/task/{task}/children").read_text().split())
 
 
 @contextlib.contextmanager
