@@ -18,6 +18,9 @@ from joey.model.errors import ImageError, from_os
 
 BLOCK = 512
 _PIECE = 1 << 20
+_SPARSE_FROM = 64 << 10
+_MOST_PARTS = 65535
+"""What joey-untar takes (untar.h)."""
 _OPAQUE = ("trusted.overlay.opaque", "user.overlay.opaque")
 _KEPT = ("user.", "system.posix_acl_")
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -96,7 +99,7 @@ class _Packer:
         return sorted(set(map(os.fsencode, os.listdir(fd))) - skip)
 
     def _directory(self, fd: int, path: bytes, found: os.stat_result) -> Iterator[bytes]:
-        yield self._header(path or b"./", b"5", found, 0, b"", _attributes(fd))
+        yield self._header(path or b"./", b"5", found, 0, b"", attributes(fd))
         if self.options.overlay and path and any(_attribute(fd, name) == b"y" for name in _OPAQUE):
             yield self._plain(path + b".wh..wh..opq", found)
 
@@ -135,17 +138,32 @@ class _Packer:
             now = os.fstat(fd)
             if (now.st_ino, now.st_dev) != (found.st_ino, found.st_dev) or not stat.S_ISREG(now.st_mode):
                 raise ImageError("layer", f"{os.fsdecode(path)} changed while it was read", "stop the sandbox first")
-            size = now.st_size
-            yield self._header(path, b"0", now, size, b"", _attributes(fd))
-            left = size
-            while left:
-                data = os.read(fd, min(_PIECE, left)) or bytes(min(_PIECE, left))
-                left -= len(data)
-                yield data
-            if size % BLOCK:
-                yield bytes(BLOCK - size % BLOCK)
+            extra = attributes(fd)
+            if now.st_size >= _SPARSE_FROM and now.st_blocks * 512 < now.st_size // 2:
+                yield from self._sparse(fd, path, now, extra)
+                return
+            yield self._header(path, b"0", now, now.st_size, b"", extra)
+            yield from _content(fd, 0, now.st_size)
+            yield bytes(-now.st_size % BLOCK)
         finally:
             os.close(fd)
+
+    def _sparse(self, fd: int, path: bytes, found: os.stat_result, extra: dict[bytes, bytes]) -> Iterator[bytes]:
+        """Mostly holes: as GNU tar's PAX format 1.0 has it (its manual, "Storing Sparse Files"), which Go's archive/tar
+        reads too. The map comes first in the content.
+        """
+        parts = list(_parts(fd, found.st_size))
+        table = b"".join(b"%d\n" % number for number in (len(parts), *(n for part in parts for n in part)))
+        table += bytes(-len(table) % BLOCK)
+        above, _, name = path.rpartition(b"/")
+        extra |= {b"GNU.sparse.major": b"1", b"GNU.sparse.minor": b"0", b"GNU.sparse.name": path}
+        extra[b"GNU.sparse.realsize"] = b"%d" % found.st_size
+        size = len(table) + sum(length for _, length in parts)
+        yield self._header((above + b"/" if above else b"") + b"GNUSparseFile.0/" + name, b"0", found, size, b"", extra)
+        yield table
+        for start, length in parts:
+            yield from _content(fd, start, length)
+        yield bytes(-size % BLOCK)
 
     def _time(self, found: os.stat_result) -> tuple[int, int]:
         seconds, rest = divmod(found.st_mtime_ns, 10**9)
@@ -168,6 +186,36 @@ class _Packer:
         return number if 0 <= number <= 0xFFFF or not self.options.shift else 65534
 
 
+def _content(fd: int, start: int, length: int) -> Iterator[bytes]:
+    """So many bytes, whatever has become of the file: zeros where it ends."""
+    os.lseek(fd, start, os.SEEK_SET)
+    while length:
+        data = os.read(fd, min(_PIECE, length)) or bytes(min(_PIECE, length))
+        length -= len(data)
+        yield data
+
+
+def _parts(fd: int, size: int) -> Iterator[tuple[int, int]]:
+    """(offset, length) of what is no hole; at the end (size, 0)."""
+    found: list[tuple[int, int]] = []
+    position = 0
+    while position < size:
+        try:
+            start = os.lseek(fd, position, os.SEEK_DATA)
+            position = min(size, os.lseek(fd, start, os.SEEK_HOLE))
+        except OSError as error:
+            if error.errno == errno.ENXIO:  # only a hole is left
+                break
+            raise
+        if start < position:
+            found.append((start, position - start))
+        if len(found) >= _MOST_PARTS:
+            raise ImageError("layer", f"a file has more than {_MOST_PARTS} holes")
+    yield from found
+    if not found or sum(found[-1]) < size:
+        yield size, 0
+
+
 def _attribute(fd: int, name: str) -> bytes:
     try:
         return os.getxattr(fd, name)
@@ -177,7 +225,7 @@ def _attribute(fd: int, name: str) -> bytes:
         raise
 
 
-def _attributes(fd: int) -> dict[bytes, bytes]:
+def attributes(fd: int) -> dict[bytes, bytes]:
     """Extended attributes as pax records. Capabilities of a file in a sandbox are stored with the sandbox's own root
     in them (capabilities(7), version 3); in a layer they have none.
     """
@@ -190,13 +238,14 @@ def _attributes(fd: int) -> dict[bytes, bytes]:
     found = {}
     for name in sorted(names):
         if name == "security.capability":
-            found[b"SCHILY.xattr.security.capability"] = _capability(_attribute(fd, name))
+            found[b"SCHILY.xattr.security.capability"] = capability(_attribute(fd, name))
         elif name.startswith(_KEPT) and not name.startswith("user.overlay."):
             found[b"SCHILY.xattr." + os.fsencode(name)] = _attribute(fd, name)
     return found
 
 
-def _capability(value: bytes) -> bytes:
+def capability(value: bytes) -> bytes:
+    """A file's capabilities without whose root they are for (capabilities(7): version 3 as version 2)."""
     if len(value) == 24 and value[3] == 3:
         return bytes((value[0], value[1], value[2], 2)) + value[4:20]
     return value

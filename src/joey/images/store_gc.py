@@ -42,18 +42,22 @@ class Damage(msgspec.Struct, frozen=True):
 
 
 def _needed(store: Store) -> tuple[set[str], set[str]]:
-    """(blobs, diff ids) that some image names."""
+    """(blobs, diff ids) that some image or a step of a build names."""
     blobs, layers = set(store.tops().values()), set()
     for image in store.all():
         blobs |= {image.digest, image.config.digest, *(layer.digest for layer in image.layers)}
         layers |= set(image.diff_ids)
+    for diff_id, blob in store.steps():
+        blobs.add(blob)
+        layers.add(diff_id)
     return blobs, layers
 
 
 def prune(store: Store, *, all: bool = False, parts: bool = False) -> Swept:
-    """Forget images without a name (all: every image) that no sandbox uses, and sweep. parts: interrupted downloads
-    too, however young.
+    """Forget images without a name (all: every image) that no sandbox uses and the steps of builds, and sweep. parts:
+    interrupted downloads too, however young.
     """
+    store.forget_steps()
     with store.lock():
         gone = [one for one in store.all() if (all or not one.names) and not store.leases(one.digest)]
         gone = [one for one in gone if not store.is_busy(one.digest)]

@@ -24,6 +24,11 @@ MIGRATIONS: tuple[str, ...] = (
         owner TEXT NOT NULL, image TEXT NOT NULL, PRIMARY KEY (owner, image)
     ) WITHOUT ROWID;
     """,
+    """
+    CREATE TABLE steps (
+        key TEXT PRIMARY KEY, diff_id TEXT NOT NULL, blob TEXT NOT NULL, added REAL NOT NULL
+    ) WITHOUT ROWID;
+    """,
 )
 """Entry n leads from version n to n + 1 (PRAGMA user_version). One that was released is never changed.
 
@@ -31,6 +36,8 @@ images   a manifest and what hangs on it: config as JSON of a Descriptor, layers
 names    a reference; top: the digest its registry gave it, which may be that of an index
 layers   unpacked below layers/; size in bytes
 leases   who needs an image: `sandbox:ID`
+steps    a build's step by the digest of all it depends on, and the layer it made: blob as JSON of a Descriptor; both
+         empty for a step that changed no file
 """
 
 
