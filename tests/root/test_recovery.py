@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
@@ -274,8 +274,9 @@ def test_exit_codes_and_output_around_the_end_of_a_launcher(home):
         fleet = engine.machine.fleet
         start_launcher = fleet._start_launcher
 
-        async def later(number: int):
-            os.kill(brief.pid, signal.SIGKILL)
+        async def later(number: int):  # for every launcher
+            with suppress(ProcessLookupError):
+                os.kill(brief.pid, signal.SIGKILL)
             await eventually(lambda: gone([brief]))
             return await start_launcher(number)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import fcntl
 import logging
 import os
@@ -35,7 +36,7 @@ MAX_WIDTH = 4
 """Launchers that work side by side however many processors there are."""
 WORKER = 99
 """Its number among the launchers."""
-_PAUSE_SECONDS = 0.1
+_PAUSE_SECONDS, _MOST_PAUSE_SECONDS = 0.1, 5.0
 _log = logging.getLogger(__name__)
 _SEALS = 0x1 | 0x2 | 0x4 | 0x8
 
@@ -227,10 +228,12 @@ class Fleet:
         if shard.number == WORKER:
             self._worker = shard
             shard.launcher.on_gone = self._worker_gone
-            return
-        self._shards[shard.number] = shard
-        shard.launcher.on_exit = lambda child: self._exited(shard, child)
-        shard.launcher.on_gone = lambda: self._shard_gone(shard)
+        else:
+            self._shards[shard.number] = shard
+            shard.launcher.on_exit = lambda child: self._exited(shard, child)
+            shard.launcher.on_gone = lambda: self._shard_gone(shard)
+        if shard.launcher.lost:  # between its last answer and now
+            asyncio.get_running_loop().call_soon(shard.launcher.on_gone)
 
     def _exited(self, shard: Shard, child: Child) -> None:
         shard.running.pop(child.key, None)
@@ -258,14 +261,14 @@ class Fleet:
 
     async def _rescue(self, shard: Shard) -> None:
         """A new launcher in its place. Its children have run on, and those that end from now on are known by pidfd."""
-        pidfds = {key: _claim(one) for key, one in shard.running.items()}
+        pidfds = _claims(shard.running)
         try:
             launcher = await self._another(shard)
             if launcher is None:
                 return
             shard.replace(launcher)
-            self._know(shard)
             life = shard.life
+            self._know(shard)
             await self._take_over(shard, dict(shard.running), pidfds)
             if life != shard.life:
                 return  # it is gone, too, and its own rescue goes on
@@ -276,8 +279,7 @@ class Fleet:
                     orphans.end_strangers(self._cgroup, slot, known)
         finally:
             for pidfd in pidfds.values():
-                if pidfd is not None:
-                    os.close(pidfd)
+                os.close(pidfd)
 
     async def _another(self, shard: Shard) -> Launcher | None:
         """Tried until it can be had, or the engine closes."""
@@ -287,28 +289,43 @@ class Fleet:
                 return await self._start_launcher(shard.number)
             except JoeyError as error:
                 _log.error("launcher %d cannot be replaced yet: %s", shard.number, error)
+            except Exception:  # not a reason to leave its sandboxes to themselves
+                _log.exception("launcher %d cannot be replaced yet", shard.number)
             await asyncio.sleep(pause)
-            pause = min(pause * 2, 5.0)
+            pause = min(pause * 2, _MOST_PAUSE_SECONDS)
         return None
 
     async def _take_over(
-        self, shard: Shard, children: Mapping[int, Running], pidfds: Mapping[int, int | None] | None = None
+        self, shard: Shard, children: Mapping[int, Running], pidfds: dict[int, int] | None = None, pause: float = 0.0
     ) -> None:
+        """Hand `children` over. Those with which that fails, for want of descriptors perhaps, are tried again. pidfds:
+        of some of them; each is closed, and gone from there, when it has been used.
+        """
+        await asyncio.sleep(pause)
+        left: dict[int, Running] = {}
         for key, one in children.items():
-            pidfd = None if pidfds is None else pidfds.get(key)
-            mine = _claim(one) if pidfd is None else None
+            if pause and (self._closed or shard.running.get(key) is not one):
+                continue  # it was found to have ended
+            pidfd = pidfds.pop(key, None) if pidfds else None
             try:
-                if (found := mine if pidfd is None else pidfd) is None:
+                pidfd = _claim(one) if pidfd is None else pidfd
+                if pidfd is None:
                     self._exited(shard, _unseen(key, one))
                 else:
-                    await self.hand_over(shard, key, one, found, time.time())
+                    await self.hand_over(shard, key, one, pidfd, time.time())
             except LauncherGone:
                 return  # it is gone, too; the next one finds them
-            except LauncherError as error:
-                _log.error("process %d of %s cannot be taken over: %s", one.pid, one.slot, error)
+            except OSError as error:
+                if error.errno != errno.EEXIST:  # else it has been handed over already
+                    _log.error("process %d of %s cannot be taken over yet: %s", one.pid, one.slot, error)
+                    left[key] = one
+            except Exception:  # whatever it is, the others wait for their launcher
+                _log.exception("process %d of %s", one.pid, one.slot)
             finally:
-                if mine is not None:
-                    os.close(mine)
+                if pidfd is not None:
+                    os.close(pidfd)
+        if left:
+            self._spawn(self._take_over(shard, left, None, min(max(pause * 2, _PAUSE_SECONDS), _MOST_PAUSE_SECONDS)))
 
     async def hand_over(self, shard: Shard, key: int, running: Running, pidfd: int, started: float) -> None:
         """Have `shard` take over a process whose launcher is gone. Raises LauncherError, LauncherGone."""
@@ -342,7 +359,9 @@ class Fleet:
         """Of a launcher of another version: have one of ours take `child` over, where the kernel tells how it ends.
         Returns that one, or `shard`. Raises LauncherError, LauncherGone.
         """
-        pidfd = _claim(running) if shard.outdated and _kernel_remembers() else None
+        pidfd = None
+        with contextlib.suppress(OSError):  # no more can be opened: it may stay where it is
+            pidfd = _claim(running) if shard.outdated and _kernel_remembers() else None
         if pidfd is None:
             return shard
         try:
@@ -376,10 +395,18 @@ class Fleet:
 
 
 def _claim(one: Running) -> int | None:
-    try:
-        return orphans.claim(one.slot, one.pid, main=one.main)
-    except OSError:  # too many open: again when it is its turn
-        return None
+    """Raises OSError if no more may be opened."""
+    return orphans.claim(one.slot, one.pid, main=one.main)
+
+
+def _claims(running: Mapping[int, Running]) -> dict[int, int]:
+    """Of as many as may be opened, the others when it is their turn."""
+    found: dict[int, int] = {}
+    with contextlib.suppress(OSError):
+        for key, one in running.items():
+            if (pidfd := _claim(one)) is not None:
+                found[key] = pidfd
+    return found
 
 
 async def _executes(pid: int) -> bool:

@@ -131,8 +131,8 @@ class Shard:
         try:
             await asyncio.shield(known)
         except BaseException:
-            if known.done():
-                self._layers.pop(layer.id, None)
+            if known.done() and self._layers.get(layer.id) is known:
+                del self._layers[layer.id]
             raise
 
     async def _attach(self, layer: Layer) -> None:

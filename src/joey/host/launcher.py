@@ -150,6 +150,11 @@ class Launcher:
         self.close()
         await _wait_for_end(self.pid)
 
+    @property
+    def lost(self) -> bool:
+        """Whether the connection is closed."""
+        return self._socket.fileno() < 0
+
     def close(self) -> None:
         """Drop the connection; the launcher and its children go on."""
         if self._socket.fileno() >= 0:
