@@ -19,8 +19,14 @@ async def list_keys(call: Call) -> Any:
 
 
 async def revoke_key(call: Call) -> None:
-    """By id or name. Requests with it are refused from now on; its sandboxes stay."""
-    call.service.access.revoke(call.path["id"])
+    """By id or name. Requests with it are refused from now on; its sandboxes stay, its warm pools go."""
+    await call.whole(_revoke(call))
+
+
+async def _revoke(call: Call) -> None:
+    key = call.service.access.revoke(call.path["id"])
+    for pool in call.engine.pools(key.id):
+        await call.engine.pool_remove(pool.name, owner=key.id)
 
 
 ROUTES = (

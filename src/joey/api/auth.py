@@ -19,28 +19,12 @@ from joey.api.database import Database
 from joey.api.light import web
 from joey.api.routes import Call
 from joey.model.errors import Invalid, NotFound, NotPermitted
+from joey.model.limits import NO_LIMITS, Limits
 from joey.model.spec import SandboxSpec
 from joey.model.value import Value
 
 PREFIX = "joey_"
 _ADMINISTRATOR = "come by the unix socket, or with a key made with --admin"
-
-
-class Limits(Value, frozen=True, kw_only=True):
-    """What one key may use at a time; None for no limit of its own.
-
-    sandboxes: that exist. memory: bytes, the sum of their memory limits. starts: in flight.
-    """
-
-    sandboxes: int | None = None
-    memory: int | None = None
-    starts: int | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("sandboxes", "memory", "starts"):
-            value = getattr(self, name)
-            if value is not None and not 0 <= value < 1 << 62:
-                raise Invalid(name, "must not be negative, or larger than any machine")
 
 
 class Key(msgspec.Struct, frozen=True, kw_only=True):
@@ -77,11 +61,13 @@ class Access:
     def __init__(self, database: Database) -> None:
         self._database = database
         self._keys: dict[bytes, Key] = {}
+        self._limits: dict[str, Limits] = {}
         for id, name, digest, created, admin, limits in database.read(
             "SELECT id, name, digest, created, admin, limits FROM keys ORDER BY created, id"
         ):
             decoded = msgspec.json.decode(limits, type=Limits)
             self._keys[bytes(digest)] = Key(id=id, name=name, created=created, admin=bool(admin), limits=decoded)
+            self._limits[id] = decoded
 
     def list(self) -> list[Key]:
         """Oldest first."""
@@ -89,7 +75,7 @@ class Access:
 
     def limits(self, owner: str) -> Limits:
         """Of an owner; none for the administrator and for a key that is gone."""
-        return next((key.limits for key in self._keys.values() if key.id == owner), Limits())
+        return self._limits.get(owner, NO_LIMITS)
 
     def create(self, body: KeyBody) -> NewKey:
         """Make a key and keep its hash."""
@@ -101,10 +87,10 @@ class Access:
             "INSERT INTO keys (id, name, digest, created, admin, limits) VALUES (?, ?, ?, ?, ?, ?)",
             key.id, key.name, digest, key.created, int(key.admin), limits,
         )  # fmt: skip
-        self._keys[digest] = key
+        self._keys[digest], self._limits[key.id] = key, key.limits
         return NewKey(**{name: getattr(key, name) for name in key.__struct_fields__}, key=secret)
 
-    def revoke(self, ref: str) -> None:
+    def revoke(self, ref: str) -> Key:
         """From now on its requests are refused; its sandboxes stay, for the administrator. Raises NotFound."""
         found = [digest for digest, key in self._keys.items() if ref in (key.id, key.name) and ref]
         if not found:
@@ -112,7 +98,9 @@ class Access:
         if len(found) > 1:
             raise Invalid("key", f"{len(found)} keys have the name {ref!r}", "give the id")
         self._database.write("DELETE FROM keys WHERE digest = ?", found[0])
-        del self._keys[found[0]]
+        key = self._keys.pop(found[0])
+        del self._limits[key.id]
+        return key
 
     def find(self, secret: str) -> Key | None:
         """The key of a secret, None if there is none."""

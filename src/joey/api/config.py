@@ -8,6 +8,7 @@ from typing import Any
 
 from joey.model import codec
 from joey.model.errors import Invalid
+from joey.model.limits import NodeLimits
 from joey.model.value import Value
 
 FILE = "daemon.toml"
@@ -23,6 +24,9 @@ class Settings(Value, frozen=True, kw_only=True):
     max_requests    in flight at a time; more are told to come back (503)
     max_requests_per_key    requests and streams of one key at a time; more are refused (429)
     max_connections by TCP at a time; more are closed
+    max_sandboxes   that exist on this node, 0 for as many as fit; more are refused (503)
+    memory_overcommit   how many times the machine's memory and swap may be promised as memory limits (256)
+    max_starts      of sandboxes in flight at a time; more are told to come back (503)
     header_timeout  seconds a connection may take for a request's head, or be idle
     body_timeout    seconds a request's body may take
     """
@@ -35,19 +39,33 @@ class Settings(Value, frozen=True, kw_only=True):
     max_requests: int = 4096
     max_requests_per_key: int = 2048
     max_connections: int = 4096
+    max_sandboxes: int = 0
+    memory_overcommit: float = NodeLimits().memory_overcommit
+    max_starts: int = NodeLimits().starts
     header_timeout: float = 75.0
     body_timeout: float = 30.0
 
     def __post_init__(self) -> None:
-        for name in ("max_requests", "max_requests_per_key", "max_connections"):
+        for name in ("max_requests", "max_requests_per_key", "max_connections", "max_starts"):
             if not 1 <= getattr(self, name) <= 1 << 20:
                 raise Invalid(name, "is a whole number from 1 to 1048576")
+        if not 0 <= self.max_sandboxes <= 1 << 20:
+            raise Invalid("max_sandboxes", "is a whole number from 0 (no limit) to 1048576")
+        if not 0 < self.memory_overcommit <= 1e6:
+            raise Invalid("memory_overcommit", "is a number above 0, 1000000 at most")
         for name in ("header_timeout", "body_timeout", "idle_exit"):
             value = getattr(self, name)
             if value is not None and not (0 < value < 1e9 or (name == "idle_exit" and value == 0)):
                 raise Invalid(name, "is a number of seconds above 0")
         if bool(self.tls_cert) != bool(self.tls_key):
             raise Invalid("tls_key" if self.tls_cert else "tls_cert", "certificate and key are given together")
+
+    @property
+    def node(self) -> NodeLimits:
+        """What all sandboxes together may use."""
+        return NodeLimits(
+            sandboxes=self.max_sandboxes or None, memory_overcommit=self.memory_overcommit, starts=self.max_starts
+        )
 
 
 def load(home: Path, options: Mapping[str, Any], environment: Mapping[str, str]) -> Settings:

@@ -17,6 +17,7 @@ from joey.api.requests import sandbox_spec
 from joey.api.routes import JSON, NDJSON, Call, Route
 from joey.model import codec
 from joey.model.errors import Invalid, JoeyError
+from joey.model.pool import builtins, merged
 from joey.model.spec import SandboxSpec
 from joey.model.value import Value
 from joey.model.views import Sandbox
@@ -44,17 +45,18 @@ class BatchLine(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class Wanted(msgspec.Struct, frozen=True):
-    """One sandbox to make, checked. files: absolute path inside -> content."""
+    """One sandbox to make, checked. files: absolute path inside -> content. pool: a warm one of it, if there is one."""
 
     spec: SandboxSpec
     start: bool
     files: dict[str, bytes]
+    pool: str = ""
 
 
 def wanted(call: Call, body: dict[str, Any]) -> Wanted:
     """Of a CreateBody as JSON gave it. Raises Invalid naming the field, NotPermitted."""
     body = dict(body)
-    start, files = body.pop("start", True), body.pop("files", None)
+    start, files, pool = body.pop("start", True), body.pop("files", None), body.pop("pool", "")
     if not isinstance(start, bool):
         raise Invalid("start", "is true or false")
     contents: dict[str, bytes] = {}
@@ -68,9 +70,17 @@ def wanted(call: Call, body: dict[str, Any]) -> Wanted:
                 raise Invalid("files", f"{path!r} is not an absolute path without ..")
         if not start:
             raise Invalid("files", "they are written into a running sandbox", "leave start as it is")
-    spec = sandbox_spec(body)
+    spec = sandbox_spec(_of_pool(call, pool, start, body) if pool else body)
     restrict(call, spec)
-    return Wanted(spec, start, contents)
+    return Wanted(spec, start, contents, pool)
+
+
+def _of_pool(call: Call, pool: Any, start: bool, body: dict[str, Any]) -> dict[str, Any]:
+    if not isinstance(pool, str):
+        raise Invalid("pool", "is the name of a pool")
+    if not start:
+        raise Invalid("start", "a sandbox of a pool runs already", "leave start or pool out")
+    return merged(body, builtins(call.engine.pool(pool, call.owner).spec))
 
 
 async def make(call: Call, one: Wanted) -> Sandbox:
@@ -78,7 +88,10 @@ async def make(call: Call, one: Wanted) -> Sandbox:
     if not one.start:
         return await call.engine.create(one.spec, owner=call.owner)
     begun = time.monotonic()
-    made = (await call.engine.run(one.spec, owner=call.owner)).sandbox
+    if one.pool:
+        made = (await call.engine.run(one.spec, owner=call.owner, pool=one.pool)).sandbox
+    else:
+        made = (await call.engine.run(one.spec, owner=call.owner)).sandbox
     call.service.counters.launches.add(time.monotonic() - begun)
     if one.files:
         try:
@@ -119,8 +132,9 @@ async def create(call: Call) -> Any:
 async def _attached(call: Call, one: Wanted, key: str | None) -> web.StreamResponse:
     if not one.start:
         raise Invalid("start", "a stream needs a sandbox that is started")
-    if key is not None or one.files:
-        raise Invalid(IDEMPOTENCY if key is not None else "files", "does not go with a stream")
+    if key is not None or one.files or one.pool:
+        field = IDEMPOTENCY if key is not None else "files" if one.files else "pool"
+        raise Invalid(field, "does not go with a stream")
     task = asyncio.ensure_future(call.engine.run(one.spec, attach=True, owner=call.owner))
     try:
         started = await asyncio.shield(task)

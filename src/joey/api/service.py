@@ -17,15 +17,7 @@ from joey.api.light import web
 from joey.api.metrics import Counters
 from joey.api.routes import Call, NoSuchPath, Route, Router, WrongMethod, reply
 from joey.engine.interface import Engine
-from joey.model.errors import Busy, JoeyError
-
-
-class TooMany(Busy):
-    """One client asks for more at a time than it may (RFC 6585, 4)."""
-
-    status = 429
-    code = "too-many-requests"
-    title = "Too many requests"
+from joey.model.errors import Busy, JoeyError, TooMany
 
 
 class Service:
@@ -46,6 +38,7 @@ class Service:
         self.activity = Activity()
         self.ended = asyncio.Event()
         settings = settings or Settings()
+        engine.limit(self.access.limits, settings.node)
         self.max_requests, self.body_timeout = settings.max_requests, settings.body_timeout
         self.max_per_key = settings.max_requests_per_key
         self.by_owner: dict[str, int] = {}

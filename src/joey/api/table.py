@@ -14,6 +14,7 @@ from joey.api import (
     logs,
     metrics,
     node,
+    pools,
     processes,
     sandboxes,
 )
@@ -26,6 +27,7 @@ MODULES = (
     files,
     logs,
     events,
+    pools,
     archives,
     images,
     node,
@@ -39,6 +41,7 @@ TAGS = {
     "sandboxes": "Isolated environments: create, look, change, end",
     "processes": "Programs inside a sandbox",
     "files": "Files of a sandbox, without an agent inside",
+    "pools": "Sandboxes kept warm, handed out at once",
     "images": "What sandboxes are made from",
     "node": "This machine and this engine",
     "keys": "API keys (administrator)",

@@ -8,19 +8,21 @@ import errno
 import logging
 import signal
 import time
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Coroutine
 from functools import partial
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol, TypeVar
 
 from msgspec import UNSET
 
 from joey.engine import events, health, update
+from joey.engine.admission import Admission
 from joey.engine.attached import Attached
 from joey.engine.clocks import Clocks
 from joey.engine.launching import Launched, Request, check_signal, send_signal
 from joey.engine.lifecycle import step
 from joey.engine.logs import Logs
 from joey.engine.machine import Machine
+from joey.engine.networks import Link, Networks
 from joey.engine.output import Output
 from joey.engine.record import (
     Action,
@@ -54,11 +56,14 @@ from joey.host.cgroup_files import CgroupError
 from joey.model import codec
 from joey.model.cgroup import Unenforceable as CgroupUnenforceable
 from joey.model.errors import Broken, Conflict, HostFailed, Invalid, JoeyError, NotFound, Unenforceable, from_os
+from joey.model.network import mode_of
+from joey.model.resources import Resources
 from joey.model.slot import Slot
 from joey.model.spec import HealthCheck, Process, SandboxSpec, Update
 from joey.model.views import Exit, Sandbox
 from joey.plan import flags as f
 
+T = TypeVar("T")
 _log = logging.getLogger(__name__)
 
 
@@ -69,8 +74,10 @@ class Context(Protocol):
     store: Store
     kept: Logs
     launches: asyncio.Semaphore
+    admission: Admission
     timers: Timers
     news: events.Events
+    networks: Networks
 
     async def look(self, box: Box, process: Process) -> Attached: ...
     def busy(self, box: Box) -> bool: ...
@@ -97,6 +104,8 @@ class Box:
         self, context: Context, id: str, name: str, spec: SandboxSpec, created: float, owner: str = ""
     ) -> None:
         self.id, self.name, self.spec, self.created, self.owner = id, name, spec, created, owner
+        self.pool = ""
+        """The pool of which it is a warm member: nobody else knows of it then."""
         self._encoded = codec.encode(spec)
         self.record = Record(policy=update.policy(spec, signal_number(spec.stop_signal)))
         self.clocks = Clocks(context.timers, self.apply, partial(context.store.next_number, "key"), self._look)
@@ -106,6 +115,7 @@ class Box:
         self.on_disk: asyncio.Future[JoeyError | None] | None = None
         self.request: Request | None = None
         self.slot: Slot | None = None
+        self.link: Link | None = None
         self.launched: Launched | None = None
         self.output: Output | None = None
         self.error: JoeyError | None = None
@@ -141,6 +151,9 @@ class Box:
             deadline=record.deadline,
             restart_at=record.again_at,
             health=record.health,
+            network=mode_of(self.spec.network),
+            address=self.link.address if self.link else "",
+            ports=self.link.ports if self.link else (),
         )
 
     def row(self) -> Row:
@@ -148,7 +161,7 @@ class Box:
         return Row(
             id=self.id, name=self.name, spec=self._encoded, created=self.created, image=self.spec.image,
             slot=self.slot.name if self.slot else "", base=self.slot.base if self.slot else 0, launcher=launcher,
-            owner=self.owner, record=self.record,
+            owner=self.owner, record=self.record, meta=codec.encode({"pool": self.pool}) if self.pool else b"{}",
         )  # fmt: skip
 
     @property
@@ -167,10 +180,18 @@ class Box:
             for type, data in events.told(before, event, self.record):
                 self.tell(type, **data)
             if not self.removed.done():
+                self.promise()
                 self.clocks.follow(self.record, self.spec.health)
+
+    def promise(self) -> None:
+        """Enter what memory it may take now."""
+        runs = self.record.run is not Run.NONE or self.record.again_at is not None
+        self._context.admission.hold(self.id, self.spec.resources.memory, runs=runs)
 
     def tell(self, type: str, **data: str | int | float | bool | None) -> None:
         """An event `sandbox.` of this one."""
+        if self.pool:
+            return
         self._context.news.emit(
             f"sandbox.{type}", sandbox=self.id, name=self.name, labels=self.spec.labels, owner=self.owner, **data
         )
@@ -211,6 +232,20 @@ class Box:
         self._last = task = asyncio.ensure_future(run())
         return task
 
+    async def in_turn(self, work: Coroutine[Any, Any, T]) -> T:
+        """Do `work` after what was queued and before what comes, to its end also if nobody waits for it any more."""
+        done: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+
+        async def run() -> None:
+            try:
+                done.set_result(await work)
+            except Exception as error:
+                done.set_exception(error)
+
+        done.add_done_callback(lambda _: done.exception())  # perhaps nobody waits any more
+        self._queue(run())
+        return await asyncio.shield(done)
+
     async def settled(self) -> None:
         """Return when all that was queued is done. Raises what went wrong in the last of it."""
         if self._last is not None:
@@ -237,22 +272,23 @@ class Box:
             self._answer(None)
 
     async def _start(self, key: int) -> Launched:
-        launching, pool = self._machine.launching, self._machine.pool
+        launching, networks = self._machine.launching, self._context.networks
         if self.request is None:
             self.request = launching.complete(self.spec, self.id)
-        prepared = await (pool.revive(self.slot, self._has_files(self.slot)) if self.slot else pool.take())
+        prepared = await networks.take(self)
         try:
             self.slot = prepared.slot
+            etc = networks.connect(self, self.request.image, prepared.netns)
             self._context.store.save(self.row())
             if (
                 self.durable
             ):  # the launch takes longer than the disk; what is found running later needs no more than this
                 self.durable, self.on_disk = False, self._context.store.flushed()
-            return await launching.start(self.request, prepared, key)
+            return await launching.start(self.request, prepared, key, etc)
         finally:
             prepared.close()
 
-    def _has_files(self, slot: Slot) -> bool:
+    def has_files(self, slot: Slot) -> bool:
         """Not so after a restart of the machine: what was in memory is gone."""
         return (self._machine.storage.scratch / slot.name).is_dir()
 
@@ -369,18 +405,38 @@ class Box:
         step(self.record, event)  # refuses before anything is done
         request = self._machine.launching.complete(new, self.id)
         self._machine.launching.check(request)
+        if self.alive:
+            self._context.admission.resize(self.id, new.resources.memory)
         if self.alive and self.slot is not None and new.resources != old.resources:
-            await self._limit(self.slot, old, new)
-        self.spec, self.request, self._encoded = new, request, codec.encode(new)
-        self.apply(event)
-        self.clocks.rearm()
-        self.clocks.follow(self.record, new.health)
-        self._context.store.save(self.row())
+            try:
+                await self._limit(self.slot, old.resources, new.resources)
+            except BaseException:
+                self.promise()
+                raise
+        self._is_now(request, new, event)
         self.tell("updated")
 
-    async def _limit(self, slot: Slot, old: SandboxSpec, new: SandboxSpec) -> None:
+    def _is_now(self, request: Request, spec: SandboxSpec, event: Changed) -> None:
+        self.spec, self.request, self._encoded = spec, request, codec.encode(spec)
+        self.apply(event)
+        self.promise()
+        self.clocks.rearm()
+        self.clocks.follow(self.record, spec.health)
+        self._context.store.save(self.row())
+
+    def become(self, spec: SandboxSpec, request: Request) -> None:
+        """A warm one is handed out as `spec`, but for its limits, which `limit` changes. Its clocks begin now."""
+        deadline = None if spec.timeout is None else time.time() + spec.timeout
+        self._is_now(request, spec, Changed(update.policy(spec, self.record.policy.stop_signal), deadline))
+
+    async def limit(self, old: Resources) -> None:
+        """Bring the limits in force, which are `old`, in line with its spec. Raises JoeyError naming the field."""
+        if self.slot is not None:
+            await asyncio.shield(self._queue(self._limit(self.slot, old, self.spec.resources)))
+
+    async def _limit(self, slot: Slot, old: Resources, new: Resources) -> None:
         try:
-            await asyncio.to_thread(self._machine.cgroup.update, slot.name, old.resources, new.resources)
+            await asyncio.to_thread(self._machine.cgroup.update, slot.name, old, new)
         except CgroupUnenforceable as error:
             raise Unenforceable(f"resources.{error.field}", error.reason, error.remedy) from None
         except CgroupError as error:
@@ -432,6 +488,7 @@ class Box:
 
     async def _release(self, files: bool) -> None:
         slot, machine = self.slot, self._machine
+        await self._context.networks.release(self)
         if slot is not None:
             if self.record.exit is not None and self.record.exit.error:  # nobody has seen its end
                 with contextlib.suppress(CgroupError):

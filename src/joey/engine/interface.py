@@ -15,12 +15,14 @@ Rules of the whole interface
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol
 
+from joey.model.limits import Limits, NodeLimits
+from joey.model.pool import PoolSpec
 from joey.model.spec import Process, SandboxSpec, Update
 from joey.model.views import (
     Detail,
@@ -31,6 +33,7 @@ from joey.model.views import (
     FileInfo,
     LogEntry,
     Node,
+    Pool,
     ProcessView,
     ResetReport,
     Sandbox,
@@ -206,6 +209,11 @@ class Engine(Protocol):
     async def prepare(self, slots: int) -> None:
         """Have so many slots ready now, for a burst to come."""
 
+    def limit(self, owners: Callable[[str], Limits], node: NodeLimits) -> None:
+        """What may be used: by an owner (asked for at each request; "" has no limits) and by all together. What is
+        beyond it is refused: TooMany of an owner, Busy of the node, naming the limit.
+        """
+
     def resolve(self, ref: str, owner: str | None = None) -> str:
         """The id of a sandbox. Raises NotFound, also if it is another owner's; Conflict (not unique)."""
 
@@ -217,8 +225,28 @@ class Engine(Protocol):
     async def start(self, ref: str) -> Sandbox:
         """Start a created or exited sandbox. Raises Conflict if it runs, LaunchFailed if it cannot."""
 
-    async def run(self, spec: SandboxSpec, *, attach: bool = False, owner: str = "") -> Started:
-        """create + (attach) + start as one: if it fails nothing is left, not even the name."""
+    async def run(self, spec: SandboxSpec, *, attach: bool = False, owner: str = "", pool: str = "") -> Started:
+        """create + (attach) + start as one: if it fails nothing is left, not even the name.
+
+        pool: hand out a warm sandbox of that pool of the same owner, made `spec`; if none is ready, start one. Not with
+        attach. Raises NotFound, and Invalid or Unenforceable naming what of `spec` cannot be changed on a warm one.
+        """
+
+    # Warm pools are of one owner each, and never shared. Their members count against limits and are in no list.
+
+    async def pool_create(self, pool: PoolSpec, *, owner: str = "", filled: bool = False) -> Pool:
+        """Make a pool, or change that of the same name: its size, or all its members. filled: return when it is full,
+        or when that is not to be (`Pool.error`).
+        """
+
+    def pools(self, owner: str | None = None) -> Sequence[Pool]:
+        """In order of owner and name."""
+
+    def pool(self, name: str, owner: str | None = None) -> Pool:
+        """One of them. Raises NotFound, Conflict (several owners have one, with None)."""
+
+    async def pool_remove(self, name: str, *, owner: str | None = None) -> None:
+        """It and its members; what it has handed out stays. Raises NotFound."""
 
     async def update(self, ref: str, change: Update) -> Sandbox:
         """Change limits, labels, timeouts and restart policy, also of a running one: all of it or nothing.

@@ -7,7 +7,9 @@ import contextlib
 import logging
 import time
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from msgspec import json
 
 from joey import images
 from joey.engine.box import Box
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
 async def recover(engine: Engine) -> None:
     """Find every sandbox again. What nobody knows any more is removed."""
     boxes = [_box(engine, row) for row in engine.store.load_all().rows]
+    engine.warm.load()
     stored = [(box.id, box.spec.image) for box in boxes if not images.local(box.spec)]
     await asyncio.to_thread(images.recover, engine.instance, stored)
     machine = engine.machine
@@ -80,6 +83,7 @@ async def _find_orphans(engine: Engine, boxes: Iterable[Box], known: dict[int, t
 def _box(engine: Engine, row: Row) -> Box:
     box = Box(engine, row.id, row.name, codec.decode(SandboxSpec, row.spec), row.created, row.owner)
     box.record = row.record
+    box.pool = str(json.decode(row.meta, type=dict[str, Any]).get("pool", ""))
     if row.slot:
         box.slot = Slot(name=row.slot, base=row.base, prepared=Resources.default())
     return box

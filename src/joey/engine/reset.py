@@ -28,6 +28,8 @@ async def reset(engine: Engine) -> ResetReport:
     instance = engine.instance
     boxes = len(tuple(engine.boxes))
     with contextlib.suppress(JoeyError, OSError, AttributeError):
+        for pool in engine.pools():
+            await engine.pool_remove(pool.name, owner=pool.owner)
         await asyncio.gather(*(engine.remove(box.id, force=True) for box in engine.boxes), return_exceptions=True)
         await engine.close(stop_launcher=True)
     launchers = await _stop_launchers(instance)

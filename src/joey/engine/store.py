@@ -58,11 +58,16 @@ class _Batch:
         self.sandboxes: dict[str, Row | None] = {}
         self.layers: dict[str, Layer | None] = {}
         self.processes: dict[int, tuple[str, bytes] | None] = {}
+        self.pools: dict[tuple[str, str], tuple[bytes, float] | None] = {}
 
     def update(self, newer: _Batch) -> None:
         self.sandboxes.update(newer.sandboxes)
         self.layers.update(newer.layers)
         self.processes.update(newer.processes)
+        self.pools.update(newer.pools)
+
+    def __bool__(self) -> bool:
+        return bool(self.sandboxes or self.layers or self.processes or self.pools)
 
 
 class Store:
@@ -140,6 +145,25 @@ class Store:
         with self._lock:
             self._batch.processes[key] = None
         self._wake()
+
+    def save_pool(self, owner: str, name: str, spec: bytes, created: float) -> None:
+        """Note a warm pool: JSON of its PoolSpec."""
+        with self._lock:
+            self._batch.pools[owner, name] = (spec, created)
+        self._wake()
+
+    def delete_pool(self, owner: str, name: str) -> None:
+        with self._lock:
+            self._batch.pools[owner, name] = None
+        self._wake()
+
+    def load_pools(self) -> list[tuple[str, bytes, float]]:
+        """(owner, spec, created) as on disk. To be called before anything is saved. Raises Broken."""
+        try:
+            rows = self._db.execute("SELECT owner, spec, created FROM pools ORDER BY owner, name").fetchall()
+        except sqlite3.Error as error:
+            raise explain(self._path, error) from error
+        return [(owner, spec.encode(), created) for owner, spec, created in rows]
 
     def load_processes(self) -> list[tuple[int, str, bytes]]:
         """(key, sandbox, record) as on disk, oldest first. To be called before anything is saved. Raises Broken."""
@@ -243,13 +267,14 @@ class Store:
     def _commit(self, batch: _Batch, *, exact: bool) -> JoeyError | None:
         """One transaction."""
         counters = dict(self._counters)
-        if not (batch.sandboxes or batch.layers or batch.processes or exact or counters != self._counters_saved):
+        if not (batch or exact or counters != self._counters_saved):
             return None
         try:
             self._db.execute("BEGIN IMMEDIATE")
             self._write_sandboxes(batch.sandboxes)
             self._write_layers(batch.layers)
             self._write_processes(batch.processes)
+            self._write_pools(batch.pools)
             self._write_counters(counters, exact=exact)
             self._db.execute("COMMIT")
         except Exception as error:  # whatever it is, this thread must live to try again
@@ -298,6 +323,11 @@ class Store:
         self._db.executemany("DELETE FROM processes WHERE key = ?", [(key,) for key in changed])
         rows = [(key, one[0], one[1].decode()) for key, one in changed.items() if one is not None]
         self._db.executemany("INSERT INTO processes (key, sandbox, record) VALUES (?, ?, ?)", rows)
+
+    def _write_pools(self, changed: dict[tuple[str, str], tuple[bytes, float] | None]) -> None:
+        self._db.executemany("DELETE FROM pools WHERE owner = ? AND name = ?", changed)
+        rows = [(*key, one[0].decode(), one[1]) for key, one in changed.items() if one is not None]
+        self._db.executemany("INSERT INTO pools (owner, name, spec, created) VALUES (?, ?, ?, ?)", rows)
 
     # --- counters ----------------------------------------------------------------------------------------------------
     # Written with each commit. After a clean close they go on where they were (exact), after a crash further up.

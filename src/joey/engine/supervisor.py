@@ -13,12 +13,13 @@ import logging
 import os
 import secrets
 import time
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from joey import images
 from joey._version import __version__
 from joey.engine import failpoints, recovery, reset, restart
+from joey.engine.admission import Admission
 from joey.engine.attached import Attached
 from joey.engine.box import Box
 from joey.engine.ends import exit_of_child
@@ -46,13 +47,17 @@ from joey.engine.record import (
 )
 from joey.engine.store import Store
 from joey.engine.timers import Timers
+from joey.engine.warm import Warm
 from joey.host.cgroup_files import CgroupError
 from joey.host.instance import Instance
 from joey.host.launcher import LauncherGone
 from joey.host.wire import Child
-from joey.model.errors import Broken, Busy, Conflict, Invalid, JoeyError, from_os
+from joey.model.errors import Broken, Conflict, Invalid, JoeyError, from_os
+from joey.model.limits import Limits, NodeLimits
+from joey.model.pool import PoolSpec
 from joey.model.spec import Process, SandboxSpec, Update
 from joey.model.views import Detail, DiskUsage, Event, Exit, LogEntry, Node, ProcessView, ResetReport, Sandbox, Stats
+from joey.model.views import Pool as PoolView
 
 LAUNCHES_AT_ONCE = 16
 """Starts in flight: more would only wait for each other in the kernel (mount and network namespace locks)."""
@@ -63,8 +68,6 @@ FORGET_AGAIN_SECONDS = 1.0
 _GC_THRESHOLDS = (20_000, 20, 50)
 """Of the collector of cycles: walking the objects of thousands of sandboxes as often as by default costs a tenth."""
 _CROWD = 2
-LAUNCHES_WAITING = 20_000
-"""Starts that may wait for their turn; beyond that the engine says it is busy."""
 _log = logging.getLogger(__name__)
 
 
@@ -84,6 +87,8 @@ class Engine:
         self._keys: dict[int, Box] = {}
         self.execs: Execs
         self.helpers: Helpers
+        self.admission = Admission()
+        self.warm = Warm(self)
         self._to_forget: dict[Shard, list[int]] = {}
         self._forgetting: asyncio.Task[None] | None = None
         self._to_dismiss: dict[Shard, list[int]] = {}
@@ -97,6 +102,7 @@ class Engine:
         failpoints.arm(os.environ.get(failpoints.VARIABLE))
         self.launches = asyncio.Semaphore(LAUNCHES_AT_ONCE)
         self.machine = Machine(self.instance, self._slots)
+        self.admission.machine = self.machine.facts.mem_total + self.machine.facts.swap_total
         try:
             self.store = Store(self.instance.db)
         except BaseException:
@@ -105,7 +111,7 @@ class Engine:
         self.timers = Timers()
         self.news = Events(lambda: self.store.next_number("event"), self.store.last_number("event"))
         self.machine.start_pool(lambda: self.store.next_number("slot"))
-        self.machine.pool.crowded = lambda: self._launching > _CROWD
+        self.machine.pool.crowded = lambda: self.crowded
         self.execs = Execs(self.machine.launching, self.store, self.forget)
         self.execs.told = self._told
         self.helpers = Helpers(self.machine.launching, self.store)
@@ -130,12 +136,14 @@ class Engine:
         for _ in range(self.machine.fleet.width):
             await self.machine.fleet.shard()
         await asyncio.to_thread(self.machine.launching.warm)
+        self.warm.recover()
 
     async def close(self, *, stop_launcher: bool = False) -> None:
         if not self._open:
             return
         self._open = False
         self.timers.close()
+        await self.warm.pools.close()
         self.news.close()
         await asyncio.gather(*(box.leave() for box in self.boxes))
         self.execs.leave()
@@ -154,7 +162,7 @@ class Engine:
 
     def gauges(self) -> Gauges:
         """For /metrics."""
-        return gauges(self.machine)
+        return gauges(self.machine, self.admission.load(), [pool.view() for pool in self.warm.pools.list()])
 
     async def backup(self, path: Path) -> None:
         """See the interface."""
@@ -172,10 +180,18 @@ class Engine:
     def resolve(self, ref: str, owner: str | None = None) -> str:
         return self.find(ref, owner).id
 
+    def limit(self, owners: Callable[[str], Limits], node: NodeLimits) -> None:
+        self.admission.limits, self.admission.node = owners, node
+
+    @property
+    def crowded(self) -> bool:
+        """Whether so many are being started for somebody that what is made ahead had better be made later."""
+        return self._launching > _CROWD
+
     async def create(self, spec: SandboxSpec, *, owner: str = "") -> Sandbox:
         box = self._new(spec, owner)
         try:
-            await self._complete(box)
+            await self.complete(box)
             assert box.request is not None
             self.machine.launching.check(box.request)
         except BaseException:
@@ -190,7 +206,7 @@ class Engine:
             raise
         return box.view()
 
-    async def _complete(self, box: Box) -> None:
+    async def complete(self, box: Box) -> None:
         """Look at everything the spec names, and have its image, pulled if need be, until the box is gone."""
         if not images.local(box.spec):
             await images.ensure(self.instance, box.spec, box.id)
@@ -203,10 +219,12 @@ class Engine:
         await self._start(box, durable=True)
         return box.view()
 
-    async def run(self, spec: SandboxSpec, *, attach: bool = False, owner: str = "") -> Started:
+    async def run(self, spec: SandboxSpec, *, attach: bool = False, owner: str = "", pool: str = "") -> Started:
+        if pool and (warm := await self.warm.hand_out(pool, spec, owner)) is not None:
+            return Started(warm.view())
         box = self._new(spec, owner)
         try:
-            await self._complete(box)
+            await self.complete(box)
         except BaseException:
             self.gone(box)
             raise
@@ -224,8 +242,7 @@ class Engine:
 
     async def _start(self, box: Box, *, durable: bool) -> None:
         """durable: return only when it will be found again, whatever happens. Raises JoeyError."""
-        if self._launching >= LAUNCHES_WAITING:
-            raise Busy("launches", f"{self._launching} starts are waiting already", "try again later", retry_after=5)
+        self.admission.start(box.id, box.spec.resources.memory)
         self._launching += 1
         try:
             box.durable, box.on_disk = durable, None
@@ -234,8 +251,12 @@ class Engine:
             if box.on_disk is not None and (error := await box.on_disk):
                 box.apply(StopAsked(0.0, time.time()))  # nobody shall find running what was said to have failed
                 raise error
+        except BaseException:
+            box.promise()
+            raise
         finally:
             self._launching -= 1
+            self.admission.started(box.id)
 
     async def stop(self, ref: str, timeout: float | None = None) -> Sandbox:
         box = self._touched(ref)
@@ -365,6 +386,23 @@ class Engine:
         box.clocks.touch()
         return box
 
+    # --- pools -------------------------------------------------------------------------------------------------------
+
+    async def pool_create(self, pool: PoolSpec, *, owner: str = "", filled: bool = False) -> PoolView:
+        made = await self.warm.put(pool, owner)
+        if filled:
+            await self.warm.pools.filled(made)
+        return made.view()
+
+    def pools(self, owner: str | None = None) -> Sequence[PoolView]:
+        return [pool.view() for pool in self.warm.pools.list(owner)]
+
+    def pool(self, name: str, owner: str | None = None) -> PoolView:
+        return self.warm.pools.find(name, owner).view()
+
+    async def pool_remove(self, name: str, *, owner: str | None = None) -> None:
+        await self.warm.remove(name, owner)
+
     # --- questions ---------------------------------------------------------------------------------------------------
 
     def find(self, ref: str, owner: str | None = None) -> Box:
@@ -429,6 +467,7 @@ class Engine:
         return Node(
             version=__version__, home=str(self.instance.home), instance=self.instance.name, kernel=facts.release,
             arch=facts.arch, cpus=len(facts.cpus), memory_total=facts.mem_total, counts=counts, checks=examine(facts),
+            load=self.admission.load(),
         )  # fmt: skip
 
     async def disk_usage(self) -> Sequence[DiskUsage]:
@@ -438,11 +477,20 @@ class Engine:
 
     def add(self, box: Box) -> None:
         """A sandbox found at start."""
-        self._boxes.add(box, named=box.record.phase is not Phase.REMOVING)
+        self.admission.keep(box.id, box.owner)
+        if box.pool:
+            self.warm.found(box)
+        else:
+            self._boxes.add(box, named=box.record.phase is not Phase.REMOVING)
+
+    def claim(self, box: Box, name: str) -> None:
+        """Give it a name, any if `name` is empty. Raises Invalid, Conflict."""
+        self._boxes.claim(box, name)
 
     @property
     def boxes(self) -> Iterable[Box]:
-        return tuple(self._boxes)
+        """All there are, warm ones too."""
+        return (*self._boxes, *self.warm.boxes.values())
 
     def expect(self, key: int, box: Box) -> None:
         """The end of `key` is this box's."""
@@ -451,7 +499,11 @@ class Engine:
     def gone(self, box: Box) -> None:
         self.execs.gone(box.id)
         self.helpers.forget(box.id)
-        self._boxes.drop(box)
+        self.admission.leave(box.id)
+        if self.warm.boxes.pop(box.id, None) is not None:
+            self.warm.pools.lost(box.id)
+        else:
+            self._boxes.drop(box)
         if not images.local(box.spec):
             images.release(self.instance, box.id)
 
@@ -536,5 +588,10 @@ class Engine:
         restart.check(spec)
         box = Box(self, secrets.token_hex(12), "", spec, time.time(), owner)
         self._boxes.claim(box, spec.name)
+        try:
+            self.admission.enter(box.id, owner)
+        except JoeyError:
+            self._boxes.unname(box)
+            raise
         self._boxes.add(box)
         return box

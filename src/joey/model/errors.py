@@ -10,7 +10,8 @@ caught.
     ├── LaunchFailed                 422  125   the program could not be started: the step and why
     │   ├── CannotExecute            422  126   found, but not executable
     │   └── ProgramNotFound          422  127   no such program inside
-    ├── Busy                         503  125   a queue is full: come back later
+    ├── Busy                         503  125   a queue or the node is full: come back later
+    │   └── TooMany                  429  125   one client or key has all it may have
     ├── RegistryFailed               502  125   a registry cannot be reached, or does not answer as it should
     │   └── RegistryDenied           403  125   it refuses us
     └── Broken                       500  125   the engine or the launcher failed
@@ -121,6 +122,14 @@ class Busy(JoeyError):
     def __init__(self, where: str, message: str, remedy: str = "", *, retry_after: float = 1.0) -> None:
         super().__init__(where, message, remedy)
         self.retry_after = retry_after
+
+
+class TooMany(Busy):
+    """One client or key asks for more than it may have (RFC 6585, 4)."""
+
+    status = 429
+    code = "too-many-requests"
+    title = "Too many requests"
 
 
 class RegistryFailed(JoeyError):

@@ -16,7 +16,7 @@ import secrets
 import shutil
 import signal
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -24,9 +24,11 @@ import msgspec
 
 from joey._version import __version__
 from joey.engine import restart
+from joey.engine.admission import Admission
 from joey.engine.events import Events, Wanted
 from joey.engine.interface import Filter, LogQuery, Started
 from joey.engine.owners import Registry
+from joey.engine.pools import Pools
 from joey.engine.update import changed
 from joey.model.cgroup import Usage
 from joey.model.errors import (
@@ -34,10 +36,12 @@ from joey.model.errors import (
     Conflict,
     ImageError,
     Invalid,
+    JoeyError,
     LaunchFailed,
     NotFound,
     ProgramNotFound,
 )
+from joey.model.limits import Limits, NodeLimits
 from joey.model.spec import Process, SandboxSpec, Update
 from joey.model.views import (
     Check,
@@ -54,6 +58,7 @@ from joey.model.views import (
     Stats,
 )
 from joey.testing.files import FakeFiles
+from joey.testing.pools import FakePools
 from joey.testing.processes import Child, FakeAttachment
 
 _LOG_BYTES = 1 << 20
@@ -86,6 +91,7 @@ class _Box:
     deadline: float | None = None
     timer: asyncio.TimerHandle | None = None
     processes: dict[str, _Process] = field(default_factory=dict)
+    pool: str = ""
 
     def view(self) -> Sandbox:
         return Sandbox(
@@ -121,7 +127,7 @@ class _Process:
         self.exit = await self.child.wait()
 
 
-class FakeEngine:
+class FakeEngine(FakePools):
     """Fulfils `joey.engine.interface.Engine`. `close` leaves processes alone unless `stop_launcher`; `kill_all` ends
     them.
     """
@@ -131,12 +137,20 @@ class FakeEngine:
         self._news = Events(itertools.count(1).__next__)
         self._keys = itertools.count(1)
         self._tasks: set[asyncio.Task[None]] = set()
+        self.admission = Admission(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+        self._pools: Pools[_Box] = Pools(self)
+        self._warm: dict[str, _Box] = {}
+
+    def limit(self, owners: Callable[[str], Limits], node: NodeLimits) -> None:
+        """As the real engine does."""
+        self.admission.limits, self.admission.node = owners, node
 
     async def open(self) -> None:
         """Nothing to take over."""
 
     async def close(self, *, stop_launcher: bool = False) -> None:
         """Ends every process: they are children of this one."""
+        await self._pools.close()
         await self.reset()
         self._news.close()
 
@@ -150,6 +164,8 @@ class FakeEngine:
         return self._boxes.find(ref)
 
     def _tell(self, box: _Box, type: str, **data: str | int | float | bool | None) -> None:
+        if box.pool:
+            return
         self._news.emit(
             f"sandbox.{type}", sandbox=box.id, name=box.name, labels=box.spec.labels, owner=box.owner, **data
         )
@@ -167,6 +183,18 @@ class FakeEngine:
 
     async def create(self, spec: SandboxSpec, *, owner: str = "") -> Sandbox:
         """Validated as the real engine does, as far as that needs no kernel."""
+        box = self._box(spec, owner)
+        self._boxes.claim(box, spec.name)
+        try:
+            self.admission.enter(box.id, owner)
+        except JoeyError:
+            self._boxes.unname(box)
+            raise
+        self._boxes.add(box)
+        self._tell(box, "created")
+        return box.view()
+
+    def _box(self, spec: SandboxSpec, owner: str) -> _Box:
         if spec.image and spec.image != "host":
             raise ImageError("image", f"no image {spec.image!r}", "this engine has the image host")
         if spec.rootfs and not os.path.isdir(spec.rootfs):
@@ -176,17 +204,22 @@ class FakeEngine:
                 raise Invalid(f"mounts[{at}].source", f"{mount.source} does not exist", "create it first")
         restart.check(spec)
         argv = (*(spec.entrypoint or ()), *spec.process.argv) or (("sleep", "infinity") if spec.init else ("sh",))
-        box = _Box(secrets.token_hex(12), "", spec, argv, owner)
-        self._boxes.claim(box, spec.name)
-        self._boxes.add(box)
-        self._tell(box, "created")
-        return box.view()
+        return _Box(secrets.token_hex(12), "", spec, argv, owner)
 
     async def start(self, ref: str) -> Sandbox:
         """Start the program."""
         box = self._find(ref)
         if box.state not in ("created", "exited"):
             raise Conflict("state", f"cannot start {box.name}: it is {box.state}")
+        self.admission.start(box.id, box.spec.resources.memory)
+        try:
+            await self._run(box)
+        finally:
+            self.admission.started(box.id)
+            self.admission.hold(box.id, box.spec.resources.memory, runs=box.state == "running")
+        return box.view()
+
+    async def _run(self, box: _Box) -> None:
         box.child = _launch(msgspec.structs.replace(box.spec.process, argv=box.argv), box.spec.process.env)
         box.state, box.started, box.finished, box.exit = "running", time.time(), None, None
         box.ended.clear()
@@ -195,7 +228,6 @@ class FakeEngine:
         box.watcher = asyncio.ensure_future(self._watch(box, box.child))
         self._tell(box, "started", restarts=0)
         self._set_deadline(box, box.spec.timeout)
-        return box.view()
 
     def _set_deadline(self, box: _Box, seconds: float | None) -> None:
         """From now on; None for none."""
@@ -232,6 +264,7 @@ class FakeEngine:
             await other.wait()
         child.close()
         box.state, box.finished, box.exit = "exited", end.at, end
+        self.admission.hold(box.id, None, runs=False)
         self._set_deadline(box, None)
         self._tell(box, "exited", code=end.code, signal=end.signal, oom=end.oom, error=end.error)
         box.ended.set()
@@ -241,17 +274,26 @@ class FakeEngine:
         async with box.changed:
             box.changed.notify_all()
         if box.spec.remove:
-            self._boxes.drop(box)
+            self._drop(box)
             self._tell(box, "removed")
 
-    async def run(self, spec: SandboxSpec, *, attach: bool = False, owner: str = "") -> Started:
+    def _drop(self, box: _Box) -> None:
+        self.admission.leave(box.id)
+        if self._warm.pop(box.id, None) is not None:
+            self._pools.lost(box.id)
+        else:
+            self._boxes.drop(box)
+
+    async def run(self, spec: SandboxSpec, *, attach: bool = False, owner: str = "", pool: str = "") -> Started:
         """create + attach + start; nothing is left if it fails."""
+        if pool and (warm := await self._hand_out(pool, spec, owner)) is not None:
+            return Started(warm.view())
         made = await self.create(spec, owner=owner)
         try:
             attachment = await self.attach(made.id) if attach else None
             return Started(await self.start(made.id), attachment)
         except BaseException:
-            self._boxes.drop(self._find(made.id))
+            self._drop(self._find(made.id))
             raise
 
     async def attach(self, ref: str) -> FakeAttachment:
@@ -387,7 +429,10 @@ class FakeEngine:
     async def update(self, ref: str, change: Update) -> Sandbox:
         """Of limits only what the model knows."""
         box = self._find(ref)
-        box.spec = changed(box.spec, change)
+        after = changed(box.spec, change)
+        if box.state in ("running", "paused"):
+            self.admission.resize(box.id, after.resources.memory)
+        box.spec = after
         if change.timeout is not msgspec.UNSET:
             self._set_deadline(box, change.timeout)
         self._tell(box, "updated")
@@ -419,7 +464,7 @@ class FakeEngine:
             assert box.child is not None
             box.child.kill(signal.SIGKILL)
             await box.ended.wait()
-        self._boxes.drop(box)
+        self._drop(box)
         self._tell(box, "removed")
 
     async def wait(self, ref: str) -> Exit:
@@ -499,6 +544,7 @@ class FakeEngine:
             cpus=os.cpu_count() or 1,
             memory_total=os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
             counts=counts,
+            load=self.admission.load(),
             checks=(
                 Check(name="processes", state="ok", found="subprocess"),
                 Check(name="containment", state="missing", found="none", remedy="use the real engine"),
@@ -516,7 +562,9 @@ class FakeEngine:
 
     async def reset(self) -> ResetReport:
         """End and forget everything."""
-        boxes = list(self._boxes)
+        for pool in self._pools.list():
+            self._pools.remove(pool)
+        boxes = [*self._boxes, *self._warm.values()]
         for box in boxes:
             for child in (*box.execs, *((box.child,) if box.child else ())):
                 child.kill(signal.SIGKILL)
@@ -526,7 +574,9 @@ class FakeEngine:
             for child in box.execs:
                 await child.wait()
                 child.close()
-        self._boxes = Registry()
+        for box in boxes:
+            self.admission.leave(box.id)
+        self._boxes, self._warm = Registry(), {}
         return ResetReport(removed={"sandboxes": len(boxes)})
 
 
