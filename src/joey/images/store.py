@@ -410,20 +410,20 @@ class Store:
 
     # --- steps of builds ---------------------------------------------------------------------------------------------
 
-    def keep_step(self, key: str, diff_id: str, blob: Descriptor | None) -> None:
-        """Remember which layer a build's step made; "" and None: it changed no file."""
-        row = (key, diff_id, msgspec.json.encode(blob).decode() if blob else "", time.time())
+    def keep_step(self, key: str, diff_id: str, blob: Descriptor | None, when: float) -> None:
+        """Remember which layer a build's step made at `when` (seconds); "" and None: it changed no file."""
+        row = (key, diff_id, msgspec.json.encode(blob).decode() if blob else "", when)
         with self._transaction() as db:
             db.execute("INSERT OR REPLACE INTO steps VALUES (?, ?, ?, ?)", row)
 
-    def step(self, key: str) -> tuple[str, Descriptor | None] | None:
-        """(diff id, blob) of a step that was done before and whose layer is still here."""
+    def step(self, key: str) -> tuple[str, Descriptor | None, float] | None:
+        """(diff id, blob, when in seconds) of a step that was done before and whose layer is still here."""
         with self._lock:
-            row = self._db.execute("SELECT diff_id, blob FROM steps WHERE key = ?", (key,)).fetchone()
+            row = self._db.execute("SELECT diff_id, blob, added FROM steps WHERE key = ?", (key,)).fetchone()
             if row is None or (row[0] and row[0] not in self._layers):
                 return None
         blob = msgspec.json.decode(row[1], type=Descriptor) if row[1] else None
-        return (row[0], blob) if blob is None or self.has_blob(blob.digest) else None
+        return (row[0], blob, row[2]) if blob is None or self.has_blob(blob.digest) else None
 
     def steps(self) -> list[tuple[str, str]]:
         """(diff id, digest of the blob) of every step that is remembered."""
