@@ -2,7 +2,10 @@
  * until it is told to forget them; whoever tells it may crash and come back.
  *
  *	joey-launcher --listen-fd N [--idle-exit SECONDS]
+ *	joey-launcher --client-fd N [--keyring keep]
  *
+ * The second form serves the one client that is connected already, out of a copy of itself that cannot be written to, and ends with it:
+ * its children are then the nearest subreaper's. Without "--keyring keep" children have a new session keyring.
  * N is a bound, listening SOCK_SEQPACKET socket; the peer's uid must be the launcher's own. Without client and child it ends after
  * SECONDS (10). SIGTERM ends it when it has no child. Standard error is where it says why it cannot go on. */
 #define _GNU_SOURCE
@@ -14,7 +17,10 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
+#include <sys/mman.h>
+#include <sys/mount.h>
 #include <sys/prctl.h>
+#include <sys/sendfile.h>
 #include <sys/signalfd.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
@@ -125,10 +131,10 @@ static void on_signal(void)
 		if (seen.ssi_signo == SIGTERM && !child_count()) stopping = true;
 	children_reap();
 }
-static void loop(int idle_ms)
+static void loop(int idle_ms, bool with_client)
 {
 	struct epoll_event events[32];
-	while (!stopping) {
+	while (!stopping && (!with_client || client_count())) {
 		bool idle = !client_count() && !child_count();
 		int count = epoll_wait(epoll, events, 32, idle ? idle_ms : -1);
 		if (!count && idle) return;
@@ -145,30 +151,58 @@ static void loop(int idle_ms)
 		exits_send();
 	}
 }
-int main(int argc, char **argv)
+/* Root inside a container without user namespace is root outside: what /proc/self/exe is while a child is on its way to exec, it may be
+ * able to open for writing once this process is gone (CVE-2019-5736). So it runs from a mount of its own that is read-only and in no
+ * namespace; where there can be none, from a sealed copy in memory. */
+static void run_read_only(char **argv, char **envp)
 {
-	int listener = -1, idle = 10;
+	struct mount_attr attr = {.attr_set = MOUNT_ATTR_RDONLY};
+	int fd = (int)syscall(SYS_open_tree, AT_FDCWD, "/proc/self/exe", OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC);
+	if (fd < 0 || syscall(SYS_mount_setattr, fd, "", AT_EMPTY_PATH, &attr, sizeof attr)) {
+		struct stat is;
+		int from = open("/proc/self/exe", O_RDONLY | O_CLOEXEC);
+		fd = memfd_create("joey-launcher", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+		if (from < 0 || fd < 0 || fstat(from, &is)) die("a copy of itself", errno);
+		for (off_t left = is.st_size; left > 0;) {
+			ssize_t sent = sendfile(fd, from, NULL, (size_t)left);
+			if (sent <= 0) die("a copy of itself", errno);
+			left -= sent;
+		}
+		if (fcntl(fd, F_ADD_SEALS, F_SEAL_SEAL | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE)) die("a copy of itself", errno);
+	}
+	argv[0] = (char *)(uintptr_t)"joey-launcher-sealed";
+	syscall(SYS_execveat, fd, "", argv, envp, AT_EMPTY_PATH);
+	die("a copy of itself", errno);
+}
+int main(int argc, char **argv, char **envp)
+{
+	int listener = -1, single = -1, idle = 10;
+	bool keyring = true;
 	for (int i = 1; i < argc; i += 2) {
 		if (!strcmp(argv[i], "--listen-fd")) listener = number(argv[i + 1], argv[i]);
+		else if (!strcmp(argv[i], "--client-fd")) single = number(argv[i + 1], argv[i]);
+		else if (!strcmp(argv[i], "--keyring")) keyring = false;
 		else if (!strcmp(argv[i], "--idle-exit")) idle = number(argv[i + 1], argv[i]);
 		else die("usage: joey-launcher --listen-fd N [--idle-exit SECONDS]", 0);
 	}
-	if (listener < 0) die("usage: joey-launcher --listen-fd N [--idle-exit SECONDS]", 0);
+	if (listener < 0 && single < 0) die("usage: joey-launcher --listen-fd N [--idle-exit SECONDS]", 0);
+	if (single >= 0 && strcmp(argv[0], "joey-launcher-sealed")) run_read_only(argv, envp);
 
 	/* its memory, which children share or copy while they have a sandbox's ids already, is nobody's business */
 	if (prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)) die("PR_SET_DUMPABLE", errno);
-	setsid();
+	if (single < 0) setsid();
 	umask(0);
 	if (chdir("/")) die("/", errno);
-	listener = arrange_descriptors(listener);
+	listener = arrange_descriptors(single >= 0 ? single : listener);
 	arrange_failpoint();
 	arrange_signals();
-	arrange_keyring();
+	if (keyring) arrange_keyring();
 	epoll = epoll_create1(EPOLL_CLOEXEC);
 	if (epoll < 0 || watch(EPOLL_CTL_ADD, signals, EPOLLIN, FROM_SIGNAL, 0)) die("epoll", errno);
 	run_init();
 	ops_init();
-	messages_init(listener);
-	loop(idle * 1000);
+	if (single >= 0) messages_single(listener);
+	else messages_init(listener);
+	loop(single >= 0 ? 0 : idle * 1000, single >= 0);
 	return 0;
 }

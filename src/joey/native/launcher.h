@@ -97,6 +97,14 @@ int op_mount(struct run *run, const struct plan_op *op);
 int op_mask(struct run *run, const struct plan_op *op);
 int op_readonly(struct run *run, const struct plan_op *op);
 int op_write(struct run *run, const struct plan_op *op);
+int op_sync(int fd, uint8_t step);
+int op_gate(struct run *run, int fd);
+int send_fd(int socket, int fd, const char *text);
+int op_listen(struct run *run, const struct plan_op *op);
+int op_find(const char *name, const char *path);
+int op_scheduler(const struct run *run, const struct plan_op *op);
+int op_ioprio(uint64_t priority);
+int op_affinity(const struct run *run, const struct plan_op *op);
 int open_in(int dir, const char *path, uint64_t flags, uint64_t mode, uint64_t resolve);
 int fill(struct run *run, uint8_t reg, long fd);
 struct place { int dir, opened; const char *name; };	/* a name in a directory */
@@ -147,6 +155,7 @@ bool exit_status(int pidfd, pid_t pid, int *status);
 
 /* messages.c */
 void messages_init(int listener);
+void messages_single(int client);
 void client_accept(void);
 void client_event(uint32_t index, uint32_t events);
 void child_settled(struct child *child);

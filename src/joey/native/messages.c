@@ -269,10 +269,22 @@ void client_event(uint32_t index, uint32_t events)
 	for (int i = 0; i < BURST && !c->blocked && !stopping; i++)
 		if (!client_read(c)) return;
 }
+static void clients_none(void)
+{
+	for (struct client *c = clients; c < clients + CLIENTS; c++) c->fd = -1;
+	spare = fcntl(0, F_DUPFD_CLOEXEC, LOW);
+}
+/* one client that is there already, and no other */
+void messages_single(int fd)
+{
+	clients_none();
+	if (fcntl(fd, F_SETFL, O_NONBLOCK) || watch(EPOLL_CTL_ADD, fd, EPOLLIN, FROM_CLIENT, 0)) die("--client-fd", errno);
+	clients[0] = (struct client){.fd = fd, .serial = ++serials};
+	connected++;
+}
 void messages_init(int fd)
 {
 	listener = fd;
-	for (struct client *c = clients; c < clients + CLIENTS; c++) c->fd = -1;
-	spare = fcntl(0, F_DUPFD_CLOEXEC, LOW);
+	clients_none();
 	if (fcntl(fd, F_SETFL, O_NONBLOCK) || watch(EPOLL_CTL_ADD, fd, EPOLLIN, FROM_LISTENER, 0)) die("--listen-fd", errno);
 }

@@ -203,6 +203,14 @@ int op_run(struct run *run, const struct plan_op *op)
 	case OP_PERSONALITY: return result(personality(n[0]));
 	case OP_MASK: return op_mask(run, op);
 	case OP_READONLY: return op_readonly(run, op);
+	case OP_SYNC: return op_sync(run->regs[op->r[0]], (uint8_t)n[0]);
+	case OP_GATE: return op_gate(run, run->regs[op->r[0]]);
+	case OP_SEND: return send_fd(run->regs[op->r[0]], run->regs[op->r[1]], plan_string(run->plan, op->s[0]));
+	case OP_LISTEN: return op_listen(run, op);
+	case OP_FIND: return op_find(plan_string(run->plan, op->s[0]), plan_string(run->plan, op->s[1]));
+	case OP_SCHEDULER: return op_scheduler(run, op);
+	case OP_IOPRIO: return op_ioprio(n[0]);
+	case OP_AFFINITY: return op_affinity(run, op);
 	}
 	return ENOSYS;
 }

@@ -116,7 +116,7 @@ static int seal(struct run *run)
 	int error = close_rest(run);
 	if (error) return error;
 	if (syscall(SYS_rt_sigprocmask, 2 /* SIG_SETMASK */, &none, NULL, sizeof none)) return errno;
-	if (run->forked) {	/* an end of the pipe without this is a child that was killed on the way */
+	if (run->forked && run->report >= 0) {	/* an end of the pipe without this is a child that was killed on the way */
 		const struct report about_to = {run->at, 0};
 		if (write(run->report, &about_to, sizeof about_to) != sizeof about_to) return EPIPE;
 	}

@@ -19,15 +19,18 @@ static const char numbers[CODES][4] = {
 	[OP_OPEN] = "www", [OP_CLOSE] = "---", [OP_KEEP] = "w--", [OP_HOLD] = "ww-", [OP_PIPE] = "ww-", [OP_OPENPTY] = "ww-",
 	[OP_OPEN_TREE] = "w--", [OP_MOUNT_SETATTR] = "xxx", [OP_MOVE_MOUNT] = "ww-", [OP_FSOPEN] = "---", [OP_FSCONFIG] = "w--",
 	[OP_FSMOUNT] = "w--", [OP_MOUNT] = "w--", [OP_UMOUNT] = "w--", [OP_PIVOT_ROOT] = "---", [OP_CHROOT] = "---", [OP_CHDIR] = "---",
-	[OP_MKDIR] = "www", [OP_MKNOD] = "wxw", [OP_SYMLINK] = "---", [OP_CHOWN] = "ww-", [OP_WRITE] = "w--", [OP_REMOVE] = "www",
+	[OP_MKDIR] = "www", [OP_MKNOD] = "wxw", [OP_SYMLINK] = "w--", [OP_CHOWN] = "ww-", [OP_WRITE] = "w--", [OP_REMOVE] = "www",
 	[OP_USERNS] = "w--", [OP_UNSHARE] = "w--", [OP_SETNS] = "w--", [OP_HOME] = "---", [OP_CHILD] = "x--", [OP_IFUP] = "---",
 	[OP_CLONE] = "w--", [OP_STDIO] = "---", [OP_HOSTNAME] = "---", [OP_DOMAINNAME] = "---", [OP_SETSID] = "---", [OP_CTTY] = "---",
 	[OP_RLIMIT] = "wxx", [OP_GROUPS] = "---", [OP_SETGID] = "w--", [OP_SETUID] = "w--", [OP_BOUNDING] = "x--", [OP_CAPSET] = "xxx",
 	[OP_AMBIENT] = "x--", [OP_PRCTL] = "wx-", [OP_SECCOMP] = "w--", [OP_UMASK] = "w--", [OP_EXEC] = "---", [OP_WAIT] = "---",
 	[OP_PERSONALITY] = "w--", [OP_MASK] = "---", [OP_READONLY] = "---",
+	[OP_SYNC] = "w--", [OP_GATE] = "---", [OP_SEND] = "---", [OP_LISTEN] = "w--", [OP_FIND] = "---", [OP_SCHEDULER] = "---",
+	[OP_IOPRIO] = "w--", [OP_AFFINITY] = "---",
 };
 
 #define NAMESPACES (CLONE_NEWNS | CLONE_NEWPID | CLONE_NEWNET | CLONE_NEWUTS | CLONE_NEWIPC | CLONE_NEWCGROUP | CLONE_NEWUSER | CLONE_NEWTIME)
+#define WAIT_KILLABLE (1u << 5)	/* SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV, of newer headers */
 #define MAX_STDIO (LOW - 8)	/* registers of STDIO: 3-5, these and the report stay below LOW */
 
 enum holds { EMPTY, FILLED, PINNED };	/* pinned: HOLD wants it at the end */
@@ -274,7 +277,12 @@ static int check_special(struct check *c, const struct plan_op *op, int at)
 	case OP_FSCONFIG: return check_fsconfig(op);
 	case OP_PRCTL: return check_prctl(op);
 	case OP_UNSHARE: case OP_SETNS: return check_namespaces(c, op);
-	case OP_WAIT: return c->memory_shared ? EINVAL : 0;
+	case OP_WAIT: case OP_GATE: return c->memory_shared ? EINVAL : 0;
+	case OP_SYNC: return c->memory_shared || n[0] > UINT8_MAX ? EINVAL : 0;
+	case OP_SYMLINK: return n[0] > 1 ? EINVAL : 0;
+	case OP_SCHEDULER:
+		plan_bytes(c->plan, op->s[0], &size);
+		return size == 48 ? 0 : EINVAL;
 	case OP_PIPE: return n[0] & ~(uint64_t)(O_CLOEXEC | O_NONBLOCK | O_DIRECT) ? EINVAL : 0;
 	case OP_OPENPTY: return n[0] > UINT16_MAX || n[1] > UINT16_MAX ? EINVAL : 0;
 	case OP_WRITE: return n[0] & ~(uint64_t)(O_CREAT | O_EXCL | O_TRUNC | O_APPEND | O_NOFOLLOW) ? EINVAL : 0;
@@ -285,10 +293,10 @@ static int check_special(struct check *c, const struct plan_op *op, int at)
 	case OP_RLIMIT: return n[0] >= RLIM_NLIMITS || n[1] > n[2] ? EINVAL : 0;
 	case OP_SETUID: case OP_SETGID: return n[0] == UINT32_MAX ? EINVAL : 0;	/* "leave as it is" */
 	case OP_UMASK: return n[0] > 0777 ? EINVAL : 0;
-	case OP_SECCOMP:
+	case OP_SECCOMP: case OP_LISTEN:
 		plan_bytes(c->plan, op->s[0], &size);
 		if (!size || size % sizeof(struct sock_filter) || size / sizeof(struct sock_filter) > BPF_MAXINSNS) return EINVAL;
-		return n[0] & ~(uint64_t)(SECCOMP_FILTER_FLAG_LOG | SECCOMP_FILTER_FLAG_SPEC_ALLOW) ? EINVAL : 0;
+		return n[0] & ~(uint64_t)(SECCOMP_FILTER_FLAG_LOG | SECCOMP_FILTER_FLAG_SPEC_ALLOW | WAIT_KILLABLE) ? EINVAL : 0;
 	default: return 0;
 	}
 }

@@ -77,7 +77,7 @@ struct plan_op {
 	OP(17, CHDIR,         A, "?---", "s---")	/* to r0 if given, else to s0 */ \
 	OP(18, MKDIR,         A, "-?--", "s---")	/* n0 mode, n1 1 may exist | 2 parents too, n2 owner + 1 of what is made, or 0 */ \
 	OP(19, MKNOD,         A, "-?--", "s---")	/* n0 mode, n1 device, n2 1 may exist */ \
-	OP(20, SYMLINK,       A, "-?--", "ss--")	/* s0 target, s1 link */ \
+	OP(20, SYMLINK,       A, "-?--", "ss--")	/* s0 target, s1 link; n0 1 may exist */ \
 	OP(21, CHOWN,         A, "-?--", "s---")	/* n0 uid, n1 gid; a symlink itself; s0 "": r1 itself (AT_EMPTY_PATH) */ \
 	OP(22, WRITE,         A, "-?--", "ss--")	/* s1 to the file s0 in one write(2); n0 flags besides O_WRONLY; made with mode 0644 */ \
 	OP(23, REMOVE,        L, "-?--", "s---")	/* n0 0 unlink, 1 rmdir, 2 the whole tree; n1 1 may be missing; n2 of a tree \
@@ -111,7 +111,15 @@ struct plan_op {
 	OP(49, MASK,          C, "i---", "ss--")	/* hide s0: a file behind the file s1, a directory behind a clone of the empty directory r0, \
 							   which must be of this mount namespace (EINVAL); what does not exist needs no \
 							   hiding. s0 is opened O_PATH without following links */ \
-	OP(50, READONLY,      C, "----", "s---")	/* bind s0 on itself, then remount it read-only (keeping nosuid, nodev, noexec); may be missing */
+	OP(50, READONLY,      C, "----", "s---")	/* bind s0 on itself, then remount it read-only (keeping nosuid, nodev, noexec); may be missing */ \
+	OP(51, SYNC,          C, "i---", "----")	/* send the byte n0 on the socket r0, then wait for the byte 1 (else ECANCELED); in a forked child */ \
+	OP(52, GATE,          C, "i---", "----")	/* DONE comes here; then wait as WAIT does. What fails later is exit status 127 */ \
+	OP(53, SEND,          C, "ii--", "s---")	/* the descriptor r1 with the text s0 on the socket r0 */ \
+	OP(54, LISTEN,        C, "i---", "b---")	/* SECCOMP, whose listener is sent on the socket r0; n0 flags */ \
+	OP(55, FIND,          C, "----", "ss--")	/* what EXEC with s0 and PATH s1 would run is there and may be run */ \
+	OP(56, SCHEDULER,     C, "----", "b---")	/* sched_setattr: a struct sched_attr of 48 bytes */ \
+	OP(57, IOPRIO,        C, "----", "----")	/* n0 priority, ioprio_set(2) */ \
+	OP(58, AFFINITY,      C, "----", "b---")	/* the CPU mask s0 */
 
 #define PLAN_ENUM(code, name, where, regs, offsets) OP_##name = code,
 enum plan_code { PLAN_OPS(PLAN_ENUM) };

@@ -8,8 +8,6 @@ clone3(2), openat2(2).
 
 from __future__ import annotations
 
-import msgspec
-
 from joey.plan.ops.base import LOCALS, NO_REG, Blob, Op, Packed, Reg, fd
 from joey.plan.ops.files import (
     Chown,
@@ -67,9 +65,20 @@ from joey.plan.ops.process import (
     Unshare,
     Userns,
 )
+from joey.plan.ops.steps import (
+    Affinity,
+    Find,
+    Gate,
+    Ioprio,
+    Listen,
+    Scheduler,
+    Send,
+    Sync,
+)
+from joey.plan.ops.value import Struct
 
 
-class Source(msgspec.Struct, frozen=True):
+class Source(Struct, frozen=True):
     """A descriptor that must come with the plan, in the register of its position. kind: userns, netns, tree (a detached
     clone of the mount at `path`, open_tree(2)) or file (`path` opened O_PATH)."""
 
@@ -81,7 +90,7 @@ class Source(msgspec.Struct, frozen=True):
         return f"{self.kind} {self.path}" if self.path else f"{self.kind} of the slot"
 
 
-class Plan(msgspec.Struct, frozen=True):
+class Plan(Struct, frozen=True):
     """Operations in order, and what the first registers hold when it begins."""
 
     ops: tuple[Op, ...]
@@ -98,10 +107,10 @@ class Plan(msgspec.Struct, frozen=True):
 
 
 __all__ = [
-    "Ambient", "Blob", "Bounding", "Capset", "Chdir", "Child", "Chown", "Chroot", "Clone", "Close", "Ctty",
-    "Domainname", "Exec", "Fsconfig", "Fsmount", "Fsopen", "Groups", "Hold", "Home", "Hostname", "IfUp", "Keep",
-    "LOCALS", "Mask", "Mkdir", "Mknod", "Mount", "MountSetattr", "MoveMount", "NO_REG", "Op", "Open", "OpenPty",
-    "OpenTree", "Packed", "Personality", "Pipe", "PivotRoot", "Plan", "Prctl", "Readonly", "Reg", "Remove",
-    "Seccomp", "SetRlimit", "Setgid", "Setns", "Setsid", "Setuid", "Source", "Stdio", "Symlink", "Umask",
-    "Umount", "Unshare", "Userns", "Wait", "Write", "fd",
+    "Affinity", "Ambient", "Blob", "Bounding", "Capset", "Chdir", "Child", "Chown", "Chroot", "Clone", "Close",
+    "Ctty", "Domainname", "Exec", "Find", "Fsconfig", "Fsmount", "Fsopen", "Gate", "Groups", "Hold", "Home",
+    "Hostname", "IfUp", "Ioprio", "Keep", "LOCALS", "Listen", "Mask", "Mkdir", "Mknod", "Mount", "MountSetattr",
+    "MoveMount", "NO_REG", "Op", "Open", "OpenPty", "OpenTree", "Packed", "Personality", "Pipe", "PivotRoot", "Plan",
+    "Prctl", "Readonly", "Reg", "Remove", "Scheduler", "Seccomp", "Send", "SetRlimit", "Setgid", "Setns", "Setsid",
+    "Setuid", "Source", "Stdio", "Symlink", "Sync", "Umask", "Umount", "Unshare", "Userns", "Wait", "Write", "fd",
 ]  # fmt: skip

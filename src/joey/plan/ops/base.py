@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, NewType, Protocol
+from joey.plan.ops.value import Struct
 
-import msgspec
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import NewType, Protocol
 
-Reg = NewType("Reg", int)
+    Reg = NewType("Reg", int)
+else:  # as in joey.plan.ops.value: an import of typing is half the start of a command
+    Reg, Protocol = int, object
 NO_REG = Reg(255)
 LOCALS = 192
 """Registers below are a plan's own; those above belong to the launcher (KEEP)."""
@@ -26,10 +30,10 @@ Packed = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
 """(registers, offsets, numbers), at most 4, 4 and 3 of them."""
 
 
-class Op(msgspec.Struct, frozen=True):
+class Op(Struct, frozen=True):
     """Base of all operations."""
 
-    CODE: ClassVar[int] = 0
+    CODE = 0
 
     @property
     def name(self) -> str:

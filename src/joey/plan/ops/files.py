@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 from joey.plan import flags as f
 from joey.plan.ops.base import NO_REG, Blob, Op, Packed, Reg, at, readable
 from joey.plan.ops.base import reg as show
 
 
 class Open(Op, frozen=True):
-    CODE: ClassVar[int] = 1
+    CODE = 1
     out: Reg
     path: str
     at: Reg = NO_REG
@@ -27,7 +25,7 @@ class Open(Op, frozen=True):
 
 
 class Close(Op, frozen=True):
-    CODE: ClassVar[int] = 2
+    CODE = 2
     reg: Reg
 
     def describe(self) -> str:
@@ -40,7 +38,7 @@ class Close(Op, frozen=True):
 class Keep(Op, frozen=True):
     """The launcher keeps the descriptor for all later plans, under a register of its own."""
 
-    CODE: ClassVar[int] = 3
+    CODE = 3
     reg: Reg
     register: Reg
 
@@ -54,7 +52,7 @@ class Keep(Op, frozen=True):
 class Hold(Op, frozen=True):
     """Once the plan has succeeded, the launcher keeps the descriptor with the child and/or sends it to the engine."""
 
-    CODE: ClassVar[int] = 4
+    CODE = 4
     reg: Reg
     role: int
     keep: bool = True
@@ -71,7 +69,7 @@ class Hold(Op, frozen=True):
 class Pipe(Op, frozen=True):
     """lasting: it never breaks, whoever loses the read end may open it again by /proc (the write end can read, too)."""
 
-    CODE: ClassVar[int] = 5
+    CODE = 5
     read: Reg
     write: Reg
     lasting: bool = False
@@ -84,7 +82,7 @@ class Pipe(Op, frozen=True):
 
 
 class OpenPty(Op, frozen=True):
-    CODE: ClassVar[int] = 6
+    CODE = 6
     master: Reg
     slave: Reg
     devpts: str
@@ -99,7 +97,7 @@ class OpenPty(Op, frozen=True):
 
 
 class Mkdir(Op, frozen=True):
-    CODE: ClassVar[int] = 18
+    CODE = 18
     path: str
     mode: int = 0o755
     at: Reg = NO_REG
@@ -118,7 +116,7 @@ class Mkdir(Op, frozen=True):
 
 
 class Mknod(Op, frozen=True):
-    CODE: ClassVar[int] = 19
+    CODE = 19
     path: str
     mode: int
     device: int = 0
@@ -134,20 +132,21 @@ class Mknod(Op, frozen=True):
 
 
 class Symlink(Op, frozen=True):
-    CODE: ClassVar[int] = 20
+    CODE = 20
     target: str
     link: str
     at: Reg = NO_REG
+    exist_ok: bool = False
 
     def describe(self) -> str:
-        return f"symlink {at(self.at, self.link)} to {self.target}"
+        return f"symlink {at(self.at, self.link)} to {self.target}{' may exist' if self.exist_ok else ''}"
 
     def pack(self, blob: Blob) -> Packed:
-        return (NO_REG, self.at), (blob.string(self.target), blob.string(self.link)), ()
+        return (NO_REG, self.at), (blob.string(self.target), blob.string(self.link)), (self.exist_ok,)
 
 
 class Chown(Op, frozen=True):
-    CODE: ClassVar[int] = 21
+    CODE = 21
     path: str
     uid: int
     gid: int
@@ -161,7 +160,7 @@ class Chown(Op, frozen=True):
 
 
 class Write(Op, frozen=True):
-    CODE: ClassVar[int] = 22
+    CODE = 22
     path: str
     text: str
     at: Reg = NO_REG
@@ -175,7 +174,7 @@ class Write(Op, frozen=True):
 
 
 class Remove(Op, frozen=True):
-    CODE: ClassVar[int] = 23
+    CODE = 23
     path: str
     how: int = 0
     at: Reg = NO_REG
@@ -191,7 +190,7 @@ class Remove(Op, frozen=True):
 
 
 class Stdio(Op, frozen=True):
-    CODE: ClassVar[int] = 31
+    CODE = 31
     stdin: Reg
     stdout: Reg
     stderr: Reg
@@ -208,7 +207,7 @@ class Stdio(Op, frozen=True):
 
 
 class Wait(Op, frozen=True):
-    CODE: ClassVar[int] = 47
+    CODE = 47
     reg: Reg
 
     def describe(self) -> str:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 from joey.plan import flags as f
 from joey.plan.ops.base import NO_REG, Blob, Op, Packed, Reg, at, readable
 from joey.plan.ops.base import reg as show
 
 
 class OpenTree(Op, frozen=True):
-    CODE: ClassVar[int] = 7
+    CODE = 7
     out: Reg
     path: str
     at: Reg = NO_REG
@@ -25,7 +23,7 @@ class OpenTree(Op, frozen=True):
 
 
 class MountSetattr(Op, frozen=True):
-    CODE: ClassVar[int] = 8
+    CODE = 8
     reg: Reg
     set: int = 0
     clear: int = 0
@@ -47,7 +45,7 @@ class MountSetattr(Op, frozen=True):
 
 
 class MoveMount(Op, frozen=True):
-    CODE: ClassVar[int] = 9
+    CODE = 9
     reg: Reg
     target: str
     at: Reg = NO_REG
@@ -61,7 +59,7 @@ class MoveMount(Op, frozen=True):
 
 
 class Fsopen(Op, frozen=True):
-    CODE: ClassVar[int] = 10
+    CODE = 10
     out: Reg
     type: str
 
@@ -77,7 +75,7 @@ class Fsconfig(Op, frozen=True):
     it.
     """
 
-    CODE: ClassVar[int] = 11
+    CODE = 11
     reg: Reg
     key: str = ""
     value: str | None = None
@@ -98,7 +96,7 @@ class Fsconfig(Op, frozen=True):
 
 
 class Fsmount(Op, frozen=True):
-    CODE: ClassVar[int] = 12
+    CODE = 12
     out: Reg
     fs: Reg
     attributes: int = 0
@@ -111,7 +109,7 @@ class Fsmount(Op, frozen=True):
 
 
 class Mount(Op, frozen=True):
-    CODE: ClassVar[int] = 13
+    CODE = 13
     source: str
     target: str
     type: str = ""
@@ -128,7 +126,7 @@ class Mount(Op, frozen=True):
 
 
 class Umount(Op, frozen=True):
-    CODE: ClassVar[int] = 14
+    CODE = 14
     target: str
     flags: int = f.MNT_DETACH
 
@@ -140,7 +138,7 @@ class Umount(Op, frozen=True):
 
 
 class PivotRoot(Op, frozen=True):
-    CODE: ClassVar[int] = 15
+    CODE = 15
     new: str
     old: str
 
@@ -152,7 +150,7 @@ class PivotRoot(Op, frozen=True):
 
 
 class Chroot(Op, frozen=True):
-    CODE: ClassVar[int] = 16
+    CODE = 16
     path: str
 
     def describe(self) -> str:
@@ -163,7 +161,7 @@ class Chroot(Op, frozen=True):
 
 
 class Chdir(Op, frozen=True):
-    CODE: ClassVar[int] = 17
+    CODE = 17
     path: str = ""
     reg: Reg = NO_REG
 
@@ -177,7 +175,7 @@ class Chdir(Op, frozen=True):
 class Mask(Op, frozen=True):
     """Hide a path: a file behind `file`, a directory behind the empty one in `empty`. What does not exist is fine."""
 
-    CODE: ClassVar[int] = 49
+    CODE = 49
     path: str
     file: str
     empty: Reg
@@ -190,7 +188,7 @@ class Mask(Op, frozen=True):
 
 
 class Readonly(Op, frozen=True):
-    CODE: ClassVar[int] = 50
+    CODE = 50
     path: str
 
     def describe(self) -> str:

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import shlex
-from typing import ClassVar
-
 from joey.plan import flags as f
 from joey.plan.ops.base import NO_REG, Blob, Op, Packed, Reg, readable
 from joey.plan.ops.base import reg as show
 
 
 class Userns(Op, frozen=True):
-    CODE: ClassVar[int] = 24
+    CODE = 24
     out: Reg
     uid_map: str
     gid_map: str
@@ -26,7 +23,7 @@ class Userns(Op, frozen=True):
 
 
 class Unshare(Op, frozen=True):
-    CODE: ClassVar[int] = 25
+    CODE = 25
     flags: int
 
     def describe(self) -> str:
@@ -37,7 +34,7 @@ class Unshare(Op, frozen=True):
 
 
 class Setns(Op, frozen=True):
-    CODE: ClassVar[int] = 26
+    CODE = 26
     reg: Reg
     flags: int
 
@@ -49,7 +46,7 @@ class Setns(Op, frozen=True):
 
 
 class Home(Op, frozen=True):
-    CODE: ClassVar[int] = 27
+    CODE = 27
 
     def describe(self) -> str:
         return "the launcher's namespaces are its own from here on"
@@ -59,7 +56,7 @@ class Home(Op, frozen=True):
 
 
 class Child(Op, frozen=True):
-    CODE: ClassVar[int] = 28
+    CODE = 28
     out: Reg
     key: int
 
@@ -71,7 +68,7 @@ class Child(Op, frozen=True):
 
 
 class IfUp(Op, frozen=True):
-    CODE: ClassVar[int] = 29
+    CODE = 29
     interface: str
 
     def describe(self) -> str:
@@ -82,7 +79,7 @@ class IfUp(Op, frozen=True):
 
 
 class Clone(Op, frozen=True):
-    CODE: ClassVar[int] = 30
+    CODE = 30
     flags: int
     cgroup: Reg = NO_REG
 
@@ -95,7 +92,7 @@ class Clone(Op, frozen=True):
 
 
 class Hostname(Op, frozen=True):
-    CODE: ClassVar[int] = 32
+    CODE = 32
     text: str
 
     def describe(self) -> str:
@@ -106,7 +103,7 @@ class Hostname(Op, frozen=True):
 
 
 class Domainname(Op, frozen=True):
-    CODE: ClassVar[int] = 33
+    CODE = 33
     text: str
 
     def describe(self) -> str:
@@ -117,7 +114,7 @@ class Domainname(Op, frozen=True):
 
 
 class Setsid(Op, frozen=True):
-    CODE: ClassVar[int] = 34
+    CODE = 34
 
     def describe(self) -> str:
         return "setsid"
@@ -127,7 +124,7 @@ class Setsid(Op, frozen=True):
 
 
 class Ctty(Op, frozen=True):
-    CODE: ClassVar[int] = 35
+    CODE = 35
 
     def describe(self) -> str:
         return "ioctl 0 TIOCSCTTY"
@@ -137,7 +134,7 @@ class Ctty(Op, frozen=True):
 
 
 class SetRlimit(Op, frozen=True):
-    CODE: ClassVar[int] = 36
+    CODE = 36
     resource: int
     soft: int
     hard: int
@@ -150,7 +147,7 @@ class SetRlimit(Op, frozen=True):
 
 
 class Groups(Op, frozen=True):
-    CODE: ClassVar[int] = 37
+    CODE = 37
     gids: tuple[int, ...] = ()
 
     def describe(self) -> str:
@@ -161,7 +158,7 @@ class Groups(Op, frozen=True):
 
 
 class Setgid(Op, frozen=True):
-    CODE: ClassVar[int] = 38
+    CODE = 38
     gid: int
 
     def describe(self) -> str:
@@ -172,7 +169,7 @@ class Setgid(Op, frozen=True):
 
 
 class Setuid(Op, frozen=True):
-    CODE: ClassVar[int] = 39
+    CODE = 39
     uid: int
 
     def describe(self) -> str:
@@ -183,7 +180,7 @@ class Setuid(Op, frozen=True):
 
 
 class Bounding(Op, frozen=True):
-    CODE: ClassVar[int] = 40
+    CODE = 40
     mask: int
 
     def describe(self) -> str:
@@ -194,7 +191,7 @@ class Bounding(Op, frozen=True):
 
 
 class Capset(Op, frozen=True):
-    CODE: ClassVar[int] = 41
+    CODE = 41
     effective: int
     permitted: int
     inheritable: int = 0
@@ -210,7 +207,7 @@ class Capset(Op, frozen=True):
 
 
 class Ambient(Op, frozen=True):
-    CODE: ClassVar[int] = 42
+    CODE = 42
     mask: int
 
     def describe(self) -> str:
@@ -221,7 +218,7 @@ class Ambient(Op, frozen=True):
 
 
 class Prctl(Op, frozen=True):
-    CODE: ClassVar[int] = 43
+    CODE = 43
     option: int
     value: int
 
@@ -233,7 +230,7 @@ class Prctl(Op, frozen=True):
 
 
 class Seccomp(Op, frozen=True):
-    CODE: ClassVar[int] = 44
+    CODE = 44
     program: bytes
     label: str
     flags: int = 0
@@ -246,7 +243,7 @@ class Seccomp(Op, frozen=True):
 
 
 class Umask(Op, frozen=True):
-    CODE: ClassVar[int] = 45
+    CODE = 45
     mask: int
 
     def describe(self) -> str:
@@ -257,7 +254,7 @@ class Umask(Op, frozen=True):
 
 
 class Exec(Op, frozen=True):
-    CODE: ClassVar[int] = 46
+    CODE = 46
     path: str
     argv: tuple[str, ...]
     env: tuple[str, ...]
@@ -265,6 +262,8 @@ class Exec(Op, frozen=True):
     reg: Reg = NO_REG
 
     def describe(self) -> str:
+        import shlex  # it imports re, 6 ms
+
         program = f"{show(self.reg)} as " if self.reg != NO_REG else ""
         return f"execve {program}{shlex.join(self.argv)}  ({len(self.env)} variables)"
 
@@ -274,7 +273,7 @@ class Exec(Op, frozen=True):
 
 
 class Personality(Op, frozen=True):
-    CODE: ClassVar[int] = 48
+    CODE = 48
     persona: int
 
     def describe(self) -> str:
