@@ -14,6 +14,7 @@ from typing import Any
 from msgspec.structs import replace
 
 from joey.engine.supervisor import Engine
+from joey.images import library
 from joey.model.spec import SandboxSpec
 
 
@@ -104,4 +105,5 @@ async def settled(lab: Any, spec: SandboxSpec) -> dict[str, object]:
     await until(children, running)
     await lab.engine.store.flush()
     rows(lab.engine)  # SQLite keeps the descriptor for the next time
+    assert library.of(lab.engine.instance).store  # opened by whoever asks for an image first
     return held(lab.engine)

@@ -39,7 +39,7 @@ def limits(**more: object) -> SandboxSpec:
 
 # spec, where of the error, words of it, exit code
 TABLE: dict[str, tuple[SandboxSpec, str, str, int]] = {
-    "unknown image": (SandboxSpec(image="nope"), "image", "unknown image 'nope'", 125),
+    "unknown image": (SandboxSpec(image="nope", pull="never"), "image", "nope", 125),
     "no image": (SandboxSpec(process=Process(argv=("true",))), "image", "give either", 125),
     "two images": (SandboxSpec(image="host", rootfs="/x"), "image", "not both", 125),
     "rootfs that is not there": (SandboxSpec(rootfs="/nowhere"), "rootfs", "No such file", 125),
