@@ -148,26 +148,6 @@ def test_a_slots_cgroup_is_removed_under_us(lab, before, monkeypatch):
     assert "No such file" in str(error)
 
 
-def test_the_instances_cgroup_is_removed_under_us(joey_home):
-    """New launchers, which an engine's restart brings, make it again."""
-
-    async def main() -> None:
-        engine = Engine(Instance.open(joey_home), slots=0)
-        await engine.open()
-        await (await engine.run(PLAIN, attach=True)).attachment.wait()
-        await eventually(lambda: not engine.boxes)
-        os.rmdir(engine.machine.cgroup.directory(engine.machine.layout.of("pids")))
-        for _ in range(2):
-            error = await refused(engine)
-            assert isinstance(error, HostFailed) and "mkdir /cgroup/" in str(error), str(error)
-        await engine.close(stop_launcher=True)
-        await engine.open()
-        await (await engine.run(PLAIN, attach=True)).attachment.wait()
-        await engine.reset()
-
-    asyncio.run(main())
-
-
 def test_memory_of_all_sandboxes_is_full(lab, before):
     """Without room for bytes a program cannot write; without room for files nothing can be started."""
     scratch = lab.instance.scratch
