@@ -93,7 +93,7 @@ async def diff_images(call: Call) -> Any:
 
 def _tree(own: Library, image: StoredImage) -> Path:
     """The one directory of an image."""
-    layers.prepare(own.store, image)
+    layers.prepare(own.store, image, whole=True)
     found = layers.stack(own.store, image)
     if len(found) != 1:
         raise ImageError("image", f"the layers of {image.digest[7:19]} cannot be merged", "see the engine's log")

@@ -16,7 +16,8 @@ from joey.engine.box import Box
 from joey.engine.ends import UNSEEN
 from joey.engine.fleet import Running
 from joey.engine.launching import Launched
-from joey.engine.record import Found, Recovered, Run
+from joey.engine.record import Found, Phase, Recovered, Run
+from joey.engine.snapshots import thaw_left
 from joey.host.cgroup_files import CgroupError
 from joey.host.launcher import LauncherError, LauncherGone
 from joey.model import codec
@@ -58,6 +59,7 @@ async def recover(engine: Engine) -> None:
     # the slot of a sandbox whose files are kept.
     running = [slot for box, slot in placed if box.record.run in (Run.ALIVE, Run.LAUNCHING) and box.record.key in known]
     machine.sweep(running, (slot for _, slot in placed))
+    thaw_left(engine.instance, machine.cgroup, (slot for box, slot in placed if box.record.phase is Phase.PAUSED))
     for box in boxes:
         engine.add(box)
         await _reconcile(engine, box, known.get(box.record.key))

@@ -45,6 +45,7 @@ from joey.engine.record import (
     StartAsked,
     StopAsked,
 )
+from joey.engine.snapshots import Snapshots
 from joey.engine.store import Store
 from joey.engine.timers import Timers
 from joey.engine.warm import Warm
@@ -89,6 +90,7 @@ class Engine:
         self.helpers: Helpers
         self.admission = Admission()
         self.warm = Warm(self)
+        self.snapshots = Snapshots(self)
         self._to_forget: dict[Shard, list[int]] = {}
         self._forgetting: asyncio.Task[None] | None = None
         self._to_dismiss: dict[Shard, list[int]] = {}
@@ -155,6 +157,7 @@ class Engine:
         with contextlib.suppress(JoeyError):
             await self.store.flush()
         await self.machine.close(stop_launchers=stop_launcher)
+        await self.snapshots.close()
         await images.close(self.instance)
         self.kept.close()
         with contextlib.suppress(JoeyError):  # has been logged, and told to whoever asked for it
@@ -506,6 +509,7 @@ class Engine:
             self._boxes.drop(box)
         if not images.local(box.spec):
             images.release(self.instance, box.id)
+            self.snapshots.left(box)
 
     def unexpect(self, key: int) -> None:
         """There is no process of that key."""
@@ -586,6 +590,7 @@ class Engine:
         if not self._open:
             raise Broken("engine", "it is not open")
         restart.check(spec)
+        spec = self.snapshots.admit(spec, owner)
         box = Box(self, secrets.token_hex(12), "", spec, time.time(), owner)
         self._boxes.claim(box, spec.name)
         try:

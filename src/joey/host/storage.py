@@ -129,6 +129,14 @@ class Storage:
         except OSError as error:
             raise from_os("remove the writable layer", error) from error
 
+    def writable(self, slot: str, spec: SandboxSpec) -> Path:
+        """As `upper`, of a sandbox that was made before. Makes nothing."""
+        _check(slot)
+        place = self._limited / slot
+        if spec.resources.disk is not None and _is_mounted(place):
+            return place / "upper"
+        return (self.scratch if spec.storage == "memory" else self.disk) / slot / "upper"
+
     def usage(self, slot: str) -> int | None:
         """Bytes in the writable layer of `slot`: at once where it is limited, else counted by walking it.
 

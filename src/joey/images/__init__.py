@@ -89,10 +89,10 @@ def resolve(instance: Instance, spec: SandboxSpec, owner: str = "") -> Image:
         from joey.images import library
 
         return library.of(instance).image(spec.image, owner)
-    return _host_image(instance)
+    return host_image(instance)
 
 
-def _host_image(instance: Instance) -> Image:
+def host_image(instance: Instance) -> Image:
     """Made once in the life of an engine: what an administrator changes in /etc shows after its restart."""
     from joey.host import python
     from joey.images import host

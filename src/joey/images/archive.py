@@ -264,16 +264,17 @@ def import_(
 
 def put(
     store: Store, names: Sequence[str], settings: Image, layers: Sequence[tuple[str, Descriptor]], platform: Platform,
-    created: str, steps: Sequence[oci.Step],
+    created: str, steps: Sequence[oci.Step], author: str = "", source: str = "local",
 ) -> StoredImage:  # fmt: skip
     """Enter an image of layers that are here: what import, commit and build end with.
 
     layers: (diff id, descriptor of its blob), lowest first.
     """
-    config = oci.config(settings, [diff_id for diff_id, _ in layers], platform, created=created, history=steps)
+    diff_ids = [diff_id for diff_id, _ in layers]
+    config = oci.config(settings, diff_ids, platform, created=created, history=steps, author=author)
     described = oci.describe(config, index.OCI_CONFIG)
     manifest = oci.manifest(described, [blob for _, blob in layers])
     with store.busy(described.digest, index.digest_of(manifest)):
         store.ingest(config, described.digest)
         full = [str(reference.parse(name, "name")) for name in names]
-        return store.put_image(full, manifest, index.OCI_MANIFEST, source="local")
+        return store.put_image(full, manifest, index.OCI_MANIFEST, source=source)

@@ -19,7 +19,7 @@ import logging
 import os
 import secrets
 import stat
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from joey.host import trees
@@ -30,33 +30,57 @@ _log = logging.getLogger(__name__)
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _OPAQUE = "trusted.overlay.opaque"
 _NEW = ".new-"
+GROWN = ("snapshot:", "fork:")
+"""How `StoredImage.source` begins where layers were put on another image that is in use already."""
+_APART = 4
 
 
 def chain_id(diff_ids: Sequence[str]) -> str:
     """What a stack of layers is called (image-spec config.md, "Layer ChainID"): "sha256:" and 64 digits."""
-    chain = diff_ids[0]
-    for diff_id in diff_ids[1:]:
-        chain = "sha256:" + hashlib.sha256(f"{chain} {diff_id}".encode()).hexdigest()
-    return chain
+    return _chains(diff_ids)[-1]
 
 
 def stack(store: Store, image: StoredImage) -> tuple[Layer, ...]:
-    """What sandboxes of an image are to mount, lowest first: one directory if `prepare` has made it.
+    """What sandboxes of an image are to mount, lowest first: one directory if `prepare` has made it, or the lower
+    layers as one and what was added by snapshots.
 
     A layer that comes twice covers what its lower copy says, and overlay takes a directory once.
     """
-    path = _place(store, image)
-    if path is not None and path.is_dir():
-        return (Layer(f"merged-{path.name}", str(path)),)
-    ids = tuple(dict.fromkeys(reversed(image.diff_ids)))[::-1]
-    return tuple(Layer(f"sha256-{one[7:]}", str(store.layer_path(one))) for one in ids)
+    below, rest = _merged(store, image)
+    ids = tuple(dict.fromkeys(reversed(rest)))[::-1]
+    first = (Layer(f"merged-{below.name}", str(below)),) if below is not None else ()
+    return (*first, *(Layer(f"sha256-{one[7:]}", str(store.layer_path(one))) for one in ids))
 
 
-def prepare(store: Store, image: StoredImage) -> bool:
-    """Merge the layers of an image, once; → whether there is one directory for it now. Blocks: about 10 µs a file."""
+def _merged(store: Store, image: StoredImage) -> tuple[Path | None, tuple[str, ...]]:
+    """The directory of as many of its lowest layers as there is one for, and the layers above."""
+    chains = _chains(image.diff_ids)
+    for count in range(len(chains), 1, -1):
+        path = store.root / "merged" / chains[count - 1][7:]
+        if path.is_dir():
+            return path, image.diff_ids[count:]
+    return None, image.diff_ids
+
+
+def _chains(diff_ids: Sequence[str]) -> list[str]:
+    """The chain id of the lowest layer, of the lowest two …"""
+    found = list(diff_ids[:1])
+    for diff_id in diff_ids[1:]:
+        found.append("sha256:" + hashlib.sha256(f"{found[-1]} {diff_id}".encode()).hexdigest())
+    return found
+
+
+def prepare(store: Store, image: StoredImage, *, whole: bool = False) -> bool:
+    """Merge the layers of an image, once; → whether there is one directory for it now. Blocks: about 10 µs a file.
+
+    A few layers that snapshots have put on top stay apart, unless it is to be `whole`: a start from them shall not take
+    time for every file of the image below.
+    """
     path = _place(store, image)
     if path is None or path.is_dir():
         return True
+    if not whole and image.source.startswith(GROWN) and len(stack(store, image)) <= _APART:
+        return False
     with store.busy(*image.diff_ids, image.digest, UNPACKING):
         try:
             path.parent.mkdir(mode=0o700, exist_ok=True)
@@ -73,10 +97,11 @@ def _place(store: Store, image: StoredImage) -> Path | None:
     return store.root / "merged" / chain_id(image.diff_ids)[7:]
 
 
-def sweep(store: Store, images: Iterable[StoredImage]) -> int:
+def sweep(store: Store, images: Sequence[StoredImage]) -> int:
     """Remove what none of `images` (all there are, or that somebody uses) needs; → how many. Raises OSError."""
     folder = store.root / "merged"
     kept = {path.name for image in images if (path := _place(store, image)) is not None}
+    kept |= {chain[7:] for image in images if image.source.startswith(GROWN) for chain in _chains(image.diff_ids)}
     count = 0
     with contextlib.suppress(FileNotFoundError):
         for name in os.listdir(folder):

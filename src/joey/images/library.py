@@ -16,7 +16,7 @@ from joey.images import reference, store_gc
 from joey.images.index import Platform
 from joey.images.store import Store, StoredImage
 from joey.model import codec
-from joey.model.errors import ImageError, Invalid, JoeyError
+from joey.model.errors import Conflict, ImageError, Invalid, JoeyError
 from joey.model.image import Image
 
 if TYPE_CHECKING:
@@ -40,6 +40,7 @@ class Library:
         self._images: dict[str, Image] = {}
         self._names: dict[str, str] = {}
         self._held: dict[str, str] = {}
+        self._seen: dict[tuple[str, str], str] = {}
         self._unwritten: dict[str, str | None] = {}
         self._writing: asyncio.TimerHandle | None = None
 
@@ -144,6 +145,43 @@ class Library:
             known = self._images[digest] = self._compose(self.store.find(digest))
         return known if known.name == name else _named(known, name)
 
+    def held(self, owner: str) -> str | None:
+        """The digest of the image that a sandbox holds."""
+        return self._held.get(owner)
+
+    # --- what is not everybody's -------------------------------------------------------------------------------------
+
+    def seen_as(self, name: str, owner: str) -> str:
+        """What the owner of a key means by `name`: one of his own snapshots goes before an image of that name.
+
+        Raises ImageError as for what is not here if it is somebody else's snapshot.
+        """
+        known = self._seen.get((name, owner))
+        if known is None:
+            if len(self._seen) > _REMEMBERED:
+                self._seen.clear()
+            known = self._seen[name, owner] = self._see(name, owner)
+        return known
+
+    def _see(self, name: str, owner: str) -> str:
+        with contextlib.suppress(Invalid, ImageError):
+            parsed = reference.parse(name)
+            if parsed.registry == reference.DEFAULT_REGISTRY and not parsed.digest:
+                return self.store.find(own_name(parsed, owner)).digest
+        try:
+            found = self.store.find(name)
+        except (ImageError, Invalid, Conflict):
+            return name  # to be pulled, or refused in its place
+        if not visible(found, owner):
+            raise ImageError("image", f"{name!r} is not here", f"joey pull {name}")
+        return name
+
+    def short_name(self, image: StoredImage) -> str:
+        """What the owner of a snapshot calls it, its id without a name."""
+        if not image.names:
+            return image.digest
+        return reference.parse(image.names[0]).familiar.removeprefix(own_prefix(image.source.partition(":")[2]))
+
     def remember(self, digest: str, image: Image) -> None:
         """What sandboxes of a stored image are to get, instead of what its configuration says: for benchmarks."""
         self._images[digest] = image
@@ -155,10 +193,17 @@ class Library:
 
     def _compose(self, stored: StoredImage) -> Image:
         from joey.images import layers as stack
-        from joey.images import oci
+        from joey.images import oci, snapshot
 
         name = stored.names[0] if stored.names else stored.digest
-        return oci.image(name, self.store.read_blob(stored.config.digest), stack.stack(self.store, stored))
+        config = self.store.read_blob(stored.config.digest)
+        if not snapshot.base_of(self.store, stored):
+            return oci.image(name, config, stack.stack(self.store, stored))
+        from joey import images
+
+        return snapshot.on_host(
+            oci.image(name, config, stack.stack(self.store, stored)), images.host_image(self.instance)
+        )
 
     def release(self, owner: str) -> None:
         """A sandbox is gone. Nothing if it held nothing."""
@@ -212,6 +257,7 @@ class Library:
         """Names may lead elsewhere now, and directories that nothing needed may be gone."""
         self._names.clear()
         self._images.clear()
+        self._seen.clear()
 
     # --- for people --------------------------------------------------------------------------------------------------
 
@@ -279,6 +325,22 @@ class Library:
                 "comment": step.get("comment", ""), "empty_layer": bool(step.get("empty_layer")),
             })  # fmt: skip
         return found[::-1]
+
+
+def visible(image: StoredImage, owner: str) -> bool:
+    """Whether the owner of a key ("" the administrator) may know of it: snapshots are their sandbox's owner's."""
+    kind, _, whose = image.source.partition(":")
+    return not owner or kind not in ("snapshot", "fork") or whose == owner
+
+
+def own_prefix(owner: str) -> str:
+    """Where names of an owner's snapshots are, apart from everybody's."""
+    return f"localhost/joey-{owner}/" if owner else ""
+
+
+def own_name(name: reference.Reference, owner: str) -> str:
+    """The canonical name of an owner's own snapshot."""
+    return str(reference.parse(own_prefix(owner) + name.familiar))
 
 
 def _can_pull(name: str) -> bool:
