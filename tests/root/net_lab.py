@@ -50,7 +50,9 @@ def new_netns() -> int:
 
 
 class Lab:
-    def __init__(self, folder: Path) -> None:
+    """`fabric`: with a network of ours; without, for an engine that runs in `host` and makes its own."""
+
+    def __init__(self, folder: Path, *, fabric: bool = True) -> None:
         self.folder = folder
         self.open: list[int] = []
         self.threads: list[threading.Thread] = []
@@ -64,7 +66,9 @@ class Lab:
         self.run(self.lan, f"ip address add {METADATA}/32 dev lo")
         self.run(self.lan, f"ip route add default via {HOST_LAN}")
         self.run(self.host, f"ip route add {METADATA} via {LAN}")
-        self.fabric = inside(self.host, lambda: Fabric.open("joey-lab", folder / "net.lock"))
+        if fabric:
+            self.fabric = inside(self.host, lambda: Fabric.open("joey-lab", folder / "net.lock"))
+        self._has_fabric = fabric
 
     def _netns(self) -> int:
         fd = new_netns()
@@ -128,7 +132,8 @@ class Lab:
         self.closing = True
         for thread in self.threads:
             thread.join()
-        inside(self.host, self.fabric.close)
+        if self._has_fabric:
+            inside(self.host, self.fabric.close)
         for fd in self.open:
             os.close(fd)
 
@@ -192,11 +197,11 @@ def eventually(check: Callable[[], bool], seconds: float = 5.0) -> bool:
 
 
 @contextlib.contextmanager
-def lab() -> Iterator[Lab]:
+def lab(*, fabric: bool = True) -> Iterator[Lab]:
     folder = Path(tempfile.mkdtemp(prefix="joey-net-"))
     made: Lab | None = None
     try:
-        made = Lab(folder)
+        made = Lab(folder, fabric=fabric)
         yield made
     finally:
         if made is not None:

@@ -20,6 +20,7 @@ from joey.api.light import web
 from joey.api.routes import Call
 from joey.model.errors import Invalid, NotFound, NotPermitted
 from joey.model.limits import NO_LIMITS, Limits
+from joey.model.network import EgressRule, mode_of, protected, public
 from joey.model.spec import SandboxSpec
 from joey.model.value import Value
 
@@ -148,7 +149,7 @@ def restrict(call: Call, spec: SandboxSpec) -> None:
         "rootfs": spec.rootfs,
         "mounts": spec.mounts,
         "devices": spec.devices,
-        "network": spec.network == "host",
+        "network": mode_of(spec.network) == "host",
         "seccomp": spec.seccomp != "default",
         "masked_paths": spec.masked_paths is not None,
         "readonly_paths": spec.readonly_paths is not None,
@@ -158,3 +159,23 @@ def restrict(call: Call, spec: SandboxSpec) -> None:
     for field, asked in host.items():
         if asked:
             raise NotPermitted(field, "only an administrator may ask for this", _ADMINISTRATOR)
+    if not isinstance(spec.network, str):
+        restrict_rules(call, spec.network.policy.rules, "network.policy.rules")
+        for index, port in enumerate(spec.network.ports):
+            if 0 < port.host < _FIRST_OPEN_PORT:
+                raise NotPermitted(f"network.ports[{index}].host", f"below {_FIRST_OPEN_PORT}", _ADMINISTRATOR)
+        for index, server in enumerate(spec.network.dns):
+            if not public(server):  # our forwarder would ask it, from the host
+                raise NotPermitted(f"network.dns[{index}]", f"{server} is not public", _ADMINISTRATOR)
+
+
+_FIRST_OPEN_PORT = 1024
+
+
+def restrict_rules(call: Call, rules: tuple[EgressRule, ...], where: str) -> None:
+    """Refuse rules that open protected ranges (the local network, metadata services) to a key that is no
+    administrator's. Raises NotPermitted naming the field.
+    """
+    for index, rule in enumerate(rules if call.owner else ()):
+        if rule.action == "allow" and rule.network is not None and protected(rule.network):
+            raise NotPermitted(f"{where}[{index}].cidr", f"{rule.cidr} is a protected range", _ADMINISTRATOR)

@@ -120,11 +120,13 @@ def make_engine(instance: Any) -> Engine:
 
 
 def _doctor() -> int:
+    from joey.engine.looking import network_checks
     from joey.host.doctor import examine
     from joey.host.instance import Instance
     from joey.host.probe import probe
 
-    print(codec.encode(examine(probe(Instance.open()))).decode())
+    instance = Instance.open()
+    print(codec.encode((*examine(probe(instance)), *network_checks(instance.name))).decode())
     return 0
 
 

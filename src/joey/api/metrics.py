@@ -131,6 +131,14 @@ def _sandboxes(page: Page, found: Iterable[Stats]) -> None:
     family("memory_bytes", "gauge", "Memory charged to it", [usage.memory_current for usage in usages])
     family("memory_limit_bytes", "gauge", "Its memory limit", [usage.memory_limit for usage in usages])
     family("pids", "gauge", "Processes and threads", [usage.pids_current for usage in usages])
+    links = [one.network for one in found]
+    for name, field, help in (
+        ("network_sent_bytes", "sent", "Bytes it sent"),
+        ("network_received_bytes", "received", "Bytes it received"),
+        ("network_refused_packets", "refused_packets", "Packets its policy refused"),
+        ("dns_refused", "names_refused", "Names its policy refused"),
+    ):
+        family(f"{name}_total", "counter", help, [None if link is None else getattr(link, field) for link in links])
 
 
 def _over(value: float | None, unit: float) -> float | None:

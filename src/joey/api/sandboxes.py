@@ -5,8 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from joey.api import params
+from joey.api.auth import restrict_rules
 from joey.api.routes import NDJSON, Call, Route
 from joey.engine.interface import Filter
+from joey.model import codec
+from joey.model.errors import Invalid
+from joey.model.network import EgressRule
 from joey.model.spec import Update
 from joey.model.views import Detail, Exit, Sandbox, Stats
 
@@ -62,8 +66,15 @@ async def inspect(call: Call) -> Any:
 
 
 async def update(call: Call) -> Any:
-    """What is not given stays. Limits act at once; a timeout counts from now."""
-    return await call.whole(call.engine.update(call.ref, await call.body()))
+    """What is not given stays. Limits and the network's policy act at once; a timeout counts from now."""
+    change = await call.body()
+    if call.owner and "rules" in change.network:
+        try:
+            rules = codec.convert(tuple[EgressRule, ...], change.network["rules"])
+        except Invalid as error:
+            raise Invalid(f"network.rules{error.where}", error.message, error.remedy) from None
+        restrict_rules(call, rules, "network.rules")
+    return await call.whole(call.engine.update(call.ref, change))
 
 
 async def remove(call: Call) -> None:

@@ -13,6 +13,7 @@ from joey.api import (
     images,
     logs,
     metrics,
+    networks,
     node,
     pools,
     processes,
@@ -30,6 +31,7 @@ MODULES = (
     pools,
     archives,
     images,
+    networks,
     node,
     metrics,
     access,
@@ -43,6 +45,7 @@ TAGS = {
     "files": "Files of a sandbox, without an agent inside",
     "pools": "Sandboxes kept warm, handed out at once",
     "images": "What sandboxes are made from",
+    "networks": "Private networks, shared by several sandboxes",
     "node": "This machine and this engine",
     "keys": "API keys (administrator)",
 }

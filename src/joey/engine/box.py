@@ -113,6 +113,8 @@ class Box:
         self.durable = False
         """Whether the next launch is answered only once it is on disk; `on_disk` then is what `Store.flushed` gave."""
         self.on_disk: asyncio.Future[JoeyError | None] | None = None
+        self.noted: asyncio.Future[JoeyError | None] | None = None
+        """Done when its removal is on disk: not before that its files go, else they could be missing when it is found."""
         self.request: Request | None = None
         self.slot: Slot | None = None
         self.link: Link | None = None
@@ -152,8 +154,8 @@ class Box:
             restart_at=record.again_at,
             health=record.health,
             network=mode_of(self.spec.network),
-            address=self.link.address if self.link else "",
-            ports=self.link.ports if self.link else (),
+            address=self.link.address if self.link and self.alive else "",
+            ports=self.link.ports if self.link and self.alive else (),
         )
 
     def row(self) -> Row:
@@ -161,8 +163,13 @@ class Box:
         return Row(
             id=self.id, name=self.name, spec=self._encoded, created=self.created, image=self.spec.image,
             slot=self.slot.name if self.slot else "", base=self.slot.base if self.slot else 0, launcher=launcher,
-            owner=self.owner, record=self.record, meta=codec.encode({"pool": self.pool}) if self.pool else b"{}",
+            owner=self.owner, record=self.record, meta=self._meta(),
         )  # fmt: skip
+
+    def _meta(self) -> bytes:
+        if not self.pool and self.link is None:
+            return b"{}"
+        return codec.encode({"pool": self.pool, "link": self.link})
 
     @property
     def alive(self) -> bool:
@@ -413,6 +420,9 @@ class Box:
             except BaseException:
                 self.promise()
                 raise
+        if new.network != old.network:
+            self._context.networks.check(new, self.owner)
+            self._context.networks.change(self, new)
         self._is_now(request, new, event)
         self.tell("updated")
 
@@ -490,6 +500,8 @@ class Box:
         slot, machine = self.slot, self._machine
         await self._context.networks.release(self)
         if slot is not None:
+            if files and self.noted is not None:
+                await self.noted  # on a full disk, too, removing goes on
             if self.record.exit is not None and self.record.exit.error:  # nobody has seen its end
                 with contextlib.suppress(CgroupError):
                     await asyncio.to_thread(machine.cgroup.kill, slot.name)

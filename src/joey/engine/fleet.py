@@ -68,6 +68,13 @@ class Fleet:
         """Descriptors that every launcher shall hold open as long as it lives."""
         self._keep = tuple(fds)
 
+    async def hold(self, fd: int) -> None:
+        """One more that every launcher shall hold open, those that run as well."""
+        self._keep = (*self._keep, fd)
+        for shard in (*self._usable(), *([self._worker] if self._worker else [])):
+            with contextlib.suppress(LauncherGone):  # the next one is given all of them
+                await _prepare(shard.launcher, setup.keep(len(self._keep) - 1), fd)
+
     @property
     def on_exit(self) -> Callable[[Shard, Child], None]:
         return self._on_exit or (lambda shard, child: None)
@@ -345,7 +352,7 @@ class Fleet:
         """
         main = pid is None
         pid = orphans.find_main(self._cgroup, slot) if pid is None else pid
-        if pid is None or not await _executes(pid) or (pidfd := orphans.claim(slot, pid, main=main)) is None:
+        if pid is None or not await _has_started(pid) or (pidfd := orphans.claim(slot, pid, main=main)) is None:
             return None
         try:
             shard = await self.shard()
@@ -354,6 +361,12 @@ class Fleet:
             return shard, Child(key, int(started * 1e9), 0, pid)
         finally:
             os.close(pidfd)
+
+    def end_unanswered(self, slot: str) -> None:
+        """Kill what nobody was told of: its start was under way when both engine and launcher ended."""
+        known = {one.pid for shard in self._shards.values() for one in shard.running.values()}
+        with contextlib.suppress(OSError):
+            orphans.end_strangers(self._cgroup, slot, known, lasting=True)
 
     async def move(self, shard: Shard, child: Child, running: Running, fds: Mapping[int, int]) -> Shard:
         """Of a launcher of another version: have one of ours take `child` over, where the kernel tells how it ends.
@@ -409,10 +422,10 @@ def _claims(running: Mapping[int, Running]) -> dict[int, int]:
     return found
 
 
-async def _executes(pid: int) -> bool:
+async def _has_started(pid: int) -> bool:
     """Who was just being started goes on by itself, and soon has executed or failed."""
     for _ in range(20):
-        if orphans.has_executed(pid):
+        if not orphans.is_starting(pid):
             return True
         await asyncio.sleep(0.01)
     return False

@@ -16,7 +16,7 @@ Gauges: TypeAlias = Mapping[str, tuple[str, list[tuple[dict[str, str], float]]]]
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
-def gauges(machine: Machine, load: Load, pools: Sequence[Pool]) -> Gauges:
+def gauges(machine: Machine, load: Load, pools: Sequence[Pool], network: Mapping[str, int]) -> Gauges:
     """Launchers (number, children, resident bytes), slots, admission and pools. Costs a read of /proc a launcher."""
     shards = machine.fleet.shards
     memory = [({"pid": str(pid)}, size) for pid in machine.fleet.pids if (size := _resident(pid)) is not None]
@@ -26,6 +26,7 @@ def gauges(machine: Machine, load: Load, pools: Sequence[Pool]) -> Gauges:
         "joey_launcher_children": ("Contained processes of each launcher", children),
         **_of_load(load),
         **_of_pools(pools),
+        **_of_network(network),
         "joey_slots_ready": ("Slots prepared ahead", [({}, float(machine.pool.ready))]),
         "joey_slots_clearing": ("Slots used and not yet cleared away", [({}, float(len(machine.pool.pending)))]),
     }
@@ -39,6 +40,19 @@ def _of_load(load: Load) -> Gauges:
         "joey_promised_memory_bytes": ("Sum of the memory limits of those that run", [({}, float(load.memory))]),
         "joey_promised_memory_limit_bytes": ("How much may be promised", [({}, float(load.memory_limit))]),
         "joey_starts_in_flight": ("Sandboxes being started", [({}, float(load.starts))]),
+    }
+
+
+def _of_network(network: Mapping[str, int]) -> Gauges:
+    """Of `engine.networks.Networks.totals`; nothing while no sandbox has had a link."""
+    if not network:
+        return {}
+    reasons = ("spoofed", "not_ipv4", "uninvited")
+    dropped = [({"reason": reason}, float(network[reason])) for reason in reasons]
+    return {
+        "joey_network_dropped_packets": ("Packets dropped that no policy was asked about", dropped),
+        "joey_network_links": ("Sandboxes with a link of their own", [({}, float(network["links"]))]),
+        "joey_network_links_ready": ("Slots with a link prepared ahead", [({}, float(network["ready"]))]),
     }
 
 

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from joey.model.limits import Limits, NodeLimits
+from joey.model.network import PrivateNetwork
 from joey.model.pool import PoolSpec
 from joey.model.spec import Process, SandboxSpec, Update
 from joey.model.views import (
@@ -32,6 +33,7 @@ from joey.model.views import (
     FileEvent,
     FileInfo,
     LogEntry,
+    NetworkView,
     Node,
     Pool,
     ProcessView,
@@ -206,8 +208,10 @@ class Engine(Protocol):
     async def close(self, *, stop_launcher: bool = False) -> None:
         """Leave: sandboxes go on. With stop_launcher the launcher ends too if it holds no child (else it stays)."""
 
-    async def prepare(self, slots: int) -> None:
-        """Have so many slots ready now, for a burst to come."""
+    async def prepare(self, slots: int, *, linked: int = 0) -> None:
+        """Have so many slots ready now, for a burst to come; linked: with a link of their own, for nat and private
+        networks.
+        """
 
     def limit(self, owners: Callable[[str], Limits], node: NodeLimits) -> None:
         """What may be used: by an owner (asked for at each request; "" has no limits) and by all together. What is
@@ -247,6 +251,18 @@ class Engine(Protocol):
 
     async def pool_remove(self, name: str, *, owner: str | None = None) -> None:
         """It and its members; what it has handed out stays. Raises NotFound."""
+
+    async def network_create(self, network: PrivateNetwork, *, owner: str = "") -> NetworkView:
+        """A private network, on disk when it returns. Raises Conflict if the owner has one of that name."""
+
+    def network_list(self, owner: str | None = None) -> Sequence[NetworkView]:
+        """In order of name; None: everybody's."""
+
+    def network(self, name: str, owner: str | None = None) -> NetworkView:
+        """One of them. Raises NotFound."""
+
+    async def network_remove(self, name: str, *, owner: str | None = None) -> None:
+        """Raises NotFound, Conflict while a running sandbox is in it."""
 
     async def update(self, ref: str, change: Update) -> Sandbox:
         """Change limits, labels, timeouts and restart policy, also of a running one: all of it or nothing.

@@ -7,7 +7,7 @@ import errno
 import os
 import signal
 import stat
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,7 +19,7 @@ from joey import images
 from joey.engine.failures import explain, image_layer
 from joey.engine.fleet import HOST_LAYER, Fleet, Running, Shard
 from joey.engine.slots import Prepared
-from joey.host import sys
+from joey.host import etc_files, sys
 from joey.host.cgroup import CgroupError, InstanceCgroup
 from joey.host.instance import Instance
 from joey.host.launcher import LauncherError, LauncherGone, is_gone
@@ -31,6 +31,7 @@ from joey.model.cgroup import Unenforceable as CgroupUnenforceable
 from joey.model.errors import Broken, HostFailed, Invalid, JoeyError, Unenforceable, from_os
 from joey.model.facts import HostFacts
 from joey.model.image import Identity, Image, Layer
+from joey.model.network import mode_of
 from joey.model.slot import Slot, slot_name
 from joey.model.spec import Mount, Process, Restart, SandboxSpec
 from joey.model.storage import BoxPlan
@@ -73,8 +74,14 @@ class Request:
         """Equal for requests whose plans differ only in their slots and in the program, the last operation."""
         argv = ("?",) if self.spec.process.argv else ()
         process = msgspec.structs.replace(self.spec.process, argv=argv, env={})
-        spec = msgspec.structs.replace(self.spec, name="", labels={}, process=process, **_LIFE)
+        spec = msgspec.structs.replace(self.spec, name="", labels={}, process=process, network=self._network, **_LIFE)
         return codec.encode(spec), self.image.layers, self.image.binds, self.image.cwd, self.identity, self.files
+
+    @property
+    def _network(self) -> str:
+        """What of it makes a difference to the plan."""
+        mode = mode_of(self.spec.network)
+        return mode if mode in ("none", "host") else "nat" if not mode.startswith("container:") else "container:x"
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,22 +187,30 @@ class Launching:
         except CgroupUnenforceable as error:
             raise Unenforceable(f"resources.{error.field}", error.reason, error.remedy) from None
 
-    async def start(self, request: Request, prepared: Prepared, key: int) -> Launched:
-        """Start it. The slot is the caller's to clear, whatever happens. Raises JoeyError."""
+    async def start(
+        self, request: Request, prepared: Prepared, key: int, etc: Mapping[str, str] | None = None
+    ) -> Launched:
+        """Start it. The slot is the caller's to clear, whatever happens. etc: files to write into its /etc before.
+        Raises JoeyError.
+        """
         shard = await self._fleet.shard()
         layers = tuple(layer for layer in request.image.attached if not layer.id.startswith(HOST_LAYER))
         shard.use(layers)
         try:
-            launched = await self._start(request, prepared, key, shard)
+            launched = await self._start(request, prepared, key, shard, etc or {})
         except BaseException:
             shard.leave(layers)
             raise
         return dataclasses.replace(launched, layers=layers) if layers else launched
 
-    async def _start(self, request: Request, prepared: Prepared, key: int, shard: Shard) -> Launched:
+    async def _start(
+        self, request: Request, prepared: Prepared, key: int, shard: Shard, etc: Mapping[str, str]
+    ) -> Launched:
         spec, slot = request.spec, prepared.slot
         await self._attach(shard, request.image)
         box = self._storage.box(slot.name, spec)
+        if etc:
+            etc_files.write(self._storage.upper(box), etc, slot.base)
         plan = self._planned(request, slot, box)
         if request.devices is not None:
             self._allow(slot, request.devices)
@@ -399,7 +414,7 @@ def _unreachable(field: str, path: str, error: OSError) -> JoeyError:
 
 def _with_network(spec: SandboxSpec) -> SandboxSpec:
     """Who is given the host's network also gets its names, read-only (as Docker does)."""
-    if spec.network != "host":
+    if mode_of(spec.network) != "host":
         return spec
     taken = {mount.target for mount in spec.mounts}
     names = [path for path in ("/etc/resolv.conf", "/etc/hosts") if path not in taken and os.path.isfile(path)]

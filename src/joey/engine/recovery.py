@@ -16,8 +16,10 @@ from joey.engine.box import Box
 from joey.engine.ends import UNSEEN
 from joey.engine.fleet import Running
 from joey.engine.launching import Launched
-from joey.engine.record import Found, Phase, Recovered, Run
+from joey.engine.networks import Link
+from joey.engine.record import SIGKILL, Found, Phase, Recovered, Run
 from joey.engine.snapshots import thaw_left
+from joey.host import orphans
 from joey.host.cgroup_files import CgroupError
 from joey.host.launcher import LauncherError, LauncherGone
 from joey.model import codec
@@ -48,11 +50,13 @@ async def recover(engine: Engine) -> None:
     await _find_orphans(engine, boxes, known)
     engine.execs.load()
     keys = {box.record.key for box in boxes} | engine.execs.keys
-    for key, (shard, _) in known.items():
+    for key, (shard, child) in known.items():
         shard.children += 1
         if key not in keys:  # of an exec whose client is gone, or of a sandbox that was never written down
             shard.children -= 1
             with contextlib.suppress(LauncherError, LauncherGone):
+                if child.running and orphans.never_breaks(child.pid):  # nor was it ever answered
+                    await shard.launcher.signal(key, SIGKILL)
                 await shard.launcher.disown(key)
     placed = [(box, box.slot.name) for box in boxes if box.slot is not None]
     # Whoever runs without a record that says so (the engine ended before it could write that down) is ended, also in
@@ -60,12 +64,25 @@ async def recover(engine: Engine) -> None:
     running = [slot for box, slot in placed if box.record.run in (Run.ALIVE, Run.LAUNCHING) and box.record.key in known]
     machine.sweep(running, (slot for _, slot in placed))
     thaw_left(engine.instance, machine.cgroup, (slot for box, slot in placed if box.record.phase is Phase.PAUSED))
+    await engine.networks.recover(_linked(boxes, known))
     for box in boxes:
         engine.add(box)
         await _reconcile(engine, box, known.get(box.record.key))
-    await engine.execs.take_over(known, {box.id: box.slot.name if box.slot else "" for box in boxes})
+    await engine.execs.take_over(known, {box.id: box.slot.name if box.slot else "" for box in boxes}, machine.fleet)
     for shard in machine.fleet.shards:
         machine.fleet.retire(shard)
+
+
+def _linked(boxes: Iterable[Box], known: dict[int, tuple[Shard, Child]]) -> list[tuple[Box, int]]:
+    """Those that run on with a link, and their pids. The link of any other is gone, or will be."""
+    found = []
+    for box in boxes:
+        child = known[box.record.key][1] if box.record.key in known else None
+        if child is not None and child.running and box.record.run in (Run.ALIVE, Run.LAUNCHING):
+            found += [(box, child.pid)] if box.link is not None else []
+        else:
+            box.link = None
+    return found
 
 
 async def _find_orphans(engine: Engine, boxes: Iterable[Box], known: dict[int, tuple[Shard, Child]]) -> None:
@@ -85,7 +102,10 @@ async def _find_orphans(engine: Engine, boxes: Iterable[Box], known: dict[int, t
 def _box(engine: Engine, row: Row) -> Box:
     box = Box(engine, row.id, row.name, codec.decode(SandboxSpec, row.spec), row.created, row.owner)
     box.record = row.record
-    box.pool = str(json.decode(row.meta, type=dict[str, Any]).get("pool", ""))
+    meta = json.decode(row.meta, type=dict[str, Any])
+    box.pool = str(meta.get("pool", ""))
+    if meta.get("link"):
+        box.link = codec.convert(Link, meta["link"])
     if row.slot:
         box.slot = Slot(name=row.slot, base=row.base, prepared=Resources.default())
     return box

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from joey import images
+from joey.engine import networks
 from joey.engine.machine import demolish
 from joey.host import trees
 from joey.host.instance import Instance
@@ -33,7 +34,9 @@ async def reset(engine: Engine) -> ResetReport:
         await asyncio.gather(*(engine.remove(box.id, force=True) for box in engine.boxes), return_exceptions=True)
         await engine.close(stop_launcher=True)
     launchers = await _stop_launchers(instance)
+    links = await asyncio.to_thread(networks.demolish, instance)
     removed = await asyncio.to_thread(demolish, instance)
+    removed["links"] = links
     removed["processes"] += launchers
     removed["sandboxes"] = boxes
     removed["files"] = _remove_files(instance)

@@ -41,6 +41,9 @@ MIGRATIONS: tuple[str, ...] = (
         owner TEXT NOT NULL, name TEXT NOT NULL, spec TEXT NOT NULL, created REAL NOT NULL, PRIMARY KEY (owner, name)
     ) WITHOUT ROWID;
     """,
+    """
+    CREATE TABLE networks (number INTEGER PRIMARY KEY, network TEXT NOT NULL);
+    """,
 )
 """Entry n leads from version n to n + 1 (PRAGMA user_version). One that was released is never changed."""
 
@@ -58,7 +61,8 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     """All that is kept of a sandbox.
 
     spec: the SandboxSpec as JSON. slot, base, launcher: where its run and files are, "" and 0 without. meta: JSON of
-    whatever else belongs to it (pool: of which it is a warm member). owner: "" the administrator's.
+    whatever else belongs to it (pool: of which it is a warm member, link: see joey.engine.networks.Link). owner: ""
+    the administrator's.
     """
 
     id: str

@@ -99,6 +99,15 @@ class SlotPool:
         await self.clear(slot, self._default, files=False)
         return await self._make_in(slot, revive=files)
 
+    async def make(self) -> Prepared:
+        """One that was not made ahead, so that those that were are left."""
+        return await self._make()
+
+    def discard(self, prepared: Prepared) -> None:
+        """Clear away one that nobody has used."""
+        prepared.close()
+        self.clear(prepared.slot, self._default)
+
     async def prepare(self, count: int) -> None:
         """Make sure that `count` are ready now. The pool does not keep as many by itself afterwards."""
         while self.ready < count and not self._closing:

@@ -59,15 +59,17 @@ class _Batch:
         self.layers: dict[str, Layer | None] = {}
         self.processes: dict[int, tuple[str, bytes] | None] = {}
         self.pools: dict[tuple[str, str], tuple[bytes, float] | None] = {}
+        self.networks: dict[int, bytes | None] = {}
 
     def update(self, newer: _Batch) -> None:
         self.sandboxes.update(newer.sandboxes)
         self.layers.update(newer.layers)
         self.processes.update(newer.processes)
         self.pools.update(newer.pools)
+        self.networks.update(newer.networks)
 
     def __bool__(self) -> bool:
-        return bool(self.sandboxes or self.layers or self.processes or self.pools)
+        return bool(self.sandboxes or self.layers or self.processes or self.pools or self.networks)
 
 
 class Store:
@@ -164,6 +166,24 @@ class Store:
         except sqlite3.Error as error:
             raise explain(self._path, error) from error
         return [(owner, spec.encode(), created) for owner, spec, created in rows]
+
+    def save_network(self, number: int, kept: bytes) -> None:
+        """Note a private network: JSON of `engine.private.Kept`."""
+        with self._lock:
+            self._batch.networks[number] = kept
+        self._wake()
+
+    def delete_network(self, number: int) -> None:
+        with self._lock:
+            self._batch.networks[number] = None
+        self._wake()
+
+    def load_networks(self) -> list[bytes]:
+        """As on disk. To be called before anything is saved. Raises Broken."""
+        try:
+            return [str(one).encode() for (one,) in self._db.execute("SELECT network FROM networks ORDER BY number")]
+        except sqlite3.Error as error:
+            raise explain(self._path, error) from error
 
     def load_processes(self) -> list[tuple[int, str, bytes]]:
         """(key, sandbox, record) as on disk, oldest first. To be called before anything is saved. Raises Broken."""
@@ -275,6 +295,7 @@ class Store:
             self._write_layers(batch.layers)
             self._write_processes(batch.processes)
             self._write_pools(batch.pools)
+            self._write_networks(batch.networks)
             self._write_counters(counters, exact=exact)
             self._db.execute("COMMIT")
         except Exception as error:  # whatever it is, this thread must live to try again
@@ -328,6 +349,11 @@ class Store:
         self._db.executemany("DELETE FROM pools WHERE owner = ? AND name = ?", changed)
         rows = [(*key, one[0].decode(), one[1]) for key, one in changed.items() if one is not None]
         self._db.executemany("INSERT INTO pools (owner, name, spec, created) VALUES (?, ?, ?, ?)", rows)
+
+    def _write_networks(self, changed: dict[int, bytes | None]) -> None:
+        self._db.executemany("DELETE FROM networks WHERE number = ?", [(number,) for number in changed])
+        rows = [(number, one.decode()) for number, one in changed.items() if one is not None]
+        self._db.executemany("INSERT INTO networks (number, network) VALUES (?, ?)", rows)
 
     # --- counters ----------------------------------------------------------------------------------------------------
     # Written with each commit. After a clean close they go on where they were (exact), after a crash further up.

@@ -17,8 +17,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from joey import images
-from joey._version import __version__
-from joey.engine import failpoints, recovery, reset, restart
+from joey.engine import failpoints, looking, recovery, reset, restart
 from joey.engine.admission import Admission
 from joey.engine.attached import Attached
 from joey.engine.box import Box
@@ -33,7 +32,9 @@ from joey.engine.interface import Attachment, Filter, LogQuery, Started
 from joey.engine.launching import Launched, check_signal
 from joey.engine.logs import Logs
 from joey.engine.machine import READY_SLOTS, Machine
+from joey.engine.networks import Networks
 from joey.engine.owners import Registry
+from joey.engine.private import WithNetworks
 from joey.engine.record import (
     Exited,
     PauseAsked,
@@ -72,7 +73,7 @@ _CROWD = 2
 _log = logging.getLogger(__name__)
 
 
-class Engine:
+class Engine(WithNetworks):
     """Lifecycle of all sandboxes of one instance. See `joey.engine.interface.Engine` for what each method promises."""
 
     def __init__(self, instance: Instance, *, slots: int = READY_SLOTS) -> None:
@@ -90,6 +91,8 @@ class Engine:
         self.helpers: Helpers
         self.admission = Admission()
         self.warm = Warm(self)
+        self.networks = Networks(self)
+        self.private = self.networks.private
         self.snapshots = Snapshots(self)
         self._to_forget: dict[Shard, list[int]] = {}
         self._forgetting: asyncio.Task[None] | None = None
@@ -156,6 +159,7 @@ class Engine:
             await self._dismissing
         with contextlib.suppress(JoeyError):
             await self.store.flush()
+        await self.networks.close()
         await self.machine.close(stop_launchers=stop_launcher)
         await self.snapshots.close()
         await images.close(self.instance)
@@ -165,7 +169,12 @@ class Engine:
 
     def gauges(self) -> Gauges:
         """For /metrics."""
-        return gauges(self.machine, self.admission.load(), [pool.view() for pool in self.warm.pools.list()])
+        return gauges(
+            self.machine,
+            self.admission.load(),
+            [pool.view() for pool in self.warm.pools.list()],
+            self.networks.totals(),
+        )
 
     async def backup(self, path: Path) -> None:
         """See the interface."""
@@ -174,9 +183,13 @@ class Engine:
     async def reset(self) -> ResetReport:
         return await reset.reset(self)
 
-    async def prepare(self, slots: int) -> None:
-        """Have so many slots ready now, for a burst to come."""
+    async def prepare(self, slots: int, *, linked: int = 0) -> None:
         await self.machine.pool.prepare(slots)
+        if linked:
+            await self.networks.prepare(linked)
+
+    async def _networks_kept(self) -> None:
+        await self.store.flush()
 
     # --- life --------------------------------------------------------------------------------------------------------
 
@@ -244,14 +257,16 @@ class Engine:
         return Started(box.view(), attached)
 
     async def _start(self, box: Box, *, durable: bool) -> None:
-        """durable: return only when it will be found again, whatever happens. Raises JoeyError."""
+        """Return only when it will be found again, whatever happens. durable: or not at all; else it may run although it
+        cannot be written down (a full disk). Raises JoeyError.
+        """
         self.admission.start(box.id, box.spec.resources.memory)
         self._launching += 1
         try:
-            box.durable, box.on_disk = durable, None
+            box.durable, box.on_disk = True, None
             box.apply(StartAsked(self.store.next_number("key")))
             await box.answer()
-            if box.on_disk is not None and (error := await box.on_disk):
+            if box.on_disk is not None and (error := await box.on_disk) and durable:
                 box.apply(StopAsked(0.0, time.time()))  # nobody shall find running what was said to have failed
                 raise error
         except BaseException:
@@ -307,6 +322,7 @@ class Engine:
             before = box.name
             self._boxes.claim(box, name)
             self.store.save(box.row())
+            self.networks.renamed(box)
             box.tell("renamed", before=before)
             await self.store.flush()
         return box.view()
@@ -317,6 +333,8 @@ class Engine:
 
     async def _remove(self, box: Box, *, force: bool) -> None:
         box.apply(RemoveAsked(force))
+        if not box.spec.remove and box.slot is not None:
+            box.noted = self.store.flushed()
         self._boxes.unname(box)
         await asyncio.shield(box.removed)
 
@@ -413,30 +431,13 @@ class Engine:
         return self._boxes.find(ref, owner)
 
     async def inspect(self, ref: str) -> Detail:
-        box = self.find(ref)
-        paths = {"log": self.kept.log(box.id).file(0)}
-        if box.slot is not None:
-            where = self.instance.scratch if box.spec.storage == "memory" else self.instance.disk
-            paths["files"] = str(where / box.slot.name / "upper")
-            cgroup = self.machine.cgroup
-            for hierarchy in self.machine.layout.default if box.alive else ():
-                paths[f"cgroup {hierarchy.name}"] = cgroup.path(hierarchy, box.slot.name)
-        spec = box.request.spec if box.request else box.spec
-        return Detail(sandbox=box.view(), spec=spec, paths=paths, slot=box.slot.name if box.slot else "")
+        return looking.detail(self, self.find(ref))
 
     async def list(self, filter: Filter) -> Sequence[Sandbox]:
         return self._boxes.list(filter)
 
     async def stats(self, refs: Sequence[str]) -> Sequence[Stats]:
-        boxes = [self.find(ref) for ref in refs] if refs else list(self._boxes)
-        found = []
-        for box in boxes:
-            if box.alive and box.slot is not None:
-                with contextlib.suppress(CgroupError):
-                    usage = self.machine.cgroup.usage(box.slot.name)
-                    cpus = box.spec.resources.cpus
-                    found.append(Stats(id=box.id, name=box.name, at=time.time(), usage=usage, cpus=cpus))
-        return found
+        return looking.stats(self, [self.find(ref) for ref in refs] if refs else list(self._boxes))
 
     async def logs(self, ref: str, query: LogQuery) -> AsyncIterator[LogEntry]:
         async for entry in self.kept.read(self.find(ref).id, query):
@@ -461,17 +462,7 @@ class Engine:
         return launching.check(launching.complete(spec)).describe()
 
     async def node(self) -> Node:
-        from joey.host.doctor import examine
-
-        facts, counts = self.machine.facts, dict[str, int]()
-        for box in self._boxes:
-            state = box.view().state
-            counts[state] = counts.get(state, 0) + 1
-        return Node(
-            version=__version__, home=str(self.instance.home), instance=self.instance.name, kernel=facts.release,
-            arch=facts.arch, cpus=len(facts.cpus), memory_total=facts.mem_total, counts=counts, checks=examine(facts),
-            load=self.admission.load(),
-        )  # fmt: skip
+        return await looking.node(self)
 
     async def disk_usage(self) -> Sequence[DiskUsage]:
         return await asyncio.to_thread(reset.disk_usage, self.instance, self.machine.storage, list(self._boxes))
@@ -590,6 +581,7 @@ class Engine:
         if not self._open:
             raise Broken("engine", "it is not open")
         restart.check(spec)
+        self.networks.check(spec, owner)
         spec = self.snapshots.admit(spec, owner)
         box = Box(self, secrets.token_hex(12), "", spec, time.time(), owner)
         self._boxes.claim(box, spec.name)

@@ -11,6 +11,7 @@ from joey.engine import restart
 from joey.engine.record import Policy
 from joey.model import codec
 from joey.model.errors import Invalid, Unenforceable
+from joey.model.network import NetworkPolicy, NetworkSpec, as_spec
 from joey.model.resources import HostLimits, Resources
 from joey.model.spec import SandboxSpec, Update
 
@@ -27,9 +28,22 @@ def changed(spec: SandboxSpec, change: Update, host: HostLimits | None = None) -
     if change.labels:
         labels = spec.labels | change.labels
         given["labels"] = {name: value for name, value in labels.items() if value is not None}
+    if change.network:
+        given["network"] = _network(spec, change.network)
     after = replace(spec, **given)
     restart.check(after)
     return after
+
+
+def _network(spec: SandboxSpec, change: dict[str, Any]) -> NetworkSpec:
+    old = as_spec(spec.network)
+    if not old.routed:
+        raise Invalid("network", f"cannot be changed: its network is {old.mode}", "make it with nat")
+    try:
+        policy = codec.convert(NetworkPolicy, codec.to_builtins(old.policy) | change)
+    except Invalid as error:
+        raise Invalid(f"network.{error.where}", error.message, error.remedy) from error
+    return replace(old, policy=policy)
 
 
 def _resources(old: Resources, change: dict[str, Any], host: HostLimits | None) -> Resources:

@@ -106,6 +106,11 @@ class Storage:
             self.release(slot)
             raise from_os(f"make the writable layer on {spec.storage}", error) from error
 
+    def upper(self, box: BoxPlan) -> Path:
+        """The overlay's upper directory of a box that `box` gave; it may not be there yet."""
+        place = (self.scratch if box.storage == "memory" else self.disk) / box.directory
+        return (Path(box.mount) if box.mount else place) / "upper"
+
     def release(self, slot: str) -> None:
         """Undo `box`: what is left is the slot's own memory box, which may serve again. None is fine.
 

@@ -12,7 +12,8 @@
     Fabric.again(…)                                   instead of open, for an engine that finds sandboxes running
 
 Two threads may share it: one that wires and releases, which waits for the kernel's RTNL lock, and one (the engine's)
-for all else, which takes tens to hundreds of microseconds a call. It works in the network namespace where it was opened.
+for all else, which takes tens to hundreds of microseconds a call. It works in the network namespace where it was
+opened.
 """
 
 from __future__ import annotations
@@ -95,6 +96,7 @@ class Fabric:
         self.wires: dict[int, Wire] = {}
         self.local: list[ipaddress.IPv4Network] = []
         self.dns_port = 0
+        self.swept = 0
         with contextlib.ExitStack() as opened:
             self._route = opened.enter_context(Link(NETLINK_ROUTE))
             self._quick = opened.enter_context(Link(NETLINK_ROUTE))
@@ -161,7 +163,7 @@ class Fabric:
             seats = self.table.adopt({key: (one.policy, one.network) for key, one in places.items()})
             for wire in self.wires.values():
                 wire.seat = seats.get(wire.address.packed)
-            self.sweep(self.wires.values())
+            self.swept = self.sweep(self.wires.values())
         else:
             self._install()
             for wire in self.wires.values():

@@ -37,8 +37,8 @@ class Claim:
 
 
 def claim_again(port: PublishedPort) -> Claim:
-    """The claim of an engine before us, whose sandbox runs on. Whoever has taken the port meanwhile hears nothing there:
-    the table goes first.
+    """The claim of an engine before us, whose sandbox runs on. Whoever has taken the port meanwhile hears nothing
+    there: the table goes first.
     """
     try:
         return claim(port)

@@ -29,6 +29,7 @@ from joey.engine.events import Events, Wanted
 from joey.engine.interface import Filter, LogQuery, Started
 from joey.engine.owners import Registry
 from joey.engine.pools import Pools
+from joey.engine.private import PrivateNetworks, WithNetworks
 from joey.engine.update import changed
 from joey.model.cgroup import Usage
 from joey.model.errors import (
@@ -42,6 +43,7 @@ from joey.model.errors import (
     ProgramNotFound,
 )
 from joey.model.limits import Limits, NodeLimits
+from joey.model.network import mode_of
 from joey.model.spec import Process, SandboxSpec, Update
 from joey.model.views import (
     Check,
@@ -50,6 +52,7 @@ from joey.model.views import (
     Event,
     Exit,
     LogEntry,
+    NetworkMember,
     Node,
     ProcessView,
     ResetReport,
@@ -109,6 +112,7 @@ class _Box:
             labels=self.spec.labels,
             owner=self.owner,
             deadline=self.deadline,
+            network=mode_of(self.spec.network),
         )
 
 
@@ -127,13 +131,14 @@ class _Process:
         self.exit = await self.child.wait()
 
 
-class FakeEngine(FakePools):
+class FakeEngine(FakePools, WithNetworks):
     """Fulfils `joey.engine.interface.Engine`. `close` leaves processes alone unless `stop_launcher`; `kill_all` ends
     them.
     """
 
     def __init__(self) -> None:
         self._boxes: Registry[_Box] = Registry()
+        self.private = PrivateNetworks(self._members_of)
         self._news = Events(itertools.count(1).__next__)
         self._keys = itertools.count(1)
         self._tasks: set[asyncio.Task[None]] = set()
@@ -178,7 +183,11 @@ class FakeEngine(FakePools):
 
     # ---- lifecycle
 
-    async def prepare(self, slots: int) -> None:
+    def _members_of(self, name: str, owner: str) -> list[NetworkMember]:
+        boxes = [box for box in self._boxes if box.owner == owner and mode_of(box.spec.network) == name]
+        return [NetworkMember(id=box.id, name=box.name) for box in boxes]
+
+    async def prepare(self, slots: int, *, linked: int = 0) -> None:
         """Nothing: there are no slots."""
 
     async def create(self, spec: SandboxSpec, *, owner: str = "") -> Sandbox:

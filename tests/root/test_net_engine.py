@@ -1,0 +1,243 @@
+"""The network through the engine: modes, names, ports, live policy, and nothing left, in a lab of namespaces."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import socket
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from joey.engine.supervisor import Engine
+from joey.host import sys as kernel
+from joey.host.instance import Instance
+from joey.host.netlink import inside
+from joey.model.errors import Conflict, Invalid, JoeyError, NotFound, Unenforceable
+from joey.model.network import EgressRule, NetworkPolicy, NetworkSpec, PrivateNetwork
+from joey.model.ports import PublishedPort
+from joey.model.spec import Process, SandboxSpec, Update
+from joey.model.views import Sandbox
+from root import net_lab
+from root.net_lab import HOST_LAN, HOST_OUTSIDE, INTERNET, LAN, METADATA, Lab
+
+pytestmark = [
+    pytest.mark.skipif(not shutil.which("nft", path="/usr/sbin:/sbin:/usr/bin"), reason="needs nft"),
+    pytest.mark.leak_scope("module"),
+]
+
+ASK = """
+import socket, sys
+s = socket.socket(); s.settimeout(2)
+try:
+    s.connect((sys.argv[1], int(sys.argv[2]))); print(s.recv(5).decode())
+except OSError as error:
+    print(type(error).__name__)
+"""
+SERVE = """
+import socket
+s = socket.create_server(("", 8080)); print("up", flush=True)
+while True:
+    peer, client = s.accept(); peer.sendall(("hello " + client[0]).encode()); peer.close()
+"""
+
+
+@pytest.fixture(scope="module")
+def lab() -> Iterator[Lab]:
+    with net_lab.lab(fabric=False) as made:
+        made.serve(made.internet, INTERNET, 80)
+        made.serve(made.lan, LAN, 80)
+        made.serve(made.lan, METADATA, 80)
+        made.serve(made.host, "0.0.0.0", 8022)
+        yield made
+
+
+def drive(lab: Lab, home: Path, work: Callable[[Engine], Awaitable[Any]], **more: Any) -> Any:
+    """`work` with an engine in the lab's host; what it returns. Afterwards the engine is reset, unless keep=True."""
+
+    async def main() -> Any:
+        engine = Engine(Instance.open(home), slots=4)
+        await engine.open()
+        try:
+            result = await work(engine)
+        finally:
+            if not more.get("keep"):
+                await engine.reset()
+        return result
+
+    return inside(lab.host, lambda: asyncio.run(main()))
+
+
+async def run(engine: Engine, network: str | NetworkSpec = "nat", *argv: str, **more: Any) -> Sandbox:
+    process = Process(argv=argv or ("sleep", "600"))
+    return (await engine.run(SandboxSpec(image="host", process=process, network=network, **more))).sandbox
+
+
+async def inside_box(engine: Engine, box: Sandbox, *argv: str) -> str:
+    attached = await engine.exec(box.id, Process(argv=argv))
+    found = b""
+    while (piece := await attached.read()) is not None:
+        found += piece[1]
+    return found.decode().strip()
+
+
+async def asks(engine: Engine, box: Sandbox, address: str, port: int = 80) -> str:
+    return await inside_box(engine, box, "python3", "-I", "-S", "-c", ASK, address, str(port))
+
+
+def left_in(lab: Lab) -> list[str]:
+    """Links, table and addresses of ours in the lab's host."""
+    found = lab.run(lab.host, "ip -o link; ip -o address; ip route; nft list tables; cat /proc/net/nf_conntrack || true")
+    return [line for line in found.splitlines() if "joey" in line or "100.64." in line]
+
+
+def test_what_a_sandbox_with_nat_reaches_and_what_is_left_of_it(lab: Lab, joey_home: Path) -> None:
+    async def work(engine: Engine) -> None:
+        box = await run(engine)
+        assert box.network == "nat" and box.address
+        assert await asks(engine, box, INTERNET) == "hello"
+        for address, port in ((LAN, 80), (METADATA, 80), (HOST_OUTSIDE, 8022), (HOST_LAN, 8022)):
+            assert await asks(engine, box, address, port) == "ConnectionRefusedError"
+        (stats,) = await engine.stats([box.id])
+        assert stats.network is not None and stats.network.sent > 100 and stats.network.refused_packets >= 4
+        other = await run(engine, "nat", "python3", "-c", SERVE)
+        assert await asks(engine, box, other.address, 8080) == "ConnectionRefusedError"
+        hosts = await inside_box(engine, box, "cat", "/etc/hosts", "/etc/resolv.conf", "/etc/hostname")
+        hostname = await inside_box(engine, box, "hostname")
+        assert f"{box.address}\t{hostname}" in hosts and "nameserver 100." in hosts and "localhost" in hosts
+        await engine.remove(box.id, force=True)
+        assert not [line for line in left_in(lab) if box.address in line]
+        assert engine.private.list(None) == []
+
+    drive(lab, joey_home, work)
+    assert left_in(lab) == []
+
+
+def test_a_policy_changes_while_it_runs_and_what_cannot_be_is_refused(lab: Lab, joey_home: Path) -> None:
+    only = NetworkPolicy(internet=False, rules=(EgressRule(action="allow", cidr=f"{LAN}/32", ports="80"),))
+
+    async def work(engine: Engine) -> None:
+        box = await run(engine, NetworkSpec(mode="nat", policy=only))
+        assert (await asks(engine, box, LAN), await asks(engine, box, INTERNET)) == ("hello", "ConnectionRefusedError")
+        await engine.update(box.id, Update(network={"internet": True, "rules": []}))
+        assert (await asks(engine, box, LAN), await asks(engine, box, INTERNET)) == ("ConnectionRefusedError", "hello")
+        await engine.update(box.id, Update(network={"internet": False, "bandwidth_out": 10_000_000}))
+        assert await asks(engine, box, INTERNET) == "ConnectionRefusedError"
+        spec = (await engine.inspect(box.id)).spec.network
+        assert isinstance(spec, NetworkSpec) and spec.policy == NetworkPolicy(internet=False, bandwidth_out=10_000_000)
+        with pytest.raises(Invalid, match=r"network\.rules\[0\]"):
+            await engine.update(box.id, Update(network={"rules": [{"action": "allow", "cidr": "10.0.0.1/8"}]}))
+        none = await run(engine, "none")
+        with pytest.raises(Invalid, match="network"):
+            await engine.update(none.id, Update(network={"internet": False}))
+        v6 = NetworkPolicy(rules=(EgressRule(action="allow", cidr="2001:db8::/32"),))
+        with pytest.raises(Unenforceable, match="IPv6"):
+            await run(engine, NetworkSpec(mode="nat", policy=v6))
+        with pytest.raises(NotFound, match="nowhere"):
+            await run(engine, "nowhere")
+
+    drive(lab, joey_home, work)
+
+
+def test_published_ports_from_outside_and_from_loopback(lab: Lab, joey_home: Path) -> None:
+    def fetch(netns: int, address: str, port: int) -> str:
+        def ask() -> str:
+            with socket.create_connection((address, port), timeout=2) as made:
+                return made.recv(100).decode()
+
+        return inside(netns, ask)
+
+    async def work(engine: Engine) -> None:
+        ports = (PublishedPort(container=8080), PublishedPort(container=8080, host=8090))
+        box = await run(engine, NetworkSpec(mode="nat", ports=ports), "python3", "-u", "-c", SERVE)
+        free, fixed = box.ports
+        assert fixed.host == 8090 and free.host > 1024
+        for _ in range(100):
+            if b"up" in b"".join([entry.data async for entry in engine.logs(box.id, net_query())]):
+                break
+            await asyncio.sleep(0.05)
+        fetched = await asyncio.to_thread(fetch, lab.internet, HOST_OUTSIDE, free.host)
+        assert fetched == "hello 192.0.2.1"  # the client's own address
+        assert (await asyncio.to_thread(fetch, lab.host, "127.0.0.1", 8090)).startswith("hello 100.")
+        with pytest.raises(Conflict, match=r"ports\[0\].*8090"):
+            await run(engine, NetworkSpec(mode="nat", ports=(PublishedPort(container=1, host=8090),)))
+        assert len(await engine.list(filter_all())) == 1
+        await engine.stop(box.id, 0)
+        assert (await engine.inspect(box.id)).sandbox.ports == ()
+        again = await engine.start(box.id)
+        assert again.ports[1].host == 8090 and again.address
+        assert again.address in await inside_box(engine, again, "cat", "/etc/hosts")
+
+    drive(lab, joey_home, work)
+    assert left_in(lab) == []
+
+
+def test_members_of_a_private_network_find_each_other_by_name(lab: Lab, joey_home: Path) -> None:
+    async def work(engine: Engine) -> None:
+        await engine.network_create(PrivateNetwork(name="back", internal=True))
+        with pytest.raises(Conflict):
+            await engine.network_create(PrivateNetwork(name="back"))
+        db = await run(engine, NetworkSpec(mode="back", aliases=("database",)), "python3", "-c", SERVE, name="db")
+        web = await run(engine, "back", name="web")
+        stranger = await run(engine, "nat")
+        for name in ("db", "database", db.id[:12]):
+            assert (await inside_box(engine, web, "getent", "hosts", name)).split()[:1] == [db.address]
+        assert await asks(engine, web, "db", 8080) == "hello"
+        assert await asks(engine, web, INTERNET) == "ConnectionRefusedError"
+        assert await asks(engine, stranger, db.address, 8080) == "ConnectionRefusedError"
+        assert await inside_box(engine, stranger, "getent", "hosts", "db") == ""
+        await engine.rename("db", "store")
+        assert (await inside_box(engine, web, "getent", "hosts", "store")).split()[:1] == [db.address]
+        joined = await run(engine, f"container:{db.id}")
+        assert await asks(engine, joined, "127.0.0.1", 8080) == "hello"
+        assert {member.name for member in engine.network("back").members} == {"store", "web"}
+        with pytest.raises(Conflict, match="store"):
+            await engine.network_remove("back")
+        for box in (joined, web, db):
+            await engine.remove(box.id, force=True)
+        await engine.network_remove("back")
+
+    drive(lab, joey_home, work)
+
+
+def test_an_engine_that_starts_again_goes_on_with_the_networks_it_finds(lab: Lab, joey_home: Path) -> None:
+    async def first(engine: Engine) -> tuple[Sandbox, Sandbox]:
+        await engine.network_create(PrivateNetwork(name="kept"))
+        ports = (PublishedPort(container=8080, host=8091),)
+        box = await run(engine, NetworkSpec(mode="kept", ports=ports), "python3", "-c", SERVE, name="a")
+        gone = await run(engine)
+        await engine.close()
+        return box, gone
+
+    box, gone = drive(lab, joey_home, first, keep=True)
+
+    async def second(engine: Engine) -> None:
+        found = (await engine.inspect(box.id)).sandbox
+        assert (found.address, found.ports, found.state) == (box.address, box.ports, "running")
+        assert await asks(engine, gone, INTERNET) == "hello"
+        assert (await inside_box(engine, found, "getent", "hosts", "a")).split()[:1] == [box.address]
+        await engine.update(gone.id, Update(network={"internet": False}))
+        assert await asks(engine, gone, INTERNET) == "ConnectionRefusedError"
+        new = await run(engine, "kept")
+        assert new.address not in (box.address, gone.address)
+        assert await asks(engine, new, "a", 8080) == "hello"
+
+    drive(lab, joey_home, second)
+    assert left_in(lab) == []
+
+
+def net_query() -> Any:
+    from joey.engine.interface import LogQuery
+
+    return LogQuery()
+
+
+def filter_all() -> Any:
+    from joey.engine.interface import Filter
+
+    return Filter(all=True)
+
+
+__all__ = ["JoeyError", "kernel"]
