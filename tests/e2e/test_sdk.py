@@ -45,10 +45,7 @@ def engine_pid(home: Path) -> int:
 
 
 def kill_engine(home: Path) -> int:
-    """SIGKILL, and wait until it is gone; its pid. What began before is on disk by then: attached runs are written
-    within milliseconds, and what is created after them is answered only when both are.
-    """
-    Sandbox.create().kill()
+    """SIGKILL, and wait until it is gone; its pid."""
     pid = engine_pid(home)
     fd = os.pidfd_open(pid)
     try:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 
+import msgspec
 import pytest
 
 from joey.engine import execs
@@ -11,7 +14,9 @@ from joey.engine.supervisor import Engine
 from joey.host.instance import Instance
 from joey.model.errors import Conflict, Invalid, NotFound
 from joey.model.spec import Process, SandboxSpec
+from machine_state import eventually
 from root.conftest import output
+from root.test_recovery import reaper  # noqa: F401
 
 SLEEP = SandboxSpec(image="host", process=Process(argv=("sleep", "600")))
 
@@ -121,6 +126,55 @@ def test_the_engine_comes_back(home):
         await engine.remove(box, force=True)
         await engine.store.flush()
         assert mine.id and engine.store.load_processes() == []
+        await engine.reset()
+
+    asyncio.run(main())
+
+
+def test_what_was_answered_is_on_disk_and_found_again_without_a_launcher(home):
+    """Engine and launchers gone at once, right after the answer: kept processes run on, and are taken over; what was
+    being started is ended, and nothing waits for ever at a pipe that nobody reads.
+    """
+
+    async def main() -> None:
+        engine = Engine(Instance.open(home), slots=1)
+        await engine.open()
+        box = (await engine.run(SLEEP)).sandbox.id
+        flags = sh("trap 'exit 6' TERM; echo a; while :; do sleep 0.02; echo b; done")
+        runs = await engine.exec(box, flags, keep=True)
+        quick = await engine.exec(box, sh("exit 5"), keep=True)
+        lost = await engine.exec(box, sh("yes"), tag="lost")
+        await quick.wait()
+        stored = {key: data for key, _, data in engine.store.load_processes()}
+        assert set(stored) == {int(one.id) for one in (runs, quick, lost)}
+        assert msgspec.json.decode(stored[int(runs.id)])["pid"] == runs.pid
+        record = msgspec.json.decode(stored[int(lost.id)], type=execs.Record)
+        unanswered = msgspec.structs.replace(record, pid=0)
+        engine.store.save_process(int(lost.id), box, msgspec.json.encode(unanswered))
+        await engine.store.flush()
+        launchers = [shard.launcher.pid for shard in engine.machine.fleet.shards]
+        await engine.close()
+        for pid in launchers:
+            os.kill(pid, signal.SIGKILL)
+        engine = Engine(Instance.open(home), slots=1)
+        await engine.open()
+        views = {view.id: view for view in await engine.processes(box)}
+        assert set(views) == {runs.id, quick.id} and views[runs.id].exit is None
+        assert views[runs.id].pid == runs.pid
+        await eventually(lambda: not os.path.exists(f"/proc/{lost.pid}/exe"))
+        reader = await engine.connect(box, runs.id)
+        assert (await reader.read())[1].startswith(b"b")
+        await engine.signal_process(box, runs.id, 15)
+        assert (await ended(engine, box, runs.id)).code == 6
+        # of one that no record tells of: nobody was answered to, and its pipe is full before long
+        unknown = await engine.exec(box, sh("yes"), keep=True)
+        engine.store.delete_process(int(unknown.id))
+        mine = await engine.exec(box, sh("sleep 600"))
+        await engine.close()
+        engine = Engine(Instance.open(home), slots=1)
+        await engine.open()
+        await eventually(lambda: not os.path.exists(f"/proc/{unknown.pid}"))
+        assert os.path.exists(f"/proc/{mine.pid}/exe"), "a client's own goes on, it hears of the end of its pipes"
         await engine.reset()
 
     asyncio.run(main())

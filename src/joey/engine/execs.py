@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import logging
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -36,13 +37,14 @@ from joey.plan import flags as f
 
 if TYPE_CHECKING:
     from joey.engine.box import Box
-    from joey.engine.fleet import Shard
+    from joey.engine.fleet import Fleet, Shard
     from joey.engine.store import Store
     from joey.host.wire import Child
 
 KEPT_ENDED = 32
 KEPT_BYTES = 64 << 20
 """Unread output of ended processes, of all sandboxes together; beyond that the oldest is dropped."""
+_log = logging.getLogger(__name__)
 _TURNS, _TURN_SECONDS = 20, 0.01
 
 
@@ -172,6 +174,9 @@ class Execs:
             raise Conflict("state", "cannot run a process in it: it has just ended")
         main, process = box.launched, one.process
         self._known[one.key] = one
+        if one.keep:  # whoever comes after us then knows whose it is; written while it is launched
+            self._store.save_process(one.key, one.sandbox, one.record())
+            self._store.flushed()
         devpts = process.tty and not box.devpts
         box.devpts = box.devpts or devpts  # the launcher runs plans in order: who comes next finds it
         try:
@@ -180,6 +185,7 @@ class Execs:
             )
         except BaseException as error:
             del self._known[one.key]
+            self._drop(one)
             box.devpts = box.devpts and not devpts
             if isinstance(error, JoeyError) and await _is_over(main, error):
                 raise Conflict("state", "cannot run a process in it: it has just ended") from error
@@ -198,6 +204,9 @@ class Execs:
             self._forget(launched, durable=one.keep)
         elif one.keep:
             self._store.save_process(one.key, one.sandbox, one.record())
+        if one.keep and (error := await self._store.flushed()):
+            await _end(attached)  # nobody shall find running what was said to have failed
+            raise error
         return attached
 
     def _abandon(self, work: asyncio.Future[Attached]) -> None:
@@ -352,9 +361,10 @@ class Execs:
     def keys(self) -> frozenset[int]:
         return frozenset(self._known)
 
-    async def take_over(self, known: dict[int, tuple[Shard, Child]], slots: dict[str, str]) -> None:
-        """Intent meets reality: take those over that launchers hold, and say of all others that their end was not seen.
-        Those of sandboxes that are no more are forgotten. slots: sandbox → name of its slot.
+    async def take_over(self, known: dict[int, tuple[Shard, Child]], slots: dict[str, str], fleet: Fleet) -> None:
+        """Intent meets reality: take those over that launchers hold, or that run on although theirs is gone, and say of
+        all others that their end was not seen. Those of sandboxes that are no more are forgotten. slots: sandbox → name
+        of its slot.
         """
         for sandbox in [id for id in self._of if id not in slots]:
             for key in self._of[sandbox]:
@@ -363,18 +373,41 @@ class Execs:
                     with contextlib.suppress(OSError):
                         await known[key][0].launcher.disown(key)
             self.gone(sandbox)
+        unanswered: set[str] = set()
         for key, one in tuple(self._known.items()):
-            if key in known:
-                shard, child = known[key]
+            slot = slots[one.sandbox]
+            found = known.get(key) or await self._find(one, slot, fleet)
+            if found is not None:
+                shard, child = found
                 fds = await shard.fetch(key)
                 one.process = replace(one.process, stdin=f.ROLE_STDIN in fds)
                 if child.running:
-                    shard.running[key] = Running(child.pid, slots[one.sandbox], False)
+                    shard.running[key] = Running(child.pid, slot, False)
                 one.took(Launched(shard, key, child.pid, fds))
-            else:
+                self._store.save_process(key, one.sandbox, one.record())
+            elif one.pid:
                 del self._known[key]
                 one.end(Exit(code=125, at=time.time(), error=UNSEEN))
                 self._settle(one)
+            else:  # nobody was ever told of it
+                del self._known[key], self._of[one.sandbox][key]
+                self._drop(one)
+                unanswered.add(slot)
+        for slot in filter(None, unanswered):
+            fleet.end_unanswered(slot)
+
+    async def _find(self, one: _Exec, slot: str, fleet: Fleet) -> tuple[Shard, Child] | None:
+        """One whose launcher ended while no engine was there."""
+        if not (slot and one.pid):
+            return None
+        try:
+            found = await fleet.find(one.key, slot, one.started, one.pid)
+        except OSError as error:
+            _log.error("process %s of %s runs on, but cannot be taken over: %s", one.key, one.sandbox, error)
+            return None
+        if found is not None:
+            found[0].children += 1
+        return found
 
 
 async def _is_over(main: Launched, error: JoeyError) -> bool:

@@ -37,12 +37,24 @@ def find_main(cgroup: InstanceCgroup, slot: str) -> int | None:
     return next((pid for pid in cgroup.procs(slot) if _belongs(slot, pid, True)), None)
 
 
-def has_executed(pid: int) -> bool:
-    """Whether it runs a program of its own by now: before that its executable is the launcher's."""
+def is_starting(pid: int) -> bool:
+    """Whether it has yet to run a program of its own: its executable is the launcher's. Not so of one that is dead."""
     try:
-        return os.path.basename(os.readlink(f"/proc/{pid}/exe")).split(" ")[0] != "joey-launcher"
+        return os.path.basename(os.readlink(f"/proc/{pid}/exe")).split(" ")[0] == "joey-launcher"
     except OSError:
         return False
+
+
+def never_breaks(pid: int) -> bool:
+    """Whether its output goes to a pipe that it can read as well: if nobody else does it would wait there for ever."""
+    for number, _ in _STREAMS:
+        with contextlib.suppress(OSError, ValueError):
+            if stat.S_ISFIFO(os.stat(f"/proc/{pid}/fd/{number}").st_mode):
+                with open(f"/proc/{pid}/fdinfo/{number}") as file:
+                    flags = next(line.split()[1] for line in file if line.startswith("flags:"))
+                if int(flags, 8) & os.O_ACCMODE == os.O_RDWR:
+                    return True
+    return False
 
 
 def strangers(cgroup: InstanceCgroup, slot: str, known: set[int]) -> list[int]:
@@ -51,9 +63,13 @@ def strangers(cgroup: InstanceCgroup, slot: str, known: set[int]) -> list[int]:
     return [pid for pid in found if _belongs(slot, pid, False)]
 
 
-def end_strangers(cgroup: InstanceCgroup, slot: str, known: set[int]) -> None:
-    """Kill what was being started when its launcher ended, and whose start has been answered as failed."""
+def end_strangers(cgroup: InstanceCgroup, slot: str, known: set[int], *, lasting: bool = False) -> None:
+    """Kill what was being started when its launcher ended, and whose start has been answered as failed, or not at all.
+    lasting: only those whose pipes never break, the others belong to clients and end by SIGPIPE.
+    """
     for pid in strangers(cgroup, slot, known):
+        if lasting and not never_breaks(pid):
+            continue
         with contextlib.suppress(ProcessLookupError):
             if (pidfd := claim(slot, pid, main=False)) is not None:
                 signal.pidfd_send_signal(pidfd, signal.SIGKILL)
