@@ -66,7 +66,17 @@ WRONG = {
         run -l =x host true
         run --cap-add FLY host true
         run --sysctl =1 host true
-        run --network bridge host true
+        run -p 99999:80 host true
+        run -p 8000-8002:80-81 host true
+        run --allow 10.0.0.1/8 host true
+        run --deny *.x.*:80 host true
+        run --internet maybe host true
+        run --bandwidth-in fast host true
+        run --add-host db host true
+        network frobnicate
+        network ls x
+        network create
+        network rm --internal x
         run --security-opt seccomp=/nonexistent host true
         run --security-opt apparmor=x host true
         run --security-opt nonsense host true
@@ -109,17 +119,15 @@ WRONG = {
         run --device /dev/null:/dev/a:/dev/b host true
     """,
     "not_yet": """
-        run -p 80:80 host true
-        run --publish=80 host true
-        run -P host true
+        run --expose 80 host true
+        run --ip 10.0.0.1 host true
+        run --link db host true
         run --gpus all host true
         run --privileged host true
         run --pid host host true
-        run --dns 1.1.1.1 host true
         run --pull sometimes host true
         run -a stdout host true
         run --runtime x host true
-        explain -p 80 host true
         exec --privileged a true
         ps -s
         rm -v a

@@ -22,6 +22,7 @@ WORDS = {
         "prune",
         "verify",
     ),
+    "network": ("create", "ls", "inspect", "rm"),
     "system": ("info", "df", "reset"),
     "completion": SHELLS,
 }

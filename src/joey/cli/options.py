@@ -5,6 +5,8 @@ argparse costs 8 ms before it has parsed anything; a table of constants costs no
 
 An option is (names, value, help): `("-e --env", "NAME[=VALUE]…", "Set an environment variable")`. An empty value is a
 flag; one that ends in `…` may be repeated. A string instead of a tuple begins a section of the help.
+Several options whose order among each other matters have a fourth part, under which (name, value) of all of them are
+listed as they come.
 A command is a dict: `usage`, `summary`, `options`, `run` (called with the values and the arguments), and if wanted
 `text` (more help), `arguments` (least, most; None: any), `leading` (options end at the first argument), `refused`
 (name -> why it does not exist, or (why, remedy)).
@@ -94,7 +96,9 @@ def _take(command, table, name, value, words, values):
         value = words.pop()
     if "\0" in value:
         raise UsageError(f"{name}: the value holds a NUL character")
-    if option[1].endswith("…"):
+    if len(option) > 3:
+        values.setdefault(option[3], []).append((name, value))
+    elif option[1].endswith("…"):
         values.setdefault(key(option[0]), []).append(value)
     else:
         values[key(option[0])] = value

@@ -41,8 +41,8 @@ def show(found, form, whole, now):
     """As a table or by a template."""
     rows = [row(box, whole, now) for box in found]
     if form == "table":
-        head = ("SANDBOX ID", "IMAGE", "COMMAND", "CREATED", "STATUS", "NAME")
-        say(table(head, [[cells[name] for name in ("ID", "Image", "Command", "CreatedAt", "Status", "Names")]
+        head = ("SANDBOX ID", "IMAGE", "COMMAND", "CREATED", "STATUS", "PORTS", "NAME")
+        say(table(head, [[cells[name] for name in ("ID", "Image", "Command", "CreatedAt", "Status", "Ports", "Names")]
                          for cells in rows]))  # fmt: skip
         return
     head, template = form.startswith("table "), form.removeprefix("table ").replace("\\t", "\t").replace("\\n", "\n")
@@ -57,7 +57,7 @@ def show(found, form, whole, now):
 
 
 _EMPTY = {"id": "", "image": "", "argv": [], "created": 0, "state": "", "exit": None, "started": None,
-          "name": "", "labels": {}, "finished": None, "pid": None}  # fmt: skip
+          "name": "", "labels": {}, "finished": None, "pid": None, "ports": [], "network": ""}  # fmt: skip
 
 
 def row(box, whole, now):
@@ -72,11 +72,21 @@ def row(box, whole, now):
         "Status": status(box, now),
         "State": box["state"],
         "Names": box["name"],
+        "Ports": _ports(box),
+        "Networks": box.get("network", ""),
         "Name": box["name"],
         "Labels": ",".join(f"{name}={value}" for name, value in box["labels"].items()),
         "Pid": str(box["pid"] or ""),
         "ExitCode": "" if box["exit"] is None else str(box["exit"]["code"]),
     }
+
+
+def _ports(box):
+    if not box.get("ports"):
+        return ""
+    from joey.cli.network import summary
+
+    return summary(box["ports"])
 
 
 def status(box, now):

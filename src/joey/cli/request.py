@@ -6,7 +6,7 @@ is refused by name, never ignored.
 
 import os
 
-from joey.cli import life, mounts
+from joey.cli import life, mounts, network_options
 from joey.cli.options import UsageError
 from joey.cli.values import decimal, environment, labels, octal, pairs, size, ulimit, whole
 
@@ -67,16 +67,17 @@ OPTIONS = (
     ("--security-opt", "OPTION…", "seccomp=FILE|unconfined, no-new-privileges=false, systempaths=unconfined"),
     ("--device", "SRC[:DST][:rwm]…", "A device of the host"),
     ("--sysctl", "NAME=VALUE…", "A kernel parameter of its own namespaces"),
-    ("--network --net", "none|host", "Network: none, or the host's own"),
     ("--umask", "MODE", "Permissions its files do not get (0022)"),
+    *network_options.OPTIONS,
+    *network_options.POLICY,
     *life.OPTIONS,
 )  # fmt: skip
 
-_NETWORK = "publishing ports and networks of its own come with the network"
 REFUSED = {
-    **dict.fromkeys(("-p", "--publish", "-P", "--publish-all", "--expose", "--network-alias", "--net-alias"), _NETWORK),
-    **dict.fromkeys(("--ip", "--ip6", "--mac-address", "--link", "--link-local-ip"), _NETWORK),
-    **dict.fromkeys(("--add-host", "--dns", "--dns-option", "--dns-opt", "--dns-search", "--domainname"), _NETWORK),
+    "--expose": ("it does nothing", "publish the port: -p PORT"),
+    **dict.fromkeys(("--ip", "--ip6", "--mac-address", "--link-local-ip"), "addresses are chosen by the engine"),
+    "--link": ("", "a private network: joey network create, --network NAME"),
+    "--domainname": ("", "--hostname with the domain in it, --dns-search"),
     **dict.fromkeys(("--disable-content-trust", "-q", "--quiet"), "every digest is verified; progress: joey pull"),
     "--no-healthcheck": "a check of the image is not taken over anyway",
     **dict.fromkeys(("--volumes-from", "--volume-driver"), "named volumes"),
@@ -202,10 +203,9 @@ def _isolation(values, body, process):
         body["sysctls"] = pairs(values["sysctl"], "--sysctl")
     if "oom_score_adj" in values:
         body["oom_score_adj"] = whole(values["oom_score_adj"], "--oom-score-adj")
-    if "net" in values:
-        if values["net"] not in ("none", "host"):
-            raise UsageError(f"not supported yet: --network {values['net']}: {_NETWORK}", "--network none or host")
-        body["network"] = values["net"]
+    found = network_options.network(values)
+    if found is not None:
+        body["network"] = found
 
 
 def _security(text, body, process):

@@ -1,6 +1,6 @@
 """`joey update`: limits, labels, timeouts and the restart policy of sandboxes that exist, running or not."""
 
-from joey.cli import life, request
+from joey.cli import life, network_options, request
 from joey.cli.change import each
 from joey.cli.options import UsageError
 from joey.cli.values import labels
@@ -32,6 +32,9 @@ def body(values):
         found["restart"] = life.restart(values["restart"])
     if "on_timeout" in values:
         found["on_timeout"] = life.on_timeout(values["on_timeout"])
+    change = network_options.policy(values)
+    if change:
+        found["network"] = change
     if not found:
         raise UsageError("nothing to change", "joey update --help")
     return found
@@ -51,13 +54,14 @@ def update(values, arguments):
 COMMANDS = {
     "update": {
         "usage": "[OPTIONS] SANDBOX…",
-        "summary": "Change limits, labels and timeouts of sandboxes while they run",
+        "summary": "Change limits, network policy, labels and timeouts of sandboxes while they run",
         "arguments": (1, None),
         "options": (
             *_picked(request.OPTIONS, _LIMITS),
             ("-l --label", "NAME[=VALUE]…", "Set a label"),
             ("--label-rm", "NAME…", "Take a label away"),
             *_picked(life.OPTIONS, _TIMES),
+            *network_options.POLICY,
             ("--timeout", "TIME", "End it so long from now; none for no end"),
             ("--idle-timeout", "TIME", "End it when so long nobody has wanted anything of it; none for never"),
         ),
