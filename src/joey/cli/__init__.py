@@ -28,6 +28,7 @@ VERBS = {
     "stats": ("stats", "Show what sandboxes use"),
     "network": ("network", "Private networks, shared by several sandboxes"),
     "port": ("network", "Show where ports of a sandbox are published"),
+    "build": ("build", "Build an image from a Dockerfile"),
     "pull": ("pull", "Fetch images from registries"),
     "push": ("pull", "Send an image to a registry"),
     "image": ("image", "The images that are here: ls, inspect, rm, prune, …"),

@@ -1,0 +1,172 @@
+"""POST /v1/images/build: an image from a Dockerfile and a context. The answer is NDJSON, a line an event:
+
+    {"step": 2, "total": 5, "stage": "base", "instruction": "RUN …", "line": 3}   a step begins
+    {"pull": "debian:12", "id": …, "status": …, "done": …, "total": …}            of an image it starts from
+    {"output": "…", "stream": 1}                                                  what a RUN prints; 2 is stderr
+    {"done": 2, "cached": false, "seconds": 1.25}                                 that step is done
+    {"warning": "…"}
+    {"image": …} or {"error": problem}                                            the last line
+
+When the client leaves, the build stops and its step's sandbox is removed; layers that are done stay for the next one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+from collections import deque
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from joey.api import params, problem
+from joey.api.images import ImageView, library_of
+from joey.api.light import web
+from joey.api.routes import NDJSON, TAR, Call, Lines, Route
+from joey.build import session
+from joey.build.workshop import NETWORKS, Options, Workshop
+from joey.model.errors import Invalid, JoeyError, from_os
+
+_WAITING = 256
+
+
+class BuildLine(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One line of a build's answer."""
+
+    step: int = 0
+    total: int = 0
+    stage: str = ""
+    instruction: str = ""
+    line: int = 0
+    pull: str = ""
+    id: str = ""
+    status: str = ""
+    output: str = ""
+    stream: int = 0
+    done: int = 0
+    cached: bool = False
+    seconds: float = 0.0
+    warning: str = ""
+    image: ImageView | None = None
+    error: dict[str, Any] | None = None
+
+
+class _News:
+    """Events on their way to the client; what produces many of them waits for it."""
+
+    def __init__(self) -> None:
+        self.lines: deque[dict[str, Any]] = deque()
+        self.changed, self.drained = asyncio.Event(), asyncio.Event()
+
+    def tell(self, event: dict[str, Any]) -> None:
+        if "pull" in event:  # only the newest of each layer counts
+            for old in [one for one in self.lines if one.get("pull") == event["pull"] and one["id"] == event["id"]]:
+                self.lines.remove(old)
+        self.lines.append(event)
+        self.changed.set()
+
+    async def room(self) -> None:
+        while len(self.lines) > _WAITING:
+            self.drained.clear()
+            await self.drained.wait()
+
+    async def send(self, lines: Lines) -> None:
+        self.changed.clear()
+        while self.lines:
+            await lines.add(self.lines.popleft())
+            self.drained.set()
+        await lines.flush()
+
+
+async def build_image(call: Call) -> web.StreamResponse:
+    """Build an image."""
+    own = library_of(call)
+    store = own.store
+    async with session.folder(store) as place:
+        extras = await _receive(call, place)
+        options = _options(call.query, extras)
+        name = call.query.get("file", "Dockerfile")
+        file = await asyncio.to_thread(session.read, place, name, extras.dockerfile)
+        plan = session.plan(file, options)
+        news = _News()
+        engine: Any = call.engine
+        shop = Workshop(engine, own, place, options, news.tell, news.room)
+        task = asyncio.ensure_future(session.carry_out(shop, file, plan))
+        task.add_done_callback(lambda _: news.changed.set())
+        try:
+            lines = await call.lines()
+            while not task.done():
+                await news.changed.wait()
+                await news.send(lines)
+            await news.send(lines)
+            await lines.write(_outcome(task, own))
+            return await lines.end()
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+
+def _outcome(task: asyncio.Future[Any], own: Any) -> dict[str, Any]:
+    error = task.exception()
+    if isinstance(error, JoeyError):
+        return {"error": problem.document(error)}
+    if error is not None:
+        return {"error": problem.unexpected(error)}
+    own.changed()
+    return {"image": own.summary(own.store.find(task.result().digest))}
+
+
+async def _receive(call: Call, place: Path) -> session.Extras:
+    try:
+        with tempfile.TemporaryFile(dir=place) as file:
+            async for piece in call.chunks():
+                await asyncio.to_thread(file.write, piece) if len(piece) > 1 << 20 else file.write(piece)
+            return await call.whole(asyncio.to_thread(session.receive, file, place))
+    except OSError as error:
+        raise from_os("keep the context", error) from error
+
+
+def _options(query: dict[str, Any], extras: session.Extras) -> Options:
+    arguments = dict(_pair(text, "build-arg") for text in query.get("build-arg", ()))
+    epoch = arguments.get("SOURCE_DATE_EPOCH", "")
+    if epoch and not (epoch.isdecimal() and len(epoch) < 12):
+        raise Invalid("build-arg", f"SOURCE_DATE_EPOCH={epoch} is no number of seconds")
+    return Options(
+        tags=tuple(query.get("tag", ())), target=query.get("target", ""), arguments=arguments,
+        labels=dict(_pair(text, "label") for text in query.get("label", ())),
+        no_cache=query.get("no-cache", False), pull=query.get("pull", False), network=query.get("network", "default"),
+        platform=query.get("platform", ""), epoch=int(epoch) if epoch else None, secrets=extras.secrets,
+    )  # fmt: skip
+
+
+def _pair(text: str, field: str) -> tuple[str, str]:
+    name, _, value = text.partition("=")
+    if not name:
+        raise Invalid(field, f"{text!r} has no name", "NAME=VALUE")
+    return name, value
+
+
+_BUILD = (
+    params.text("tag", "A name for the image", empty=False).times(),
+    params.text("file", "The Dockerfile, a path of the context; Dockerfile by default", empty=False),
+    params.text("target", "The stage to build, the last by default"),
+    params.text("build-arg", "NAME=VALUE of an ARG", longest=65536).times(),
+    params.text("label", "NAME=VALUE", longest=65536).times(),
+    params.flag("no-cache", "Do every step again"),
+    params.flag("pull", "Ask the registry for a newer image of every FROM"),
+    params.choice("network", "The network of RUN steps", NETWORKS, "default"),
+    params.text("platform", "Refused unless it is this machine's own"),
+)
+
+ROUTES = (
+    Route(
+        "POST", "/v1/images/build", build_image, "Build an image from a Dockerfile", tag="images",
+        description=(
+            "The body is the context, a tar archive, perhaps compressed. A member `.joey-build.json` of it is no file "
+            "of the context but a JSON object: `dockerfile` (base64: the text, if it is no file of the context) and "
+            "`secrets` (id: base64)."
+        ),
+        query=_BUILD, body=bytes, body_media=TAR, answer=BuildLine, media=NDJSON, stream=True, admin=True,
+    ),
+)  # fmt: skip
