@@ -10,6 +10,7 @@ from joey.cli.progress import lines
 from joey.client import context
 from joey.client.transport import query
 
+_SPINNER = "|/-\\"
 _KEPT = 30
 """Lines of output that are shown when a step fails and they were not shown before."""
 
@@ -211,7 +212,7 @@ class _Shown:
                     continue
                 self._turn += 1
                 seconds = time.monotonic() - self._begun
-                text = f"{'|/-\\\\'[self._turn % 4]} {self._head}  {seconds:.1f}s  {self._last}"
+                text = f"{_SPINNER[self._turn % 4]} {self._head}  {seconds:.1f}s  {self._last}"
                 write(2, f"\r{text[: _width()]}\x1b[K".encode())
 
 
