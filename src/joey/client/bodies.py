@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from joey.client import networks
 from joey.client.errors import Invalid
+from joey.client.networks import Network, Ports
 from joey.client.types import Command, Envs, Size, Volumes
 from joey.model.units import parse_size
 
@@ -44,7 +46,8 @@ def sandbox(
     timeout: float | None,
     idle_timeout: float | None,
     on_timeout: str,
-    network: str | None,
+    network: Network | None,
+    ports: Ports | None = None,
     envs: Envs | None,
     metadata: Mapping[str, str] | None,
     name: str | None,
@@ -55,8 +58,11 @@ def sandbox(
     restart: str | Mapping[str, Any] | None,
     files: Mapping[str, str | bytes] | None,
     spec: Mapping[str, Any] | None,
+    pool: Any = None,
 ) -> dict[str, Any]:
-    """The body of POST /v1/sandboxes. `spec`: further fields of SandboxSpec, which win. Raises Invalid."""
+    """The body of POST /v1/sandboxes. `spec`: further fields of SandboxSpec, which win. pool: a Pool or a name; of what
+    it has in common only what was given is sent. Raises Invalid.
+    """
     process: dict[str, Any] = {"env": dict(envs or {}), "cwd": cwd, "user": user}
     resources = {"cpus": cpus, "memory": size(memory, "memory"), "disk": size(disk, "disk")}
     body: dict[str, Any] = {
@@ -66,7 +72,7 @@ def sandbox(
         "process": _given(process),
         "resources": _given(resources),
         "labels": dict(metadata or {}),
-        "network": network,
+        "network": networks.network(network, ports),
         "mounts": mounts(volumes),
         "read_only": read_only or None,
         "timeout": timeout,
@@ -77,15 +83,24 @@ def sandbox(
         "files": contents(files),
     }
     body = _given(body)
+    if pool is not None:
+        del body["init"]
+        body["pool"] = getattr(pool, "name", pool)
+        return _merged(body, spec)
     if not (spec or {}).get("process", {}).get("argv"):
         body["entrypoint"] = []  # nothing but joey-init, whatever the image would run
-    for field, value in (spec or {}).items():
-        both = isinstance(body.get(field), dict) and isinstance(value, Mapping)
-        body[field] = {**body[field], **value} if both else value
+    body = _merged(body, spec)
     if body.get("rootfs"):
         body.pop("image", None)
     elif "image" not in body:
         body["image"] = "host"
+    return body
+
+
+def _merged(body: dict[str, Any], spec: Mapping[str, Any] | None) -> dict[str, Any]:
+    for field, value in (spec or {}).items():
+        both = isinstance(body.get(field), dict) and isinstance(value, Mapping)
+        body[field] = {**body[field], **value} if both else value
     return body
 
 

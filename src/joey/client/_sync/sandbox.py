@@ -9,12 +9,13 @@ from typing import Any, Literal, TypeVar
 
 import msgspec
 
-from joey.client import bodies
+from joey.client import bodies, networks
 from joey.client._sync.commands import Commands
 from joey.client._sync.files import Files
 from joey.client._sync.pty import Pty
 from joey.client._sync.service import Service, decode, idempotency, query, quote, service
 from joey.client.errors import ConnectionLost, JoeyError, NotFound, from_problem
+from joey.client.networks import Network, Ports
 from joey.client.types import Detail, Envs, Event, Exit, SandboxInfo, SandboxMetrics, Size, Volumes
 from joey.model import frames
 
@@ -62,13 +63,15 @@ class Sandbox:
         cls: type[Self],
         image: str | None = None,
         *,
+        pool: Any = None,
         cpus: float | None = None,
         memory: Size | None = None,
         disk: Size | None = None,
         timeout: float | None = bodies.DEFAULT_TIMEOUT,
         idle_timeout: float | None = None,
         on_timeout: Literal["kill", "pause"] = "kill",
-        network: str | None = None,
+        network: Network | None = None,
+        ports: Ports | None = None,
         envs: Envs | None = None,
         metadata: Mapping[str, str] | None = None,
         name: str | None = None,
@@ -85,10 +88,13 @@ class Sandbox:
         """A new sandbox, running. It has no main program: commands come by `commands.run`.
 
         image: "host" (this machine's own programs without its data) or the name of an image
+        pool: a Pool, or the name of one: a warm sandbox of it, which takes next to no time
         cpus, memory, disk: limits; memory and disk in bytes or as "512m". Default: 1 CPU, 512 MiB
         timeout: seconds after which it ends (300), None for never; idle_timeout: without any request about it
         on_timeout: "kill" removes it then, "pause" freezes it
-        network: "none" (default) or a mode of SandboxSpec
+        network: "none" (default), "nat", the name of a private network …, or a mapping with what it may reach, such as
+            {"allow": ["pypi.org", "*.pythonhosted.org:443"]} (see joey.client.networks.Network, update_network)
+        ports: published on the host: 8080 (on a free port), "8080:80"; get_info().ports says which. It means nat
         envs, user, cwd: what commands inherit
         metadata: labels, by which `list` finds it
         volumes: {host path: path inside}; "…:ro" for read-only
@@ -110,6 +116,7 @@ class Sandbox:
             idle_timeout=idle_timeout,
             on_timeout=on_timeout,
             network=network,
+            ports=ports,
             envs=envs,
             metadata=metadata,
             name=name,
@@ -120,6 +127,7 @@ class Sandbox:
             restart=restart,
             files=files,
             spec=spec,
+            pool=pool,
         )
         engine = service(url, api_key)
         info = engine.call("POST", "/v1/sandboxes", body, SandboxInfo, safe=True, headers=idempotency())
@@ -338,6 +346,32 @@ class Sandbox:
         info: SandboxInfo = self._service.call("PATCH", self._path, body, SandboxInfo, safe=True)
         return info
 
+    def update_network(
+        self,
+        *,
+        allow: Sequence[str] | None = None,
+        deny: Sequence[str] | None = None,
+        internet: bool = _UNSET,
+        rules: Sequence[Mapping[str, Any]] | None = None,
+        bandwidth_in: Size | None = _UNSET,
+        bandwidth_out: Size | None = _UNSET,
+        connections: int | None = _UNSET,
+    ) -> SandboxInfo:
+        """Change what it may reach while it runs; in effect, for open connections too, when this returns. What is not
+        given stays, None takes a limit away; allow and deny replace all rules.
+
+        allow, deny: "TARGET[:PORT][/PROTOCOL]" with a CIDR, an address or a domain ("*.example.com"); allow goes first.
+            A domain closes the internet beside it, unless internet=True is given
+        internet: whether public addresses that no rule names are reachable; with internet=False, rules=() nothing is
+        rules: instead of allow and deny, dicts of model.network.EgressRule in the order in which they are tried
+        bandwidth_in, bandwidth_out: bytes a second, or "10m". connections: open at once
+        """
+        limits = {"bandwidth_in": bandwidth_in, "bandwidth_out": bandwidth_out, "connections": connections}
+        given = {name: value for name, value in {"internet": internet, **limits}.items() if value is not _UNSET}
+        change = networks.policy(allow=allow, deny=deny, rules=rules, **given)
+        info: SandboxInfo = self._service.call("PATCH", self._path, {"network": change}, SandboxInfo, safe=True)
+        return info
+
     def set_timeout(self, timeout: float | None) -> None:
         """Let it live so many seconds from now, None: for ever."""
         self.update(timeout=timeout)
@@ -364,6 +398,7 @@ _DEFAULTS: dict[str, Any] = {
     "idle_timeout": None,
     "on_timeout": "kill",
     "network": None,
+    "ports": None,
     "envs": None,
     "metadata": None,
     "name": None,
@@ -374,4 +409,5 @@ _DEFAULTS: dict[str, Any] = {
     "restart": None,
     "files": None,
     "spec": None,
+    "pool": None,
 }
