@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
 from joey.api import params
-from joey.api.images import ImageView, library_of
+from joey.api.images import ImageView, library_of, seen
 from joey.api.light import web
 from joey.api.routes import TAR, Call, Route
 from joey.images import archive, archive_write, diff, index, layers, pack
@@ -67,13 +67,18 @@ async def _received(call: Call, own: Library, work: Callable[[BinaryIO], T]) -> 
 async def save_images(call: Call) -> web.StreamResponse:
     """An archive of images that other tools load."""
     own = library_of(call)
-    return await _sent(call, archive_write.save(own.store, call.query["name"], call.query.get("format", "docker")))
+    names = [seen(call, name) for name in call.query["name"]]
+    return await _sent(call, archive_write.save(own.store, names, call.query.get("format", "docker")))
 
 
 async def export_image(call: Call) -> web.StreamResponse:
     """The root file system of an image, all its layers in one archive."""
     own = library_of(call)
-    image = own.store.find(call.path["name"])
+    return await send_tree(call, own, own.store.find(seen(call, call.path["name"])))
+
+
+async def send_tree(call: Call, own: Library, image: StoredImage) -> web.StreamResponse:
+    """All files of an image as the answer."""
     tree = await asyncio.to_thread(_tree, own, image)
     with own.store.busy(image.digest, *image.diff_ids):
         return await _sent(call, pack.pack(tree))
@@ -82,7 +87,7 @@ async def export_image(call: Call) -> web.StreamResponse:
 async def diff_images(call: Call) -> Any:
     """What is added (A), changed (C) and deleted (D) in an image against another one."""
     own = library_of(call)
-    old, new = own.store.find(call.query["from"]), own.store.find(call.path["name"])
+    old, new = (own.store.find(seen(call, name)) for name in (call.query["from"], call.path["name"]))
 
     def work() -> list[diff.Change]:
         with own.store.busy(*old.diff_ids, *new.diff_ids):

@@ -129,20 +129,29 @@ def library_of(call: Call) -> library.Library:
     return library.of(instance)
 
 
-async def images(call: Call) -> Any:
-    """Every image, the newest first."""
+def seen(call: Call, name: str) -> str:
+    """What the caller means by the name of an image. Raises ImageError for a snapshot of somebody else's sandbox."""
     own = library_of(call)
-    return [own.summary(one) for one in own.store.all()] if own.exists else []
+    return own.seen_as(name, call.owner) if call.owner and own.exists else name
+
+
+async def images(call: Call) -> Any:
+    """Every image, the newest first; of snapshots the caller's."""
+    own = library_of(call)
+    if not own.exists:
+        return []
+    shown = (one for one in own.store.all() if library.visible(one, call.owner))
+    return [own.summary(one) for one in shown if not one.source.startswith("fork:")]
 
 
 async def image(call: Call) -> Any:
     """One image, by name, id or unique beginning of an id."""
-    return library_of(call).detail(call.path["name"])
+    return library_of(call).detail(seen(call, call.path["name"]))
 
 
 async def history(call: Call) -> Any:
     """How it was made, the newest step first."""
-    return library_of(call).history(call.path["name"])
+    return library_of(call).history(seen(call, call.path["name"]))
 
 
 async def remove_image(call: Call) -> Removed:

@@ -19,6 +19,8 @@ from joey.api import (
     pools,
     processes,
     sandboxes,
+    snapshots,
+    volumes,
 )
 from joey.api.routes import Route
 
@@ -33,6 +35,8 @@ MODULES = (
     archives,
     build,
     images,
+    snapshots,
+    volumes,
     networks,
     node,
     metrics,
@@ -48,6 +52,8 @@ TAGS = {
     "pools": "Sandboxes kept warm, handed out at once",
     "images": "What sandboxes are made from",
     "networks": "Private networks, shared by several sandboxes",
+    "snapshots": "Files of a sandbox as an image, and new sandboxes on them",
+    "volumes": "Directories that outlive sandboxes",
     "node": "This machine and this engine",
     "keys": "API keys (administrator)",
 }

@@ -5,7 +5,7 @@ one of its own. Files only: main programs start anew, memory and processes stay 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -23,7 +23,7 @@ MOST = 10_000
 _AT_A_TIME = 64
 
 
-async def fork(engine: Engine, ref: str, body: ForkBody) -> AsyncIterator[tuple[int, Sandbox | JoeyError]]:
+async def fork(engine: Engine, ref: str, body: ForkBody) -> AsyncGenerator[tuple[int, Sandbox | JoeyError], None]:
     """(number from 0, the new sandbox or why there is none), as they are ready. Closed early, those not yet told of are
     removed and the rest is not begun.
 
@@ -47,7 +47,7 @@ def _spec(spec: SandboxSpec, digest: str) -> SandboxSpec:
 
 async def _start(
     engine: Engine, box: Box, spec: SandboxSpec, count: int
-) -> AsyncIterator[tuple[int, Sandbox | JoeyError]]:
+) -> AsyncGenerator[tuple[int, Sandbox | JoeyError], None]:
     ready: asyncio.Queue[tuple[int, Sandbox | JoeyError]] = asyncio.Queue()
     waiting = iter(range(count))
     untold: set[str] = set()

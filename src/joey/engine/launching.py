@@ -154,6 +154,8 @@ class Launching:
         self._shapes: dict[Hashable, _Shape | None] = {}
         self._execs: dict[Hashable, tuple[Request, bytes, tuple[int, ...]]] = {}
         self._rootfs: dict[str, tuple[_State, Image]] = {}
+        self.volumes: Callable[[SandboxSpec, str], tuple[Mount, ...]] = lambda spec, id: ()
+        """What a sandbox of an id mounts for its volumes."""
         self._users: dict[Hashable, tuple[tuple[_State, ...], Identity]] = {}
 
     def warm(self) -> None:
@@ -172,6 +174,8 @@ class Launching:
             raise Invalid(f"resources.{field}", message) from None
         image = self._image(spec, owner)
         spec = _with_network(_with_image(spec, image))
+        if spec.volumes:
+            spec = msgspec.structs.replace(spec, mounts=(*spec.mounts, *self.volumes(spec, owner)))
         identity = self._identity(image, spec.process)
         files, devices = self._look_at_sources(spec)
         return Request(spec, image, identity, files, devices)

@@ -59,7 +59,8 @@ async def _stop_launchers(instance: Instance) -> int:
 def _remove_files(instance: Instance) -> int:
     """Only what is ours; JOEY_HOME itself goes if it is empty then. Locks and sockets of a running daemon stay."""
     count = 0
-    for path in (instance.logs, instance.images, instance.scratch, instance.disk, instance.namespace_root):
+    ours = (instance.logs, instance.images, instance.scratch, instance.disk, instance.volumes, instance.namespace_root)
+    for path in ours:
         if path.exists():
             count += sum(len(files) for _, _, files in os.walk(path))
             trees.remove(path)

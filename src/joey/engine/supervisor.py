@@ -50,6 +50,7 @@ from joey.engine.snapshots import Snapshots
 from joey.engine.store import Store
 from joey.engine.timers import Timers
 from joey.engine.warm import Warm
+from joey.engine.volumes import Volumes
 from joey.host.cgroup_files import CgroupError
 from joey.host.instance import Instance
 from joey.host.launcher import LauncherGone
@@ -94,6 +95,7 @@ class Engine(WithNetworks):
         self.networks = Networks(self)
         self.private = self.networks.private
         self.snapshots = Snapshots(self)
+        self.volumes = Volumes(self)
         self._to_forget: dict[Shard, list[int]] = {}
         self._forgetting: asyncio.Task[None] | None = None
         self._to_dismiss: dict[Shard, list[int]] = {}
@@ -122,7 +124,9 @@ class Engine(WithNetworks):
         self.helpers = Helpers(self.machine.launching, self.store)
         self._open = True
         gc.set_threshold(*_GC_THRESHOLDS)
+        self.machine.launching.volumes = self.volumes.mounts
         try:
+            await self.volumes.load()
             await self._take_over()
         except BaseException as error:
             await self.close(stop_launcher=True)
@@ -228,6 +232,8 @@ class Engine(WithNetworks):
             await images.ensure(self.instance, box.spec, box.id)
             if box.record.phase is Phase.REMOVING:
                 raise Conflict("state", "it was removed while its image was pulled")
+        if box.spec.volumes:
+            await self.volumes.prepare(box)
         box.request = self.machine.launching.complete(box.spec, box.id)
 
     async def start(self, ref: str) -> Sandbox:

@@ -35,6 +35,7 @@ class Instance:
         self.images = home / "images"
         self.scratch = home / "scratch"
         self.disk = home / "disk"
+        self.volumes = home / "volumes"
 
     @classmethod
     def open(cls, home: Path | str | None = None) -> Instance:

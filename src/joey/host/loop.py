@@ -23,6 +23,7 @@ SMALLEST = 2 << 20
 """Bytes; below that mke2fs has no room for its tables."""
 # No journal: the content does not outlive a crash of the machine anyway. No reserved blocks: root could use them.
 _MKE2FS = ("-q", "-F", "-t", "ext4", "-m", "0", "-b", "4096", "-I", "256", "-O", "^has_journal,^resize_inode")
+_MKE2FS_JOURNAL = (*_MKE2FS[:-1], "^resize_inode")
 _MKE2FS_FAST = ("-E", "lazy_itable_init=1,nodiscard,root_owner=0:0")
 
 
@@ -52,15 +53,17 @@ def mke2fs() -> str | None:
     return None
 
 
-def make_image(path: Path, size: int, templates: Path) -> None:
-    """Write an empty ext4 image of `size` bytes to `path`. Raises OSError."""
-    template = templates / f"{size}.ext4"
+def make_image(path: Path, size: int, templates: Path, *, journal: bool = False) -> None:
+    """Write an empty ext4 image of `size` bytes to `path`. journal: what is in it shall outlive a crash of the machine.
+    Raises OSError.
+    """
+    template = templates / f"{size}{'.journal' if journal else ''}.ext4"
     if not template.exists():
-        _format(template, size)
+        _format(template, size, journal)
     _copy_sparse(template, path)
 
 
-def _format(template: Path, size: int) -> None:
+def _format(template: Path, size: int, journal: bool) -> None:
     import subprocess  # costs the start of every engine some milliseconds, and is seldom needed
 
     program = mke2fs()
@@ -71,8 +74,9 @@ def _format(template: Path, size: int) -> None:
         with open(fresh, "wb") as file:
             file.truncate(size)
         done = subprocess.run(
-            [program, *_MKE2FS, *_MKE2FS_FAST, str(fresh)], capture_output=True, text=True, check=False
-        )
+            [program, *(_MKE2FS_JOURNAL if journal else _MKE2FS), *_MKE2FS_FAST, str(fresh)],
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
         if done.returncode != 0:
             raise OSError(errno.EIO, f"mke2fs failed: {done.stderr.strip()}", str(template))
         fresh.rename(template)
@@ -98,7 +102,7 @@ def _copy_sparse(source: Path, target: Path) -> None:
                 start += os.copy_file_range(old.fileno(), new.fileno(), position - start, start, start)
 
 
-def mount_image(path: Path) -> int:
+def mount_image(path: Path, *, journal: bool = False) -> int:
     """→ descriptor of a detached mount of the ext4 image at `path`: nosuid, nodev, noexec. Raises OSError."""
     image = os.open(path, os.O_RDWR | os.O_CLOEXEC)
     try:
@@ -110,7 +114,7 @@ def mount_image(path: Path) -> int:
         try:
             kernel.fsconfig(context, kernel.FSCONFIG_SET_STRING, "source", name)
             # discard: what is deleted inside is freed on the host. noinit_itable: the tables are holes, that is zeros.
-            for flag in ("discard", "noinit_itable", "nobarrier"):
+            for flag in ("discard", "noinit_itable", *(() if journal else ("nobarrier",))):
                 kernel.fsconfig(context, kernel.FSCONFIG_SET_FLAG, flag)
             kernel.fsconfig(context, kernel.FSCONFIG_SET_STRING, "errors", "remount-ro")
             kernel.fsconfig(context, kernel.FSCONFIG_CMD_CREATE)

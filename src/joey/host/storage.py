@@ -60,7 +60,7 @@ class Storage:
                 path.mkdir(mode=0o700, parents=True, exist_ok=True)
             if os.stat(self.scratch).st_dev == os.stat(self.scratch.parent).st_dev:
                 step = "mount the memory of all sandboxes"
-                _unmount(self.scratch, keep=True)  # the bind alone, of an engine that was killed here
+                unmount(self.scratch, keep=True)  # the bind alone, of an engine that was killed here
                 _mount_private(self.scratch, self._shared_tmpfs)
             self._limited.mkdir(mode=0o700, exist_ok=True)
         except OSError as error:
@@ -81,8 +81,8 @@ class Storage:
         count = 0
         try:
             for slot in _names(self._limited):
-                count += _unmount(self._limited / slot)
-            count += _unmount(self.scratch, keep=True)
+                count += unmount(self._limited / slot)
+            count += unmount(self.scratch, keep=True)
             for directory in (self.scratch, self.disk):
                 trees.remove(directory)
         except OSError as error:
@@ -118,7 +118,7 @@ class Storage:
         """
         _check(slot)
         try:
-            _unmount(self._limited / slot)
+            unmount(self._limited / slot)
             self._image(slot).unlink(missing_ok=True)
             if self.facts.quota == "project" and (self.disk / slot).is_dir():
                 quota.forget(self.disk / slot)
@@ -138,7 +138,7 @@ class Storage:
         """As `upper`, of a sandbox that was made before. Makes nothing."""
         _check(slot)
         place = self._limited / slot
-        if spec.resources.disk is not None and _is_mounted(place):
+        if spec.resources.disk is not None and is_mounted(place):
             return place / "upper"
         return (self.scratch if spec.storage == "memory" else self.disk) / slot / "upper"
 
@@ -148,7 +148,7 @@ class Storage:
         None when there are too many files to count.
         """
         place = self._limited / slot
-        if _is_mounted(place):
+        if is_mounted(place):
             found = os.statvfs(place)
             return (found.f_blocks - found.f_bfree) * found.f_frsize
         total = 0
@@ -163,8 +163,8 @@ class Storage:
         if limit is None:
             return BoxPlan(storage="memory", directory=slot)
         place = self._limited / slot
-        if not _is_mounted(place):
-            _attach(_tmpfs(size=limit, inodes=limit // _BYTES_PER_INODE + 64), place)
+        if not is_mounted(place):
+            attach(_tmpfs(size=limit, inodes=limit // _BYTES_PER_INODE + 64), place)
         return BoxPlan(storage="memory", directory=slot, mount=str(place), limit=limit)
 
     def _disk(self, slot: str, limit: int | None) -> BoxPlan:
@@ -184,11 +184,11 @@ class Storage:
             raise Unenforceable(
                 "resources.disk", f"{limit} bytes are too small for a file system", f"at least {loop.SMALLEST}"
             )
-        if not _is_mounted(place):
+        if not is_mounted(place):
             image = self._image(slot)
             if not image.exists():
                 loop.make_image(image, limit // 4096 * 4096, self._templates)
-            _attach(loop.mount_image(image), place)
+            attach(loop.mount_image(image), place)
         return BoxPlan(storage="disk", directory=slot, mount=str(place), limit=limit)
 
     # --- places ------------------------------------------------------------------------------------------------------
@@ -230,7 +230,7 @@ def _tmpfs(size: int, inodes: int, mode: str = "0755") -> int:
         os.close(context)
 
 
-def _attach(mount: int, place: Path) -> None:
+def attach(mount: int, place: Path) -> None:
     """Put a detached mount at `place`, making the directory; takes the descriptor over."""
     try:
         place.mkdir(mode=0o700, exist_ok=True)
@@ -246,20 +246,20 @@ def _mount_private(place: Path, make: Callable[[], int]) -> None:
     bind of the directory onto itself goes in between.
     """
     tree = kernel.open_tree(kernel.AT_FDCWD, place, kernel.OPEN_TREE_CLONE)
-    _attach(tree, place)
+    attach(tree, place)
     kernel.mount("", str(place), None, kernel.MS_PRIVATE)
     try:
-        _attach(make(), place)
+        attach(make(), place)
         kernel.mount("", str(place), None, kernel.MS_PRIVATE)
     except OSError:
         kernel.umount2(place, kernel.MNT_DETACH)
         raise
 
 
-def _unmount(place: Path, keep: bool = False) -> int:
+def unmount(place: Path, keep: bool = False) -> int:
     """Unmount whatever is on `place`, and remove the mount point unless `keep`; → mounts removed. None is fine."""
     count = 0
-    while _is_mounted(place):
+    while is_mounted(place):
         kernel.umount2(place, kernel.MNT_DETACH)
         count += 1
     if not keep:
@@ -268,7 +268,7 @@ def _unmount(place: Path, keep: bool = False) -> int:
     return count
 
 
-def _is_mounted(place: Path) -> bool:
+def is_mounted(place: Path) -> bool:
     """Whether something is mounted on `place`, a bind of the same file system included (statx(2), MOUNT_ROOT)."""
     try:
         return kernel.is_mount_root(place)

@@ -42,7 +42,9 @@ class Copied(NamedTuple):
     entries: int
 
 
-class _Level(NamedTuple):
+class Level(NamedTuple):
+    """A directory under way. path: of it, with a slash at the end unless it is the top."""
+
     source: int
     into: int
     path: str
@@ -64,7 +66,7 @@ def copy(
             os.mkdir(target, 0o700)
             into = os.open(target, _DIRECTORY)
             try:
-                return _Copier(base, epoch, reserve, into).tree(top)
+                return Copier(base, epoch, reserve, into=into).tree(top)
             finally:
                 os.close(into)
         finally:
@@ -73,14 +75,16 @@ def copy(
         raise from_os("copy the writable layer", error) from error
 
 
-class _Copier:
-    def __init__(self, base: int, epoch: int | None, reserve: int, into: int) -> None:
+class Copier:
+    """Copies into the directory `into`."""
+
+    def __init__(self, base: int, epoch: int | None, reserve: int = NORMAL.reserve, *, into: int) -> None:
         self.base, self.epoch, self.reserve, self.top = base, epoch, reserve, into
         self.links: dict[tuple[int, int], str] = {}
         self.size = self.entries = self.asked = 0
 
     def tree(self, top: int) -> Copied:
-        stack = [_Level(os.dup(top), os.dup(self.top), "", iter(os.listdir(top)))]
+        stack = [Level(os.dup(top), os.dup(self.top), "", iter(os.listdir(top)))]
         try:
             while stack:
                 level = stack[-1]
@@ -99,26 +103,26 @@ class _Copier:
                 if stat.S_ISDIR(found.st_mode):
                     stack.append(self._enter(level, name, len(stack)))
                 else:
-                    self._member(level, name, found)
+                    self.member(level, name, found)
         finally:
             for level in stack:
                 os.close(level.source)
                 os.close(level.into)
         return Copied(self.size, self.entries)
 
-    def _enter(self, level: _Level, name: str, depth: int) -> _Level:
+    def _enter(self, level: Level, name: str, depth: int) -> Level:
         path = f"{level.path}{name}/"
         if depth > _DEPTH:
             raise ImageError("layer", f"directories are nested deeper than {_DEPTH}: {_short(path)}")
         source = os.open(name, _DIRECTORY, dir_fd=level.source)
         try:
             os.mkdir(name, 0o700, dir_fd=level.into)
-            return _Level(source, os.open(name, _DIRECTORY, dir_fd=level.into), path, iter(os.listdir(source)))
+            return Level(source, os.open(name, _DIRECTORY, dir_fd=level.into), path, iter(os.listdir(source)))
         except BaseException:
             os.close(source)
             raise
 
-    def _member(self, level: _Level, name: str, found: os.stat_result) -> None:
+    def member(self, level: Level, name: str, found: os.stat_result) -> None:
         mode, path = found.st_mode, level.path + name
         if name.startswith(".wh."):
             raise ImageError(
@@ -155,7 +159,7 @@ class _Copier:
                 "layer", f"{_short(path)} cannot be linked to {_short(first)}: {error.strerror}"
             ) from error
 
-    def _file(self, level: _Level, name: str, path: str, key: tuple[int, int]) -> None:
+    def _file(self, level: Level, name: str, path: str, key: tuple[int, int]) -> None:
         source = os.open(name, _FILE, dir_fd=level.source)
         try:
             now = os.fstat(source)
@@ -166,7 +170,7 @@ class _Copier:
             target = os.open(name, _NEW, 0o600, dir_fd=level.into)
             try:
                 self._content(source, target, now.st_size)
-                self._settle(source, target, now)
+                self.settle(source, target, now)
             finally:
                 os.close(target)
         finally:
@@ -206,11 +210,11 @@ class _Copier:
             )
 
     def _finish(self, source: int, into: int) -> None:
-        self._settle(source, into, os.fstat(source))
+        self.settle(source, into, os.fstat(source))
         if _attribute(source, OPAQUE) == b"y":
             os.setxattr(into, OPAQUE, b"y")
 
-    def _settle(self, source: int, target: int, found: os.stat_result) -> None:
+    def settle(self, source: int, target: int, found: os.stat_result) -> None:
         """Owner, attributes, mode, times: in this order, for each undoes what comes after it."""
         os.fchown(target, *self._ids(found))
         for name in _names(source):

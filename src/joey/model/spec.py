@@ -17,6 +17,7 @@ from joey.model.network import NetworkSpec, check_mode
 from joey.model.resources import Resources
 from joey.model.seccomp import SeccompPolicy
 from joey.model.value import Value
+from joey.model.volumes import VolumeMount
 
 
 class Mount(Value, frozen=True, kw_only=True):
@@ -147,6 +148,7 @@ class SandboxSpec(Value, frozen=True, kw_only=True):
     hostname: str = ""
     mounts: tuple[Mount, ...] = ()
     tmpfs: tuple[Tmpfs, ...] = ()
+    volumes: tuple[VolumeMount, ...] = ()
     devices: tuple[Device, ...] = ()
     sysctls: dict[str, str] = field(default_factory=dict)
     seccomp: SeccompPolicy | Literal["default", "unconfined"] = "default"
