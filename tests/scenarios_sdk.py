@@ -51,6 +51,36 @@ def test_hello_asyncio() -> None:
     asyncio.run(main())
 
 
+def test_pool() -> None:
+    with joey.Pool("host", size=2, envs={"A": "1"}, metadata={"pool": "yes"}) as pool:
+        assert pool.info().ready == 2 and not [*Sandbox.list(metadata={"pool": "yes"})]
+        with pool.create(envs={"B": "2"}, metadata={"n": "7"}, files={"/tmp/f": "x"}) as sandbox:
+            assert sandbox.commands.run("echo $A $B $(cat /tmp/f 2>/dev/null)").stdout.split()[:2] == ["1", "2"]
+            info = sandbox.get_info()
+            assert info.labels == {"pool": "yes", "n": "7"} and info.deadline is not None
+        with pytest.raises(joey.Invalid, match="read_only"):
+            pool.create(read_only=True)
+        for made in Sandbox.create_many(3, pool=pool):
+            made.kill()
+        assert pool.info().handed_out >= 2
+        assert pool.resize(0).size == 0
+    with pytest.raises(joey.NotFound):
+        Sandbox.create(pool=pool.name)
+
+
+def test_pool_asyncio() -> None:
+    async def main() -> None:
+        async with joey.AsyncPool(size=1) as pool, await AsyncSandbox.create(pool=pool) as sandbox:
+            assert (await sandbox.commands.run(["echo", "a"])).stdout == "a\n"
+
+    asyncio.run(main())
+
+
+def test_pool_that_cannot_be() -> None:
+    with pytest.raises(joey.JoeyError), joey.Pool(spec={"process": {"argv": ["/no/such/program"]}}):
+        pass
+
+
 def test_output_as_it_comes(sandbox: Sandbox) -> None:
     heard: list[str] = []
     result = sandbox.commands.run("printf 'ü1'; sleep 0.05; printf 2", on_stdout=heard.append)

@@ -14,7 +14,9 @@ from joey._version import __version__
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from joey.client import errors
+    from joey.client._async.pool import AsyncPool
     from joey.client._async.sandbox import AsyncSandbox
+    from joey.client._sync.pool import Pool
     from joey.client._sync.sandbox import Sandbox
     from joey.client.errors import (
         AuthenticationError,
@@ -42,6 +44,8 @@ _ERRORS = (
 _PUBLIC: dict[str, str] = {
     "Sandbox": "joey.client._sync.sandbox",
     "AsyncSandbox": "joey.client._async.sandbox",
+    "Pool": "joey.client._sync.pool",
+    "AsyncPool": "joey.client._async.pool",
     "map": "joey.client.mapping",
     "amap": "joey.client.mapping",
     "CommandResult": "joey.client.types",
@@ -53,7 +57,7 @@ _PUBLIC: dict[str, str] = {
 }
 
 __all__ = [
-    "__version__", "Sandbox", "AsyncSandbox", "map", "amap",
+    "__version__", "Sandbox", "AsyncSandbox", "Pool", "AsyncPool", "map", "amap",
     "CommandResult", "FileInfo", "ProcessInfo", "SandboxInfo", "errors",
     "AuthenticationError", "Busy", "CommandExit", "Conflict", "ConnectionLost", "Invalid", "InvalidArgument",
     "JoeyError", "NotFound", "RemoteError", "Timeout", "Unenforceable", "Unreachable",

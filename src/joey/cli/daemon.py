@@ -33,8 +33,10 @@ COMMANDS = {
             "--listen names. By TCP every request needs an API key (joey keys create); an address that\n"
             "other machines can reach is refused as long as there is no key. The same settings, and a few\n"
             'more, stand in $JOEY_HOME/daemon.toml: listen = ["…"], socket_group, tls_cert, tls_key,\n'
-            "idle_exit, max_requests, max_requests_per_key, max_connections, header_timeout,\n"
-            "body_timeout; or in the environment as JOEY_LISTEN (several places with commas) and so on.\n"
+            "idle_exit, max_requests, max_requests_per_key, max_connections, max_sandboxes (0: as many as\n"
+            "fit), memory_overcommit (256: memory limits may promise so many times the machine's memory and\n"
+            "swap), max_starts (20000 in flight), header_timeout, body_timeout; or in the environment as\n"
+            "JOEY_LISTEN (several places with commas) and so on.\n"
             "Options go before the environment, that before the file."
         ),
         "arguments": (0, 0),

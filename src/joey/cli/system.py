@@ -35,10 +35,18 @@ def info(values):
         ("kernel", f"{node['kernel']} ({node['arch']})"),
         ("CPUs", str(node["cpus"])),
         ("memory", format_size(node["memory_total"])),
+        ("promised", f"{format_size(node['load']['memory'])} of {format_size(node['load']['memory_limit'])} of memory"),
+        ("limits", _limits(node["load"])),
         ("lacking", ", ".join(c["name"] for c in node["checks"] if c["state"] != "ok") or "nothing (joey doctor)"),
     )
     for name, value in rows:
         say(f"{name + ':':<12}{value}")
+
+
+def _limits(load):
+    most = load["sandboxes_limit"]
+    found = f"{load['sandboxes']} of {most}" if most is not None else f"{load['sandboxes']}, as many as fit"
+    return f"sandboxes {found}; starts {load['starts']} of {load['starts_limit']}"
 
 
 def df(values):

@@ -25,6 +25,9 @@ VARIABLE = "JOEY_FAILPOINTS"
 STEPS: dict[str, tuple[str, str]] = {
     "box.action": ("joey.engine.box", "Box._perform"),
     "box.took": ("joey.engine.box", "Box.took"),
+    "pool.start": ("joey.engine.warm", "Warm.start_member"),
+    "pool.take": ("joey.engine.pools", "Pools.take"),
+    "pool.hand_out": ("joey.engine.box", "Box.become"),
     "store.save": ("joey.engine.store", "Store.save"),
     "store.commit": ("joey.engine.store", "Store._commit"),
     "store.delete": ("joey.engine.store", "Store.delete"),

@@ -13,7 +13,6 @@ import contextlib
 import itertools
 import os
 import secrets
-import shutil
 import signal
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -33,14 +32,11 @@ from joey.engine.private import PrivateNetworks, WithNetworks
 from joey.engine.update import changed
 from joey.model.cgroup import Usage
 from joey.model.errors import (
-    CannotExecute,
     Conflict,
     ImageError,
     Invalid,
     JoeyError,
-    LaunchFailed,
     NotFound,
-    ProgramNotFound,
 )
 from joey.model.limits import Limits, NodeLimits
 from joey.model.network import mode_of
@@ -61,8 +57,9 @@ from joey.model.views import (
     Stats,
 )
 from joey.testing.files import FakeFiles
+from joey.testing.logs import tail, wanted
 from joey.testing.pools import FakePools
-from joey.testing.processes import Child, FakeAttachment
+from joey.testing.processes import Child, FakeAttachment, launch
 
 _LOG_BYTES = 1 << 20
 """More is not kept: a test's program may print without end."""
@@ -229,7 +226,7 @@ class FakeEngine(FakePools, WithNetworks):
         return box.view()
 
     async def _run(self, box: _Box) -> None:
-        box.child = _launch(msgspec.structs.replace(box.spec.process, argv=box.argv), box.spec.process.env)
+        box.child = launch(msgspec.structs.replace(box.spec.process, argv=box.argv), box.spec.process.env)
         box.state, box.started, box.finished, box.exit = "running", time.time(), None, None
         box.ended.clear()
         for attachment in box.attachments:
@@ -321,7 +318,7 @@ class FakeEngine(FakePools, WithNetworks):
         box = self._find(ref)
         if box.state != "running":
             raise Conflict("state", f"cannot run a process in {box.name}: it is {box.state}")
-        child = _launch(process, box.spec.process.env | process.env, discard=detach)
+        child = launch(process, box.spec.process.env | process.env, discard=detach)
         box.execs.append(child)
         attachment = FakeAttachment(child, [], pump=True)
         attachment.id = id = str(next(self._keys))
@@ -380,6 +377,7 @@ class FakeEngine(FakePools, WithNetworks):
         if not one.view.tty:
             raise Conflict("process", f"process {id} has no terminal")
         one.child.resize(rows, cols)
+
 
     def files(self, ref: str) -> FakeFiles:
         """A tree in memory, of each sandbox its own."""
@@ -520,11 +518,11 @@ class FakeEngine(FakePools, WithNetworks):
         """Kept output, then what comes."""
         box = self._find(ref)
         done = len(box.log)
-        for entry in _tail(box.log, query):
+        for entry in tail(box.log, query):
             yield entry
         while query.follow:
             for entry in box.log[done:]:
-                if _wanted(entry, query):
+                if wanted(entry, query):
                     yield entry
                 done += 1
             if box.state not in ("running", "paused", "created") or (query.until and time.time() > query.until):
@@ -587,39 +585,6 @@ class FakeEngine(FakePools, WithNetworks):
             self.admission.leave(box.id)
         self._boxes, self._warm = Registry(), {}
         return ResetReport(removed={"sandboxes": len(boxes)})
-
-
-def _wanted(entry: LogEntry, query: LogQuery) -> bool:
-    return (
-        (query.since is None or entry.at >= query.since)
-        and (query.until is None or entry.at <= query.until)
-        and (query.stdout if entry.stream == 1 else query.stderr)
-    )
-
-
-def _tail(log: Sequence[LogEntry], query: LogQuery) -> Sequence[LogEntry]:
-    entries = [entry for entry in log if _wanted(entry, query)]
-    if query.tail is None:
-        return entries
-    lines = [
-        LogEntry(at=entry.at, stream=entry.stream, data=line)
-        for entry in entries
-        for line in entry.data.splitlines(keepends=True)
-    ]
-    return lines[len(lines) - query.tail :] if query.tail < len(lines) else lines
-
-
-def _launch(process: Process, env: dict[str, str], *, discard: bool = False) -> Child:
-    path = env.get("PATH", os.defpath + ":/usr/local/bin:/sbin:/usr/sbin")
-    name = process.argv[0]
-    found = name if "/" in name and os.path.exists(name) else shutil.which(name, mode=os.F_OK, path=path)
-    if found is None:
-        raise ProgramNotFound("process.argv[0]", f"no program {name!r} in the sandbox", "check the name and PATH")
-    if not os.access(found, os.X_OK) or os.path.isdir(found):
-        raise CannotExecute("process.argv[0]", f"{found} cannot be executed", "chmod +x it")
-    if process.cwd and not os.path.isdir(process.cwd):
-        raise LaunchFailed("process.cwd", f"{process.cwd} is not a directory in the sandbox")
-    return Child(found, process, {"PATH": path} | env, discard=discard)
 
 
 __all__ = ["FakeEngine"]

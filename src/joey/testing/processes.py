@@ -7,6 +7,7 @@ import contextlib
 import fcntl
 import os
 import pty
+import shutil
 import signal
 import struct
 import subprocess
@@ -14,7 +15,7 @@ import termios
 import time
 from typing import Literal
 
-from joey.model.errors import Invalid
+from joey.model.errors import CannotExecute, Invalid, LaunchFailed, ProgramNotFound
 from joey.model.spec import Process
 from joey.model.views import Exit
 
@@ -265,3 +266,17 @@ class FakeAttachment:
             self._child.close()
         async with self._changed:
             self._changed.notify_all()
+
+
+def launch(process: Process, env: dict[str, str], *, discard: bool = False) -> Child:
+    """Start a program, or say why that cannot be, in the real engine's words."""
+    path = env.get("PATH", os.defpath + ":/usr/local/bin:/sbin:/usr/sbin")
+    name = process.argv[0]
+    found = name if "/" in name and os.path.exists(name) else shutil.which(name, mode=os.F_OK, path=path)
+    if found is None:
+        raise ProgramNotFound("process.argv[0]", f"no program {name!r} in the sandbox", "check the name and PATH")
+    if not os.access(found, os.X_OK) or os.path.isdir(found):
+        raise CannotExecute("process.argv[0]", f"{found} cannot be executed", "chmod +x it")
+    if process.cwd and not os.path.isdir(process.cwd):
+        raise LaunchFailed("process.cwd", f"{process.cwd} is not a directory in the sandbox")
+    return Child(found, process, {"PATH": path} | env, discard=discard)
