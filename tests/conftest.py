@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import os
 import shutil
+import signal
 import subprocess
 import tempfile
 import time
@@ -59,6 +60,20 @@ def pytest_make_collect_report(collector: pytest.Collector) -> Iterator[None]:
     report = outcome.get_result()
     if IN_CI and report.skipped:
         _refuse_skip(report)
+
+
+_told_to_end: list[int] = []
+
+
+def pytest_configure() -> None:
+    """Who is told to end (a `timeout` around us) still clears up, as at Ctrl-C: sandboxes would outlive us."""
+
+    def interrupted(number: int, frame: object) -> None:
+        _told_to_end.append(number)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        raise KeyboardInterrupt("SIGTERM")
+
+    signal.signal(signal.SIGTERM, interrupted)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -139,6 +154,8 @@ def _watch(homes: Path) -> Iterator[None]:
     dead = leaks.zombies()
     before = leaks.snapshot(scope)
     yield
+    if _told_to_end:  # nobody has the time to wait for what the kernel takes its own for
+        return
     scope = dataclasses.replace(scope, instances=tuple(_instances))
     deadline = time.monotonic() + leaks.WAIT_SECONDS
     while True:

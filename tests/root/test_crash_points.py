@@ -115,10 +115,12 @@ def answers(place: Path, point: str) -> dict[str, str]:
         finally:
             os._exit(1)
     os.close(write)
-    with os.fdopen(read) as lines:
-        said = dict(line.rstrip("\n").split(" ", 1) for line in lines)
-    os.waitpid(pid, 0)
-    return said
+    try:
+        with os.fdopen(read) as lines:
+            return dict(line.rstrip("\n").split(" ", 1) for line in lines)
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
 
 
 @pytest.mark.parametrize("point", EVERY if os.environ.get("JOEY_ALL_FAILPOINTS") else SOME)
