@@ -126,7 +126,7 @@ def _deb(base: Base, target: Path, tell: Listener) -> None:
     sources = [f"deb {base.mirror} {base.suite} main"] if base.mirror else sources_for(base)
     include = VARIANTS[base.variant]["deb"]
     if tool := shutil.which("mmdebstrap"):
-        argv = [tool, "--variant=minbase", "--format=tar", f"--include={','.join(include)}"]
+        argv = [tool, "--variant=minbase", "--format=tar", *([f"--include={','.join(include)}"] if include else [])]
         argv += [f"--dpkgopt=path-exclude={pattern}" for pattern in _SLIM]
         argv += ["--dpkgopt=path-include=/usr/share/doc/*/copyright", *_proxies()]
         _run([*argv, base.suite, str(target), *sources], tell, base)
