@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-COMMANDS = ("elastic", "density", "flat", "latency", "exec", "churn", "chaos", "pull", "service", "layers")
+COMMANDS = ("elastic", "density", "flat", "latency", "exec", "churn", "chaos", "pull", "service", "layers", "network")
 
 
 def main(argv: Sequence[str]) -> int:

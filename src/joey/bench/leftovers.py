@@ -9,7 +9,10 @@ import socket
 import time
 from pathlib import Path
 
+from joey.host import nft
 from joey.host.instance import Instance
+from joey.host.netlink import NETLINK_ROUTE, Link
+from joey.host.netlink_route import routes
 
 _NAMESPACES = ("net:[", "user:[", "mnt:[", "pid:[", "ipc:[", "uts:[", "cgroup:[")
 
@@ -84,6 +87,21 @@ def entries_below(folder: Path) -> int:
     return sum(len(folders) + len(files) for _, folders, files in os.walk(folder))
 
 
+def _routes() -> set[object]:
+    """IPv4 routes of this thread's network namespace; an address has one in the local table."""
+    with Link(NETLINK_ROUTE) as link:
+        return set(routes(link))
+
+
+def _has_table(name: str) -> bool:
+    """False also where the kernel has no nf_tables."""
+    try:
+        with nft.open_link() as link:
+            return nft.Table(name).exists(link)
+    except OSError:
+        return False
+
+
 class Watch:
     """What there was before an instance was opened; `count` says what is there beyond it."""
 
@@ -92,10 +110,12 @@ class Watch:
         self._children = descendants(os.getpid())
         self._descriptors = namespace_descriptors()
         self._links = {name for _, name in socket.if_nameindex()}
+        self._routes = _routes()
 
     def count(self) -> dict[str, int]:
         """kind -> number, for kinds of which something is there: processes (zombies too), cgroups, mounts, namespaces
-        held by descriptors, network links, files and directories in the instance's home.
+        held by descriptors, network links, routes (of addresses, too), our nft table, files and directories in the
+        instance's home.
         """
         cgroups = cgroups_named(self._instance.name)
         home = os.fspath(self._instance.home)
@@ -106,6 +126,8 @@ class Watch:
             "mounts": mounts,
             "namespaces": max(0, namespace_descriptors() - self._descriptors),
             "links": len({name for _, name in socket.if_nameindex()} - self._links),
+            "routes and addresses": len(_routes() - self._routes),
+            "nft tables": int(_has_table(self._instance.name)),
             "directories": entries_below(self._instance.home),
         }
         return {kind: number for kind, number in found.items() if number}

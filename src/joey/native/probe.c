@@ -5,7 +5,7 @@
  * Most print one line, "ok …" or the name of an errno, and exit 0 either way: what is refused is an answer, too. Static and unbuffered:
  * it runs in an empty image, and every line is out before the next step.
  *
- * answer, idle, quiet, pause and exit, which benchmarks use, are done before the C library starts. Its start asks the processor for its
+ * answer, idle, quiet, fetch, pause and exit, which benchmarks use, are done before the C library starts. Its start asks the processor for its
  * features, which takes more time than a whole launch where a hypervisor answers, and writes to memory. */
 #define _GNU_SOURCE
 #include "raw.h"
@@ -86,9 +86,39 @@ static void nap(void) { for (;;) pause(); }
 
 /* ---- life */
 
+/* The errno of a page asked for over HTTP, -1 for an answer that is none; 0 when it came. address: a.b.c.d */
+__attribute__((no_stack_protector)) static int raw_fetch(const char *address, const char *port)
+{
+	unsigned long long to[2] = {2, 0}, part = 0;	/* a struct sockaddr_in, whose port and address begin with the highest byte */
+	for (; *port; port++) part = part * 10 + (unsigned long long)(*port - '0');
+	to[0] |= (part >> 8 & 255) << 16 | (part & 255) << 24;
+	part = 0;
+	for (int shift = 32; shift < 64; address++) {
+		if (*address && *address != '.') { part = part * 10 + (unsigned long long)(*address - '0'); continue; }
+		to[0] |= (part & 255) << shift;
+		part = 0;
+		shift += 8;
+		if (!*address) break;
+	}
+	long fd = RAW(socket, 2, 1, 0, 0), bad = fd < 0 ? fd : RAW(connect, fd, to, 16, 0);
+	if (bad) return (int)-bad;
+	char got[64];
+	RAW(write, fd, "GET / HTTP/1.0\r\n\r\n", 18, 0);
+	long size = RAW(read, fd, got, sizeof got, 0);
+	RAW(close, fd, 0, 0, 0);
+	return size < 0 ? (int)-size : size > 12 && got[9] == '2' && got[10] == '0' && got[11] == '0' ? 0 : -1;
+}
 __attribute__((used, no_stack_protector)) void before_libc(long *stack)
 {
 	const char *const *argv = (const char *const *)(stack + 1);
+	if (stack[0] == 5 && raw_equal(argv[1], "fetch")) {
+		RAW(write, 1, argv[2], raw_length(argv[2]), 0);
+		RAW(write, 1, "\n", 1, 0);
+		if (raw_fetch(argv[3], argv[4])) RAW(write, 1, "refused\n", 8, 0);
+		else RAW(write, 1, "fetched\n", 8, 0);
+		for (int fd = 0; fd < 3; fd++) RAW(close, fd, 0, 0, 0);
+		for (;;) RAW(ppoll, 0, 0, 0, 0);
+	}
 	if (stack[0] == 2 && raw_equal(argv[1], "pause")) for (;;) RAW(ppoll, 0, 0, 0, 0);
 	if (stack[0] != 3) return;
 	if (raw_equal(argv[1], "exit")) {
@@ -355,6 +385,7 @@ static int verb_help(char **a);
 static const struct { const char *name; int args; int (*run)(char **); const char *usage; } verbs[] = {
 	{"answer", 1, verb_early, "TEXT"}, {"idle", 1, verb_early, "TEXT: a line, then nothing"},
 	{"quiet", 1, verb_early, "TEXT: a line, its streams closed, then nothing"}, {"pause", 0, verb_early, ""},
+	{"fetch", 3, verb_early, "TEXT ADDRESS PORT: a line, then fetched or refused"},
 	{"exit", 1, verb_early, "CODE"}, {"sig", 1, verb_sig, "NUMBER: raise it"}, {"args", 0, verb_args, "…"}, {"env", 0, verb_env, ""},
 	{"cat", 0, verb_cat, ""}, {"spin", 1, verb_spin, "MS"}, {"touch", 1, verb_touch, "MIB"}, {"fork", 1, verb_fork, "COUNT: how many worked"},
 	{"orphan", 0, verb_orphan, ""}, {"trap", 0, verb_trap, ": ready, then the signal that came"}, {"fds", 0, verb_fds, ""},

@@ -201,6 +201,15 @@ class Table:
         """Named counters of the whole instance: {name: (packets, bytes)}."""
         return {name: self._nft.counter(self.link, name) for name in ("spoofed", "not_ipv4", "uninvited")}
 
+    @_one_at_a_time
+    def occupied(self) -> set[bytes]:
+        """Addresses that have an element in any set. Reads the whole table."""
+        found = set()
+        for set_ in _PER_ADDRESS:
+            for key, _ in self._nft.elements(self.link, set_):
+                found.add(key[4:8] if set_ in _SECOND else key[:4])
+        return found
+
     def _elements_of(self, seat: Seat, make: Callable[..., Message], *, with_data: bool = False) -> list[Message]:
         """What a sandbox has in the sets, each through `make` (add or remove)."""
         number = nft.number
