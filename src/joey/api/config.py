@@ -20,6 +20,10 @@ class Settings(Value, frozen=True, kw_only=True):
     listen          more places beside the instance's own socket: unix:PATH, HOST:PORT, [IPv6]:PORT
     socket_group    group (name or number) that may use the unix sockets: whoever is in it administers
     tls_cert, tls_key   PEM files: TCP is TLS then
+    proxy           where the reverse proxy of sandboxes' ports listens: HOST:PORT; auto: on a port of the loopback that
+                    stays the same, from when somebody first asks for it; off
+    proxy_domain    what stands behind PORT-ID in its hosts, instead of localhost:PORT: [https://]NAME[:PORT]
+    proxy_connections   to it at a time; of more the one that has been idle for longest is closed
     idle_exit       seconds without a sandbox and without a request after which it ends; None for never
     max_requests    in flight at a time; more are told to come back (503)
     max_requests_per_key    requests and streams of one key at a time; more are refused (429)
@@ -35,6 +39,9 @@ class Settings(Value, frozen=True, kw_only=True):
     socket_group: str = ""
     tls_cert: str = ""
     tls_key: str = ""
+    proxy: str = "auto"
+    proxy_domain: str = ""
+    proxy_connections: int = 2048
     idle_exit: float | None = None
     max_requests: int = 4096
     max_requests_per_key: int = 2048
@@ -46,7 +53,7 @@ class Settings(Value, frozen=True, kw_only=True):
     body_timeout: float = 30.0
 
     def __post_init__(self) -> None:
-        for name in ("max_requests", "max_requests_per_key", "max_connections", "max_starts"):
+        for name in ("max_requests", "max_requests_per_key", "max_connections", "max_starts", "proxy_connections"):
             if not 1 <= getattr(self, name) <= 1 << 20:
                 raise Invalid(name, "is a whole number from 1 to 1048576")
         if not 0 <= self.max_sandboxes <= 1 << 20:

@@ -1,7 +1,7 @@
 """The engine's process: `joey daemon`, and what the command line starts when no engine answers.
 
     python -P -m joey.api.daemon [--listen WHERE]… [--socket-group GROUP] [--tls-cert FILE --tls-key FILE]
-        [--idle-exit SECONDS] [--detached] [--ready-fd N]
+        [--proxy HOST:PORT|auto|off] [--proxy-domain DOMAIN] [--idle-exit SECONDS] [--detached] [--ready-fd N]
     python -P -m joey.api.daemon --reset | --doctor
 
 One engine serves an instance: it holds run/daemon.lock. When it listens it writes `ready` to the descriptor --ready-fd
@@ -39,6 +39,8 @@ from joey.model.errors import Conflict, JoeyError
 LOCK_SECONDS = 1.0
 log = logging.getLogger("joey.daemon")
 DATABASE = "api.db"
+OPTIONS = ("listen", "socket_group", "tls_cert", "tls_key", "proxy", "proxy_domain", "idle_exit")
+"""Settings (joey.api.config) that are options too."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -56,8 +58,8 @@ def main(argv: list[str] | None = None) -> int:
                 report = _reset(make_engine(instance))
                 Database(instance.home / DATABASE).remove()
                 return report
-            given = {name: getattr(options, name) for name in ("listen", "socket_group", "tls_cert", "tls_key")}
-            settings = load(instance.home, {**given, "idle_exit": options.idle_exit}, os.environ)
+            given = {name: getattr(options, name) for name in OPTIONS}
+            settings = load(instance.home, given, os.environ)
             asyncio.run(serve(make_engine(instance), instance, settings, _told(options.ready_fd)))
         return 0
     except JoeyError as error:
@@ -75,6 +77,8 @@ def _options(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--socket-group")
     parser.add_argument("--tls-cert")
     parser.add_argument("--tls-key")
+    parser.add_argument("--proxy")
+    parser.add_argument("--proxy-domain")
     parser.add_argument("--idle-exit", type=float, default=None)
     parser.add_argument("--detached", action="store_true")
     parser.add_argument("--ready-fd", type=int, default=None)
@@ -199,6 +203,7 @@ async def serve(engine: Engine, instance: Any, settings: Settings, ready: Callab
     notifier.tell("STATUS=opening the engine")
     try:
         await engine.open()
+        await service.doorway.open()
         _end_on_signal(service.ended)
         async with contextlib.AsyncExitStack() as stack:
             for local in (True, False):
@@ -226,6 +231,7 @@ async def serve(engine: Engine, instance: Any, settings: Settings, ready: Callab
             listener.sock.close()
             if listener.path is not None:
                 listener.path.unlink(missing_ok=True)
+        await service.doorway.close()
         service.database.close()
         await engine.close(stop_launcher=True)
     log.info("ended")

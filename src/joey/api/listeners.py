@@ -98,7 +98,7 @@ def _open(text: str, group: int | None, has_keys: bool, tls: ssl.SSLContext | No
         if path.exists() and not path.is_socket():
             raise Invalid("listen", f"{path} is there and is no socket")
         return Listener(listen(path, group=group), True, str(path), path=path)
-    host, port = _address(text)
+    host, port = address_of(text)
     try:
         family, _, _, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE | socket.AI_NUMERICSERV
@@ -119,12 +119,13 @@ def _open(text: str, group: int | None, has_keys: bool, tls: ssl.SSLContext | No
     return Listener(sock, False, _said(sock), tls)
 
 
-def _address(text: str) -> tuple[str, int]:
+def address_of(text: str, field: str = "listen") -> tuple[str, int]:
+    """Host and port of HOST:PORT or [IPv6]:PORT. Raises Invalid naming `field`."""
     host, colon, port = text.rpartition(":")
     host = host.removeprefix("[").removesuffix("]") if host.startswith("[") else host
     if not colon or not host or not port.isdigit() or int(port) > 65535 or (":" in host and not text.startswith("[")):
         raise Invalid(
-            "listen", f"{text!r} is neither unix:PATH nor HOST:PORT", "127.0.0.1:8080, [::1]:8080, unix:/run/x"
+            field, f"{text!r} is neither unix:PATH nor HOST:PORT", "127.0.0.1:8080, [::1]:8080, unix:/run/x"
         )
     return host, int(port)
 

@@ -106,6 +106,7 @@ async def metrics(call: Call) -> web.Response:
     page.family("joey_failures_total", "counter", "Problems answered, by code", [({"code": c}, n) for c, n in failures])
     page.one("joey_http_requests_in_flight", "gauge", "Requests in flight, streams aside", service.in_flight)
     page.one("joey_http_connections", "gauge", "Requests and streams open", service.activity.open)
+    service.doorway.figures(page)
     usage = resource.getrusage(resource.RUSAGE_SELF)
     page.one("process_cpu_seconds_total", "counter", "CPU time of the engine", usage.ru_utime + usage.ru_stime)
     page.one("process_resident_memory_bytes", "gauge", "Resident memory of the engine", _resident())

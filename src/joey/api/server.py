@@ -37,9 +37,14 @@ def make_app(engine: Engine, service: Service | None = None, *, local: bool = Tr
     app[ACTIVITY] = service.activity
     app[STREAMS] = WeakSet()
     app.on_shutdown.append(streams.end_all)
+    app.on_shutdown.append(_close_doorway)
     # One route for all: ours are found, checked and answered in one place (joey.api.service).
     app.router.add_route("*", r"/{tail:[\s\S]*}", service.handler(local))
     return app
+
+
+async def _close_doorway(app: web.Application) -> None:
+    await app[SERVICE].doorway.close()
 
 
 @contextlib.asynccontextmanager

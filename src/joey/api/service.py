@@ -11,6 +11,7 @@ from joey.api import params, problem
 from joey.api.auth import Access
 from joey.api.config import Settings
 from joey.api.database import Database
+from joey.api.doorway import Doorway
 from joey.api.idempotency import Idempotency
 from joey.api.keys import Activity
 from joey.api.light import web
@@ -36,6 +37,7 @@ class Service:
         self.counters = Counters()
         self.documents: dict[str, bytes] = {}
         self.activity = Activity()
+        self.doorway = Doorway(engine, settings or Settings(), database.parent if database else None)
         self.ended = asyncio.Event()
         settings = settings or Settings()
         engine.limit(self.access.limits, settings.node)

@@ -12,6 +12,7 @@ VERBS = {
     "exec": ("exec", "Run a program in a running sandbox"),
     "ps": ("ps", "List sandboxes"),
     "logs": ("logs", "Show what a sandbox has printed"),
+    "url": ("url", "Print the URL by which a port of a sandbox is reached"),
     "cp": ("cp", "Copy files between the host and a running sandbox"),
     "attach": ("exec", "Follow a running sandbox, and type into it"),
     "stop": ("change", "Stop sandboxes: signal, wait, kill"),

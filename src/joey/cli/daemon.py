@@ -12,7 +12,7 @@ def daemon(values, arguments):
     argv = command()
     for place in values.get("listen", ()):
         argv += ["--listen", place]
-    for name in ("socket_group", "tls_cert", "tls_key"):
+    for name in ("socket_group", "tls_cert", "tls_key", "proxy", "proxy_domain"):
         if name in values:
             path = name.startswith("tls") and not os.path.isabs(values[name])
             argv += ["--" + name.replace("_", "-"), os.path.abspath(values[name]) if path else values[name]]
@@ -45,6 +45,8 @@ COMMANDS = {
             ("--socket-group", "GROUP", "Who is in it may use the unix sockets (mode 0660), and so administers"),
             ("--tls-cert", "FILE", "Certificate chain (PEM): TCP is TLS then"),
             ("--tls-key", "FILE", "Its private key (PEM)"),
+            ("--proxy", "HOST:PORT|auto|off", "Where ports of sandboxes are reached by HTTP: joey url"),
+            ("--proxy-domain", "DOMAIN", "Their hosts are PORT-ID.DOMAIN instead of PORT-ID.localhost:PORT"),
             ("--idle-exit", "SECONDS", "End after so long without a sandbox and without a request"),
         ),
         "run": daemon,

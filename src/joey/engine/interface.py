@@ -15,7 +15,8 @@ Rules of the whole interface
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Sequence
+import socket
+from collections.abc import AsyncIterator, Callable, Hashable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -199,6 +200,22 @@ class Files(Protocol):
         """The same for who wants to know when it begins: with the block."""
 
 
+class Door(Protocol):
+    """The way into one run of a sandbox, for the reverse proxy.
+
+    key: of this run and no other. token: what requests must carry, None for nothing. connect: a non-blocking connection
+    to a port of its own loopback; raises OSError. hold: it is not idle until release.
+    """
+
+    @property
+    def key(self) -> Hashable: ...
+    @property
+    def token(self) -> str | None: ...
+    async def connect(self, port: int) -> socket.socket: ...
+    def hold(self) -> None: ...
+    def release(self) -> None: ...
+
+
 class Engine(Protocol):
     """Lifecycle of all sandboxes of one instance. Made by `Engine(instance)`; all methods on one event loop."""
 
@@ -330,6 +347,9 @@ class Engine(Protocol):
 
     def files(self, ref: str) -> Files:
         """Its files. Raises NotFound."""
+
+    def door(self, id: str) -> Door:
+        """The way to the ports of one that runs, by its whole id. Raises NotFound, Conflict."""
 
     async def stop(self, ref: str, timeout: float | None = None) -> Sandbox:
         """Stop signal, then SIGKILL after `timeout` seconds (None: the spec's); returns when it has ended. Ended

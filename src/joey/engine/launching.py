@@ -54,6 +54,7 @@ _LIFE: dict[str, Any] = {
     "idle_timeout": None,
     "on_timeout": "kill",
     "health": None,
+    "proxy_token": None,
 }
 """What of a spec is no matter of its plan."""
 _EXAMPLE = Slot(name=slot_name(0), base=0x3C00_0000, prepared=SandboxSpec().resources)

@@ -17,7 +17,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from joey import images
-from joey.engine import failpoints, looking, recovery, reset, restart
+from joey.engine import doors, failpoints, looking, recovery, reset, restart
 from joey.engine.admission import Admission
 from joey.engine.attached import Attached
 from joey.engine.box import Box
@@ -403,6 +403,9 @@ class Engine(WithNetworks):
 
     async def resize_process(self, ref: str, id: str, rows: int, cols: int) -> None:
         self.execs.resize(self._touched(ref).id, id, rows, cols)
+
+    def door(self, id: str) -> doors.Door:
+        return doors.door(self._boxes.get(id))
 
     def files(self, ref: str) -> BoxFiles:
         return BoxFiles(self._touched(ref), self.helpers)

@@ -5,10 +5,12 @@ thread goes there, makes it and comes back; connecting is then anybody's.
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import socket
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from functools import partial
 
 from joey.host import sys
 
@@ -16,15 +18,15 @@ _CLONE_NEWNET = 0x4000_0000  # <linux/sched.h>
 _thread = ThreadPoolExecutor(1, thread_name_prefix="joey-netns")
 
 
-async def connect(pid: int, host: str, port: int) -> socket.socket:
+async def connect(pid: int, host: str, port: int, *, foreign: bool = False) -> socket.socket:
     """A non-blocking TCP connection to an address (not a name) as processes in the network namespace of `pid` see it.
 
-    pid: of a child that its parent has not reaped, or it may be another's by now. Raises OSError, ProcessLookupError
-    if it has ended.
+    pid: of a child that its parent has not reaped, or it may be another's by now. foreign: not if that is our own
+    namespace. Raises OSError: ProcessLookupError if it has ended, PermissionError for our own.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     loop = asyncio.get_running_loop()
-    made = await loop.run_in_executor(_thread, make, pid, family)
+    made = await loop.run_in_executor(_thread, partial(make, pid, family, foreign=foreign))
     try:
         made.setblocking(False)
         await loop.sock_connect(made, (host, port))
@@ -34,7 +36,13 @@ async def connect(pid: int, host: str, port: int) -> socket.socket:
     return made
 
 
-def make(pid: int, family: socket.AddressFamily, kind: socket.SocketKind = socket.SOCK_STREAM) -> socket.socket:
+def make(
+    pid: int,
+    family: socket.AddressFamily,
+    kind: socket.SocketKind = socket.SOCK_STREAM,
+    *,
+    foreign: bool = False,
+) -> socket.socket:
     """A socket in the network namespace of `pid`. For threads of its own only: others would see it travel.
 
     By pidfd (setns(2), Linux 5.8): nothing is opened by a path. Raises OSError.
@@ -46,4 +54,6 @@ def make(pid: int, family: socket.AddressFamily, kind: socket.SocketKind = socke
         opened.callback(os.close, home)
         sys.setns(there, _CLONE_NEWNET)
         opened.callback(sys.setns, home, _CLONE_NEWNET)
+        if foreign and os.path.samestat(os.fstat(home), os.stat("/proc/thread-self/ns/net")):
+            raise PermissionError(errno.EPERM, "it shares the network of the host")
         return socket.socket(family, kind)

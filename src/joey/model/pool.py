@@ -40,6 +40,7 @@ class PoolSpec(Value, frozen=True, kw_only=True):
 
 _LATER = frozenset((
     "name", "labels", "timeout", "idle_timeout", "on_timeout", "restart", "health", "remove", "stop_timeout", "pull",
+    "proxy_token",
 ))  # fmt: skip
 """Fields that are no matter of a running sandbox's containment: they are set when it is handed out."""
 _DEFAULTS_OF_EXEC = ("env", "cwd")

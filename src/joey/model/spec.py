@@ -8,16 +8,20 @@ the bad one.
 
 from __future__ import annotations
 
+import re
 from typing import Any, Literal
 
 from msgspec import UNSET, UnsetType, field
 
 from joey.model.capabilities import DEFAULT_CAPABILITIES
+from joey.model.errors import Invalid
 from joey.model.network import NetworkSpec, check_mode
 from joey.model.resources import Resources
 from joey.model.seccomp import SeccompPolicy
 from joey.model.value import Value
 from joey.model.volumes import VolumeMount
+
+_TOKEN = re.compile(r"[A-Za-z0-9._~\-]{8,256}")  # it travels in a header, a query and a cookie
 
 
 class Mount(Value, frozen=True, kw_only=True):
@@ -134,6 +138,7 @@ class SandboxSpec(Value, frozen=True, kw_only=True):
     logs, wait and events only look). An engine that starts counts them anew; the timeout goes on.
     `network` is a mode (none, nat, host, container:SANDBOX or the name of a private network) or, with policy, ports and
     names, a NetworkSpec; by default nothing is reachable but the sandbox's own loopback.
+    `proxy_token`: what requests by the reverse proxy must carry (X-Access-Token); None lets in whoever knows the id.
     `devpts` mounts a pseudo-terminal file system of its own; it is there anyway with `process.tty`, and added when a
     terminal is first asked for by exec.
     """
@@ -171,8 +176,11 @@ class SandboxSpec(Value, frozen=True, kw_only=True):
     idle_timeout: float | None = None
     on_timeout: Literal["kill", "pause"] = "kill"
     health: HealthCheck | None = None
+    proxy_token: str | None = None
 
     def __post_init__(self) -> None:
+        if self.proxy_token is not None and not _TOKEN.fullmatch(self.proxy_token):
+            raise Invalid("proxy_token", "is not 8 to 256 letters, digits and . _ ~ -", "openssl rand -hex 16")
         if isinstance(self.network, str) and self.network != "none":
             check_mode("network", self.network)
 

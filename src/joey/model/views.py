@@ -105,6 +105,13 @@ class Event(View, frozen=True):
     data: dict[str, str | int | float | bool | None] = {}
 
 
+class PortHost(View, frozen=True):
+    """How a port of a sandbox is reached through the reverse proxy: `Host` of the requests, and as a URL."""
+
+    host: str
+    url: str
+
+
 class FileInfo(View, frozen=True):
     """One entry of a sandbox's file system. path: absolute inside. mode: permission bits. user, group: by the sandbox's
     own files, "" if they name none. modified: seconds since the epoch. target: of a link.

@@ -8,8 +8,6 @@ from collections.abc import Sequence
 
 from joey.network.http_head import Refused, Request
 
-TOKEN = re.compile(r"[A-Za-z0-9._~\-]{8,256}")
-"""What an access token may be: it travels in a header, a query and a cookie."""
 HEADER, PARAMETER, COOKIE = b"x-access-token", b"access_token", b"joey_access"
 
 _LABEL = re.compile(rb"(\d{1,5})-([0-9a-f]{24})")
@@ -46,7 +44,7 @@ def admit(request: Request, token: str) -> tuple[Request, str]:
         fields.append((name, raw, value))
     target = _without_parameter(request.target, given)
     wanted = token.encode()
-    if not any([hmac.compare_digest(one, wanted) for one in given]):
+    if not any(hmac.compare_digest(one, wanted) for one in given):
         raise Refused(401, "access-token", "this sandbox wants its access token, in the header X-Access-Token")
     by_link = target != request.target and request.method == b"GET" and not request.upgrade
     page = by_link and any(name == b"accept" and b"text/html" in value for name, _, value in fields)

@@ -56,6 +56,7 @@ from joey.model.views import (
     State,
     Stats,
 )
+from joey.testing.doors import FakeDoor, fake_door
 from joey.testing.files import FakeFiles
 from joey.testing.logs import tail, wanted
 from joey.testing.pools import FakePools
@@ -378,6 +379,10 @@ class FakeEngine(FakePools, WithNetworks):
             raise Conflict("process", f"process {id} has no terminal")
         one.child.resize(rows, cols)
 
+
+    def door(self, id: str) -> FakeDoor:
+        """To ports of this machine's own loopback, where its programs run."""
+        return fake_door(self._boxes.get(id))
 
     def files(self, ref: str) -> FakeFiles:
         """A tree in memory, of each sandbox its own."""
