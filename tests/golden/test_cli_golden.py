@@ -85,7 +85,8 @@ WRONG = {
     """,
     "mounts": """
         run -v /data host true
-        run -v data:/data host true
+        run -v data:/data:noexec host true
+        run -v data:data host true
         run -v ./data:/data host true
         run -v ../data:/data host true
         run -v /a:b host true
@@ -99,6 +100,7 @@ WRONG = {
         run -v /a:/b -v /c:/b/ host true
         run -v /a:/b --tmpfs /b host true
         run --mount dst=/b host true
+        run --mount src=/a,dst=/b host true
         run --mount type=bind,dst=/b host true
         run --mount type=bind,src=a,dst=/b host true
         run --mount type=bind,src=/a host true

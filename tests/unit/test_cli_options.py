@@ -13,6 +13,7 @@ from joey.model import codec
 from joey.model.capabilities import DEFAULT_CAPABILITIES
 from joey.model.spec import Mount, SandboxSpec, Tmpfs, Update
 from joey.model.units import format_size, parse_size
+from joey.model.volumes import VolumeMount
 
 COMMAND = {
     "name": "test",
@@ -198,7 +199,9 @@ path = st.lists(st.text(string.ascii_letters + "._- ☃", min_size=1, max_size=8
 @given(path, path, st.sets(st.sampled_from(["ro", "noidmap", "noexec", "rslave", "bind", "z"])))
 def test_volume(source: str, target: str, options: set[str]) -> None:
     text = f"{source}:{target}" + (":" + ",".join(sorted(options)) if options else "")
-    mount = codec.convert(Mount, mounts.volume(text))
+    kind, value = mounts.volume(text)
+    assert kind == "mounts"
+    mount = codec.convert(Mount, value)
     assert mount == Mount(
         source=source,
         target=target,
@@ -214,7 +217,17 @@ def test_volume(source: str, target: str, options: set[str]) -> None:
 def test_mount_and_volume_agree(source: str, target: str, read_only: bool) -> None:
     kind, long = mounts.mount(f"type=bind,source={source},target={target}{',readonly' if read_only else ''}")
     assert kind == "mounts"
-    assert long == mounts.volume(f"{source}:{target}{':ro' if read_only else ''}")
+    assert (kind, long) == mounts.volume(f"{source}:{target}{':ro' if read_only else ''}")
+
+
+@given(st.text(string.ascii_letters, min_size=1), path, st.booleans(), st.booleans())
+def test_a_name_is_a_volume(name: str, target: str, read_only: bool, copy: bool) -> None:
+    options = [word for word, said in (("ro", read_only), ("nocopy", not copy)) if said]
+    kind, value = mounts.volume(f"{name}:{target}" + (":" + ",".join(options) if options else ""))
+    expected = VolumeMount(name=name, target=target, read_only=read_only, copy=copy)
+    assert (kind, codec.convert(VolumeMount, value)) == ("volumes", expected)
+    more = (",readonly" if read_only else "") + ("" if copy else ",volume-nocopy")
+    assert mounts.mount(f"type=volume,src={name},dst={target}{more}") == ("volumes", value)
 
 
 @given(st.text(max_size=30))
@@ -225,6 +238,11 @@ def test_any_volume_is_a_mount_or_refused(text: str) -> None:
         except UsageError as error:
             assert str(error)
         else:
+            if kind is Mount:
+                where, value = value  # type: ignore[misc]
+                if where == "volumes":
+                    assert codec.convert(VolumeMount, value).target.startswith("/")
+                    continue
             made = codec.convert(kind, value | {"target": value["target"].replace("\0", "x")} | (
                 {"source": value["source"].replace("\0", "x")} if "source" in value else {}
             ))  # fmt: skip

@@ -42,14 +42,14 @@ def save(values, arguments):
             raise UsageError(f"--format: {values['format']!r} is neither docker nor oci", "--format oci")
         asked["format"] = values["format"]
     with engine() as connection:
-        _write(connection.request("GET", f"/v1/images/save{query(asked)}").stream, values.get("output", "-"))
+        write(connection.request("GET", f"/v1/images/save{query(asked)}").stream, values.get("output", "-"))
 
 
 def export(values, arguments):
     """The root file system of IMAGE into FILE, or to standard output."""
     with engine() as connection:
         response = connection.request("GET", f"/v1/images/{quote(arguments[0])}/export")
-        _write(response.stream, values.get("output", "-"))
+        write(response.stream, values.get("output", "-"))
 
 
 def diff(values, arguments):
@@ -99,7 +99,7 @@ def _pieces(fd):
         yield data
 
 
-def _write(stream, path):
+def write(stream, path):
     """To a file that has its name only when it is whole."""
     if path == "-":
         if is_terminal(1):

@@ -128,7 +128,7 @@ COMMANDS = {
         **_MANY,
         "summary": "Remove sandboxes and their logs",
         "options": (("-f --force", "", "Kill running ones first; one that is not there is no error"),),
-        "refused": {"-v": "named volumes", "--volumes": "named volumes", "-l": "", "--link": ""},
+        "refused": {"-v": "volumes have names", "--volumes": "volumes have names", "-l": "", "--link": ""},
         "run": remove,
     },
 }

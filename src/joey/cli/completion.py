@@ -23,6 +23,7 @@ WORDS = {
         "verify",
     ),
     "network": ("create", "ls", "inspect", "rm"),
+    "volume": ("create", "ls", "inspect", "rm", "prune"),
     "system": ("info", "df", "reset"),
     "completion": SHELLS,
 }

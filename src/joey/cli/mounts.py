@@ -7,10 +7,12 @@ _PROPAGATION = ("private", "rprivate", "slave", "rslave", "shared", "rshared")
 
 
 def volume(text):
-    """`SRC:DST[:OPTION,…]` as a Mount. Raises UsageError: a relative source, a named volume, an unknown option."""
+    """`SRC:DST[:OPTION,…]` as ("mounts", Mount), `NAME:DST[:ro,nocopy]` as ("volumes", VolumeMount). Raises UsageError:
+    a relative source, an unknown option.
+    """
     parts = text.split(":")
     if len(parts) == 1:
-        raise _wrong("-v", text, "anonymous volumes are not supported yet", "-v /source:/target, or --tmpfs /target")
+        raise _wrong("-v", text, "has no source", f"-v NAME:{text}, a volume; or --tmpfs {text}")
     if len(parts) > 3:
         raise _wrong("-v", text, "has more than two colons", "--mount takes paths that hold a colon")
     source, target = parts[0], parts[1]
@@ -19,12 +21,26 @@ def volume(text):
     if not source.startswith("/"):
         if source.startswith("."):
             raise _wrong("-v", text, f"{source} is a relative path", f'-v "$PWD/{source.removeprefix("./")}:{target}"')
-        raise _wrong("-v", text, "named volumes are not supported yet", "an absolute path as the source")
+        return "volumes", _named(parts, text)
     mount = {"source": source, "target": absolute("-v", text, target)}
     seen = set()
     for word in parts[2].split(",") if len(parts) == 3 else ():
         _volume_option(mount, word, text, seen)
-    return mount
+    return "mounts", mount
+
+
+def _named(parts, text):
+    value = {"name": parts[0], "target": absolute("-v", text, parts[1])}
+    for word in parts[2].split(",") if len(parts) == 3 else ():
+        if word in ("ro", "readonly", "rw"):
+            value["read_only"] = word != "rw"
+        elif word == "nocopy":
+            value["copy"] = False
+        elif word in ("z", "Z"):
+            refuse_relabel("-v", text)
+        else:
+            raise _wrong("-v", text, f"unknown option {word!r} of a volume", "ro, rw, nocopy")
+    return value
 
 
 def _volume_option(mount, word, text, seen):
@@ -43,7 +59,7 @@ def _volume_option(mount, word, text, seen):
     elif word in ("consistent", "cached", "delegated"):
         return  # of Docker Desktop; on Linux they mean nothing to Docker either
     elif word == "nocopy":
-        raise _wrong("-v", text, "nocopy belongs to named volumes, which are not supported yet")
+        raise _wrong("-v", text, "nocopy belongs to volumes, which have a name, not a path")
     else:
         known = ", ".join((*settings, *_PROPAGATION, "z", "Z"))
         raise _wrong("-v", text, f"unknown option {word!r}", f"one of {known}")
@@ -62,7 +78,8 @@ def refuse_relabel(option, text):
 
 
 def mount(text):
-    """`type=bind,src=…,dst=…,ro` as ("mounts", Mount), `type=tmpfs,dst=…` as ("tmpfs", Tmpfs). Raises UsageError."""
+    """`type=bind,src=…,dst=…,ro` as ("mounts", Mount), `type=tmpfs,dst=…` as ("tmpfs", Tmpfs),
+    `type=volume,src=NAME,dst=…` as ("volumes", VolumeMount). Raises UsageError."""
     fields = {}
     for part in _csv(text):
         name, equals, value = part.partition("=")
@@ -71,17 +88,28 @@ def mount(text):
             raise _wrong("--mount", text, f"{name} is given twice")
         fields[name] = value if equals else "true"
     kind = fields.pop("type", "volume")
-    if kind == "volume":
-        raise _wrong("--mount", text, "type=volume is not supported yet", "type=bind,src=/source,dst=/target")
-    if kind not in ("bind", "tmpfs"):
-        raise _wrong("--mount", text, f"unknown type {kind!r}", "type=bind or type=tmpfs")
+    if kind not in ("bind", "tmpfs", "volume"):
+        raise _wrong("--mount", text, f"unknown type {kind!r}", "type=bind, type=volume or type=tmpfs")
     if "dst" not in fields:
         raise _wrong("--mount", text, "dst= is missing", f"type={kind},…,dst=/target")
     target = absolute("--mount", text, fields.pop("dst"))
-    value = _bind(fields, target, text) if kind == "bind" else _tmpfs_mount(fields, target, text)
+    make = {"bind": _bind, "tmpfs": _tmpfs_mount, "volume": _volume_mount}[kind]
+    value = make(fields, target, text)
     if fields:
         raise _wrong("--mount", text, f"unknown option {next(iter(fields))!r} of type={kind}")
-    return ("mounts" if kind == "bind" else "tmpfs"), value
+    return {"bind": "mounts", "tmpfs": "tmpfs", "volume": "volumes"}[kind], value
+
+
+def _volume_mount(fields, target, text):
+    name = fields.pop("src", "")
+    if not name or "/" in name:
+        raise _wrong("--mount", text, "src= must be the name of a volume" if name else "src= is missing")
+    value = {"name": name, "target": target}
+    if "readonly" in fields:
+        value["read_only"] = _boolean(fields.pop("readonly"), text)
+    if "volume-nocopy" in fields:
+        value["copy"] = not _boolean(fields.pop("volume-nocopy"), text)
+    return value
 
 
 def _bind(fields, target, text):

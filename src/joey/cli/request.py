@@ -36,8 +36,8 @@ OPTIONS = (
     ("--stop-timeout", "SECONDS", "How long joey stop waits before it kills (10)"),
     ("-h --hostname", "NAME", "Host name inside"),
     "Files",
-    ("-v --volume", "SRC:DST[:ro,…]…", "A file or directory of the host; ro, rw, noexec, noidmap, bind, rslave …"),
-    ("--mount", "type=bind,src=SRC,dst=DST[,…]…", "The same spelled out; type=bind or type=tmpfs"),
+    ("-v --volume", "SRC|NAME:DST[:ro,…]…", "A path of the host, or a volume; ro, noexec, noidmap, bind, nocopy …"),
+    ("--mount", "type=bind,src=SRC,dst=DST[,…]…", "The same spelled out; type=bind, volume or tmpfs"),
     ("--tmpfs", "DST[:size=…,mode=…]…", "An empty directory in memory"),
     ("--read-only", "", "The root file system cannot be written"),
     ("--storage", "memory|disk", "Where what it writes is kept (memory)"),
@@ -80,7 +80,7 @@ REFUSED = {
     "--domainname": ("", "--hostname with the domain in it, --dns-search"),
     **dict.fromkeys(("--disable-content-trust", "-q", "--quiet"), "every digest is verified; progress: joey pull"),
     "--no-healthcheck": "a check of the image is not taken over anyway",
-    **dict.fromkeys(("--volumes-from", "--volume-driver"), "named volumes"),
+    **dict.fromkeys(("--volumes-from", "--volume-driver"), "volumes have names: -v NAME:/path"),
     **dict.fromkeys(("--log-driver", "--log-opt"), "joey keeps logs itself: joey logs"),
     **dict.fromkeys(("--ipc", "--pid", "--uts", "--userns", "--cgroupns", "--cgroup-parent"), "shared namespaces"),
     **dict.fromkeys(("--runtime", "--isolation", "--annotation", "--storage-opt", "--blkio-weight"), ""),
@@ -167,13 +167,14 @@ def signal_name(text):
 
 def _files(values, body):
     for text in values.get("volume", ()):
-        body.setdefault("mounts", []).append(mounts.volume(text))
+        where, value = mounts.volume(text)
+        body.setdefault(where, []).append(value)
     for text in values.get("mount", ()):
         where, value = mounts.mount(text)
         body.setdefault(where, []).append(value)
     for text in values.get("tmpfs", ()):
         body.setdefault("tmpfs", []).append(mounts.tmpfs(text))
-    targets = [mount["target"].rstrip("/") for mount in (*body.get("mounts", ()), *body.get("tmpfs", ()))]
+    targets = [one["target"].rstrip("/") for kind in ("mounts", "tmpfs", "volumes") for one in body.get(kind, ())]
     for target in targets:
         if targets.count(target) > 1:
             raise UsageError(f"{target}: two mounts have this target")
