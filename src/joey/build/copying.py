@@ -213,8 +213,8 @@ def _header(
 ) -> bytes:  # fmt: skip
     device = (os.major(found.st_rdev), os.minor(found.st_rdev)) if kind in (b"3", b"4") else (0, 0)
     bits = stat.S_IMODE(found.st_mode) if mode is None else mode
-    name = os.fsencode(path) + (b"/" if kind == b"5" else b"")
-    return pack.header(name or b"./", kind, bits, *owner, size, *time, link, device, extra)
+    name = os.fsencode(path or ".") + (b"/" if kind == b"5" else b"")
+    return pack.header(name, kind, bits, *owner, size, *time, link, device, extra)
 
 
 def end() -> bytes:

@@ -93,8 +93,16 @@ class Tree:
                 continue
             fits = re.compile(ignore.regex(part), re.DOTALL)
             inner = [one for one in found if self.is_directory(one)]
-            found = [self.real(f"{one}/{name}") for one in inner for name in self.names(one) if fits.fullmatch(name)]
+            paths = [f"{one}/{name}" for one in inner for name in self.names(one) if fits.fullmatch(name)]
+            found = [self.real(path) for path in paths if not self._loops(path)]
         return [one for one in found if self.stat(one) is not None]
+
+    def _loops(self, path: str) -> bool:
+        try:
+            self.real(path)
+        except OSError:
+            return True
+        return False
 
     def walk(self, path: str) -> Iterator[tuple[str, os.stat_result]]:
         """What is below a directory, depth first, in order of name: (path below it, what it is). Raises OSError."""

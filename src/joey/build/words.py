@@ -76,9 +76,7 @@ class _Expander:
         self.used: set[str] = set()
 
     def whole(self) -> str:
-        out = self.until("")
-        assert self.at == len(self.text)
-        return out
+        return self.until("")
 
     def until(self, end: str) -> str:
         """Up to a character `end` that is not quoted ("" for the end of the text), which stays."""
