@@ -5,6 +5,9 @@ from __future__ import annotations
 import asyncio
 import shutil
 import socket
+import subprocess
+import sys
+import time
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,10 +15,9 @@ from typing import Any
 import pytest
 
 from joey.engine.supervisor import Engine
-from joey.host import sys as kernel
 from joey.host.instance import Instance
 from joey.host.netlink import inside
-from joey.model.errors import Conflict, Invalid, JoeyError, NotFound, Unenforceable
+from joey.model.errors import Conflict, Invalid, NotFound, Unenforceable
 from joey.model.network import EgressRule, NetworkPolicy, NetworkSpec, PrivateNetwork
 from joey.model.ports import PublishedPort
 from joey.model.spec import Process, SandboxSpec, Update
@@ -228,6 +230,67 @@ def test_an_engine_that_starts_again_goes_on_with_the_networks_it_finds(lab: Lab
     assert left_in(lab) == []
 
 
+def killed(lab: Lab, home: Path) -> list[str]:
+    """An engine with three sandboxes is killed; their addresses. The third has ended meanwhile."""
+    program = [sys.executable, str(Path(__file__).with_name("net_child.py")), str(home)]
+    child = inside(lab.host, lambda: subprocess.Popen(program, stdout=subprocess.PIPE, text=True))
+    assert child.stdout is not None
+    addresses = [child.stdout.readline().strip() for _ in range(3)]
+    child.kill()
+    child.wait()
+    child.stdout.close()
+    time.sleep(0.6)
+    return addresses
+
+
+def test_after_an_engine_was_killed_the_next_one_keeps_what_runs_and_sweeps_the_rest(lab: Lab, joey_home: Path) -> None:
+    addresses = killed(lab, joey_home)
+    assert all(addresses)
+
+    async def work(engine: Engine) -> None:
+        boxes = {box.name: box for box in await engine.list(filter_all())}
+        assert [boxes["a"].address, boxes["b"].address, boxes["c"].address] == [*addresses[:2], ""]
+        assert boxes["a"].ports == (PublishedPort(container=8080, host=8095),)
+        assert engine.networks.fabric is not None
+        packed = {socket.inet_aton(address) for address in addresses}
+        assert packed & engine.networks.fabric.table.occupied() == {socket.inet_aton(one) for one in addresses[:2]}
+        assert not any(addresses[2] in line for line in left_in(lab))
+        assert await asks(engine, boxes["a"], INTERNET) == "hello"
+        with pytest.raises(Conflict, match="8095"):
+            await run(engine, NetworkSpec(mode="nat", ports=(PublishedPort(container=1, host=8095),)))
+        assert [one.name for one in engine.network("back").members] == ["b"]
+
+    drive(lab, joey_home, work)
+    assert left_in(lab) == []
+
+
+def test_after_an_engine_was_killed_a_reset_leaves_nothing(lab: Lab, joey_home: Path) -> None:
+    killed(lab, joey_home)
+    assert left_in(lab)
+
+    async def reset() -> None:
+        await Engine(Instance.open(joey_home)).reset()
+
+    inside(lab.host, lambda: asyncio.run(reset()))
+    assert net_lab.eventually(lambda: left_in(lab) == [])
+    assert not joey_home.exists() or list(joey_home.iterdir()) == []
+
+
+def test_a_table_that_somebody_flushes_is_back_at_once(lab: Lab, joey_home: Path) -> None:
+    async def work(engine: Engine) -> None:
+        box = await run(engine, NetworkSpec(mode="nat", policy=NetworkPolicy(internet=False)))
+        await asyncio.to_thread(lab.run, lab.host, "nft flush ruleset")
+        for _ in range(100):
+            if "joey" in await asyncio.to_thread(lab.run, lab.host, "nft list tables"):
+                break
+            await asyncio.sleep(0.01)
+        assert await asks(engine, box, INTERNET) == "ConnectionRefusedError"
+        await engine.update(box.id, Update(network={"internet": True}))
+        assert await asks(engine, box, INTERNET) == "hello"
+
+    drive(lab, joey_home, work)
+
+
 def net_query() -> Any:
     from joey.engine.interface import LogQuery
 
@@ -239,5 +302,3 @@ def filter_all() -> Any:
 
     return Filter(all=True)
 
-
-__all__ = ["JoeyError", "kernel"]

@@ -230,5 +230,9 @@ def delete_together(link: Link, indices: Sequence[int], group: int) -> int:
             if error.errno != errno.ENODEV:
                 raise
     if there:
-        link.send([Message(DELLINK, 0, link_header() + u32(_GROUP, group), "delete links")])
+        try:
+            link.send([Message(DELLINK, 0, link_header() + u32(_GROUP, group), "delete links")])
+        except NetlinkError as error:
+            if error.errno != errno.ENODEV:  # gone with their namespaces meanwhile
+                raise
     return there
