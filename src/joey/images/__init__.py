@@ -21,7 +21,7 @@ _host: dict[str, Image] = {}
 
 def local(spec: SandboxSpec) -> bool:
     """Whether the image is one that needs no store: this machine's own system, or a directory."""
-    return bool(spec.rootfs) or spec.image == "host"
+    return bool(spec.rootfs) or spec.image in ("host", "")
 
 
 async def ensure(instance: Instance, spec: SandboxSpec, owner: str) -> None:
