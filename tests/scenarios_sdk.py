@@ -232,3 +232,36 @@ def test_map_limits_an_attempt() -> None:
 
     results = joey.map(nap, [0, 60, 0], concurrency=1, timeout=0.4, on_error="return", progress=False)
     assert results[0] == results[2] == 0 and isinstance(results[1], joey.Timeout)
+
+
+def test_ports_by_the_reverse_proxy() -> None:
+    import http.client
+    import socket
+    import time
+
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]  # the fake engine's programs share it with us
+    with Sandbox.create(spec={"proxy_token": "some-token"}) as sandbox:
+        host = sandbox.get_host(port)
+        name, _, proxy = host.partition(":")
+        assert name == f"{port}-{sandbox.id}.localhost" and sandbox.get_url(port) == f"http://{host}"
+
+        def get(*path: str, token: str = "some-token") -> tuple[int, bytes]:
+            connection = http.client.HTTPConnection("127.0.0.1", int(proxy), timeout=10)
+            connection.request("GET", "/" + "/".join(path), headers={"Host": host, "X-Access-Token": token})
+            response = connection.getresponse()
+            data = response.read()
+            connection.close()
+            return response.status, data
+
+        assert get(token="another")[0] == 401
+        assert get()[0] == 502
+        handle = sandbox.commands.start(f"cd /usr/share; exec python3 -m http.server {port} 2>/dev/null")
+        end = time.monotonic() + 10
+        while get()[0] != 200 and time.monotonic() < end:
+            time.sleep(0.02)
+        assert get()[0] == 200 and get("no-such-file")[0] == 404
+        handle.kill()
+    assert get()[0] == 404
+    with pytest.raises(joey.Invalid):
+        Sandbox.create(spec={"proxy_token": "short"})

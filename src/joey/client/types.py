@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from joey.model.spec import HealthCheck, Mount, Process, Restart, SandboxSpec, Tmpfs
-from joey.model.views import Detail, Event, Exit, FileEvent, FileInfo, Node, Pool, ProcessView, Sandbox, Stats
+from joey.model.views import Detail, Event, Exit, FileEvent, FileInfo, Node, Pool, PortHost, ProcessView, Sandbox, Stats
 
 SandboxInfo = Sandbox
 """One row of `Sandbox.list()`: id, name, image, state, created, labels (the metadata), exit, deadline, health …"""
@@ -59,6 +59,6 @@ class CommandResult:
 
 __all__ = [
     "Command", "CommandResult", "Detail", "Envs", "Event", "Exit", "FileEvent", "FileInfo", "HealthCheck", "Mount",
-    "Node", "PoolInfo", "Process", "ProcessInfo", "Restart", "SandboxInfo", "SandboxMetrics", "SandboxSpec", "Size",
+    "Node", "PoolInfo", "PortHost", "Process", "ProcessInfo", "Restart", "SandboxInfo", "SandboxMetrics", "SandboxSpec", "Size",
     "State", "Tmpfs", "Volumes",
 ]  # fmt: skip

@@ -64,7 +64,12 @@ def _remove_files(instance: Instance) -> int:
         if path.exists():
             count += sum(len(files) for _, _, files in os.walk(path))
             trees.remove(path)
-    for path in [*instance.home.glob("state.db*"), instance.run / "launcher.log", instance.run / "facts.json"]:
+    for path in [
+        *instance.home.glob("state.db*"),
+        instance.home / "proxy.port",
+        instance.run / "launcher.log",
+        instance.run / "facts.json",
+    ]:
         if path.exists():
             path.unlink()
             count += 1

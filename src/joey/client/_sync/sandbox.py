@@ -16,7 +16,7 @@ from joey.client._sync.pty import Pty
 from joey.client._sync.service import Service, decode, idempotency, query, quote, service
 from joey.client.errors import ConnectionLost, JoeyError, NotFound, from_problem
 from joey.client.networks import Network, Ports
-from joey.client.types import Detail, Envs, Event, Exit, SandboxInfo, SandboxMetrics, Size, Volumes
+from joey.client.types import Detail, Envs, Event, Exit, PortHost, SandboxInfo, SandboxMetrics, Size, Volumes
 from joey.model import frames
 
 Self = TypeVar("Self", bound="Sandbox")
@@ -254,6 +254,23 @@ class Sandbox:
     def stats(self) -> SandboxMetrics | None:
         """What it uses now; None if it does not run."""
         found: SandboxMetrics | None = self._service.call("GET", f"{self._path}/stats", kind=SandboxMetrics | None)
+        return found
+
+    def get_host(self, port: int) -> str:
+        """How HTTP reaches a port of it: "PORT-ID.localhost:…", for `http://` + host, WebSockets too. It needs no network
+        for that. Whoever knows the host may use it, unless it was made with spec={"proxy_token": …}, which requests then
+        carry in X-Access-Token.
+        """
+        found = self._where(port)
+        return found.host
+
+    def get_url(self, port: int) -> str:
+        """The same as a URL."""
+        found = self._where(port)
+        return found.url
+
+    def _where(self, port: int) -> PortHost:
+        found: PortHost = self._service.call("GET", f"{self._path}/host{query({'port': port})}", kind=PortHost)
         return found
 
     def logs(
