@@ -16,8 +16,10 @@ if TYPE_CHECKING:
     from joey.client import errors
     from joey.client._async.pool import AsyncPool
     from joey.client._async.sandbox import AsyncSandbox
+    from joey.client._async.volume import AsyncVolume
     from joey.client._sync.pool import Pool
     from joey.client._sync.sandbox import Sandbox
+    from joey.client._sync.volume import Volume
     from joey.client.errors import (
         AuthenticationError,
         Busy,
@@ -46,6 +48,8 @@ _PUBLIC: dict[str, str] = {
     "AsyncSandbox": "joey.client._async.sandbox",
     "Pool": "joey.client._sync.pool",
     "AsyncPool": "joey.client._async.pool",
+    "Volume": "joey.client._sync.volume",
+    "AsyncVolume": "joey.client._async.volume",
     "map": "joey.client.mapping",
     "amap": "joey.client.mapping",
     "CommandResult": "joey.client.types",
@@ -57,7 +61,7 @@ _PUBLIC: dict[str, str] = {
 }
 
 __all__ = [
-    "__version__", "Sandbox", "AsyncSandbox", "Pool", "AsyncPool", "map", "amap",
+    "__version__", "Sandbox", "AsyncSandbox", "Pool", "AsyncPool", "Volume", "AsyncVolume", "map", "amap",
     "CommandResult", "FileInfo", "ProcessInfo", "SandboxInfo", "errors",
     "AuthenticationError", "Busy", "CommandExit", "Conflict", "ConnectionLost", "Invalid", "InvalidArgument",
     "JoeyError", "NotFound", "RemoteError", "Timeout", "Unenforceable", "Unreachable",

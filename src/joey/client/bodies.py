@@ -74,6 +74,7 @@ def sandbox(
         "labels": dict(metadata or {}),
         "network": networks.network(network, ports),
         "mounts": mounts(volumes),
+        "volumes": named(volumes),
         "read_only": read_only or None,
         "timeout": timeout,
         "idle_timeout": idle_timeout,
@@ -105,19 +106,41 @@ def _merged(body: dict[str, Any], spec: Mapping[str, Any] | None) -> dict[str, A
 
 
 def mounts(volumes: Volumes | None) -> list[dict[str, Any]]:
-    """Mount values of `volumes`."""
+    """Mount values of `volumes`: what has a path of the host."""
     if volumes is None:
         return []
     if not isinstance(volumes, Mapping):
-        return [dict(one) for one in volumes]
+        return [dict(one) for one in volumes if "name" not in one]
     found = []
     for source, target in volumes.items():
         text = str(target)
+        if _is_named(target):
+            continue
         read_only = text.endswith(":ro")
         found.append({"source": str(source), "target": text.removesuffix(":ro").removesuffix(":rw")})
         if read_only:
             found[-1]["read_only"] = True  # type: ignore[assignment]
     return found
+
+
+def named(volumes: Volumes | None) -> list[dict[str, Any]]:
+    """VolumeMount values of `volumes`: what has a name."""
+    if volumes is None:
+        return []
+    if not isinstance(volumes, Mapping):
+        return [dict(one) for one in volumes if "name" in one]
+    found: list[dict[str, Any]] = []
+    for target, volume in volumes.items():
+        if _is_named(volume):
+            name = str(getattr(volume, "name", volume))
+            found.append({"name": name.removesuffix(":ro").removesuffix(":rw"), "target": str(target)})
+            if name.endswith(":ro"):
+                found[-1]["read_only"] = True
+    return found
+
+
+def _is_named(volume: Any) -> bool:
+    return not isinstance(volume, str) or not volume.startswith("/")
 
 
 def contents(files: Mapping[str, str | bytes] | None) -> dict[str, bytes] | None:

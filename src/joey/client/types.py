@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from joey.model.snapshots import FileChange, Snapshot
 from joey.model.spec import HealthCheck, Mount, Process, Restart, SandboxSpec, Tmpfs
 from joey.model.views import Detail, Event, Exit, FileEvent, FileInfo, Node, Pool, PortHost, ProcessView, Sandbox, Stats
+from joey.model.volumes import Volume
 
 SandboxInfo = Sandbox
 """One row of `Sandbox.list()`: id, name, image, state, created, labels (the metadata), exit, deadline, health …"""
@@ -21,8 +23,10 @@ Command = str | Sequence[str]
 Envs = Mapping[str, str]
 Size = int | str
 """Bytes, or text such as "512m" or "2g" (powers of 1024)."""
-Volumes = Mapping[str, str] | Sequence[Mapping[str, Any]]
-"""{host path: path inside}, "…:ro" at the end of the latter for read-only; or Mount values as dicts."""
+Volumes = Mapping[str, Any] | Sequence[Mapping[str, Any]]
+"""{path inside: name of a volume or a Volume}, {host path: path inside}, "…:ro" at the end of the latter for read-only;
+or VolumeMount and Mount values as dicts."""
+VolumeInfo = Volume
 
 
 class CommandResult:
@@ -60,5 +64,5 @@ class CommandResult:
 __all__ = [
     "Command", "CommandResult", "Detail", "Envs", "Event", "Exit", "FileEvent", "FileInfo", "HealthCheck", "Mount",
     "Node", "PoolInfo", "PortHost", "Process", "ProcessInfo", "Restart", "SandboxInfo", "SandboxMetrics", "SandboxSpec", "Size",
-    "State", "Tmpfs", "Volumes",
+    "FileChange", "Snapshot", "State", "Tmpfs", "VolumeInfo", "Volumes",
 ]  # fmt: skip

@@ -12,6 +12,7 @@ from joey.client import bodies, networks
 from joey.client._async.commands import Commands
 from joey.client._async.files import Files
 from joey.client._async.pty import Pty
+from joey.client._async.snapshots import Snapshots
 from joey.client._async.service import Service, decode, idempotency, query, quote, service
 from joey.client.errors import ConnectionLost, JoeyError, NotFound, from_problem
 from joey.client.networks import Network, Ports
@@ -30,7 +31,7 @@ class _Line(msgspec.Struct):
     error: dict[str, Any] | None = None
 
 
-class AsyncSandbox:
+class AsyncSandbox(Snapshots):
     """One isolated environment with its commands, files and terminals. Made by `create`, `create_many` or `connect`.
 
     id: 24 hexadecimal characters. name. commands, files, pty: what can be done inside. As a context manager it is
@@ -38,13 +39,12 @@ class AsyncSandbox:
     """
 
     def __init__(self, service: Service, info: SandboxInfo) -> None:
-        self._service = service
+        super().__init__(service, info)
         self.id: str = info.id
         self.name: str = info.name
         self.commands = Commands(service, info.id)
         self.files = Files(service, info.id)
         self.pty = Pty(service, info.id)
-        self._path = f"/v1/sandboxes/{info.id}"
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.id[:12]} {self.name}>"
@@ -96,7 +96,7 @@ class AsyncSandbox:
         ports: published on the host: 8080 (on a free port), "8080:80"; get_info().ports says which. It means nat
         envs, user, cwd: what commands inherit
         metadata: labels, by which `list` finds it
-        volumes: {host path: path inside}; "…:ro" for read-only
+        volumes: {path inside: name of a volume, or a Volume}, {host path: path inside}; "…:ro" for read-only
         read_only: its root cannot be written
         restart: "no", "on-failure", "always" or a dict of model.spec.Restart; it is then kept when it ends
         files: {path: content} written before this returns

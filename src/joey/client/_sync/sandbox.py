@@ -14,6 +14,7 @@ from joey.client._sync.commands import Commands
 from joey.client._sync.files import Files
 from joey.client._sync.pty import Pty
 from joey.client._sync.service import Service, decode, idempotency, query, quote, service
+from joey.client._sync.snapshots import Snapshots
 from joey.client.errors import ConnectionLost, JoeyError, NotFound, from_problem
 from joey.client.networks import Network, Ports
 from joey.client.types import Detail, Envs, Event, Exit, PortHost, SandboxInfo, SandboxMetrics, Size, Volumes
@@ -31,7 +32,7 @@ class _Line(msgspec.Struct):
     error: dict[str, Any] | None = None
 
 
-class Sandbox:
+class Sandbox(Snapshots):
     """One isolated environment with its commands, files and terminals. Made by `create`, `create_many` or `connect`.
 
     id: 24 hexadecimal characters. name. commands, files, pty: what can be done inside. As a context manager it is
@@ -39,13 +40,12 @@ class Sandbox:
     """
 
     def __init__(self, service: Service, info: SandboxInfo) -> None:
-        self._service = service
+        super().__init__(service, info)
         self.id: str = info.id
         self.name: str = info.name
         self.commands = Commands(service, info.id)
         self.files = Files(service, info.id)
         self.pty = Pty(service, info.id)
-        self._path = f"/v1/sandboxes/{info.id}"
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.id[:12]} {self.name}>"
@@ -97,7 +97,7 @@ class Sandbox:
         ports: published on the host: 8080 (on a free port), "8080:80"; get_info().ports says which. It means nat
         envs, user, cwd: what commands inherit
         metadata: labels, by which `list` finds it
-        volumes: {host path: path inside}; "…:ro" for read-only
+        volumes: {path inside: name of a volume, or a Volume}, {host path: path inside}; "…:ro" for read-only
         read_only: its root cannot be written
         restart: "no", "on-failure", "always" or a dict of model.spec.Restart; it is then kept when it ends
         files: {path: content} written before this returns
