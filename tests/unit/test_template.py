@@ -27,11 +27,25 @@ _spec.loader.exec_module(golden)
 
 SLOTS = [
     Slot(name=slot_name(n), base=b, prepared=Resources.default())
-    for n, b in ((1, 0x3C00_0000), (9_999_999, 0xEFFF_0000))
+    for n, b in ((1, 0x3C00_0000), (9_999_999, 0xEFFF_0000), (10_000_000, 0x3C00_0000), (4_000_000_000, 0x3C00_0000))
 ]
 TRICKY = SandboxSpec(
     image="host", process=Process(argv=("s1111111", "1091633152", "s2222222"), env={"s1111111": "1915879424"})
 )
+
+
+def test_names_never_run_out_or_come_twice() -> None:
+    """Each crash of the engine skips 65,536 of them (engine.store): ten million are gone after a hundred and fifty."""
+    crashes = [slot_name(65_536 * n) for n in range(2000)]
+    around = [slot_name(n) for n in range(10**7 - 100, 10**7 + 100)]
+    assert len({*crashes, *around}) == 2200 and {len(name) for name in (*crashes, *around)} == {8}
+    assert (slot_name(17), slot_name(10**7 - 1), slot_name(10**7)) == ("s0000017", "s9999999", "sa000000")
+    with pytest.raises(ValueError, match="no name"):
+        slot_name(10**12)
+    fits = template.make(lambda one: encode(setup.slot(golden.V1, one)), Resources.default())
+    assert fits is not None
+    with pytest.raises(ValueError, match="8 characters"):
+        fits.fill(Slot(name="s10000000", base=0x3C00_0000, prepared=Resources.default()))
 
 
 @pytest.mark.parametrize("spec", [golden.SPEC, golden.EVERYTHING, TRICKY, SandboxSpec(image="host")])

@@ -204,9 +204,9 @@ class Execs:
             self._forget(launched, durable=one.keep)
         elif one.keep:
             self._store.save_process(one.key, one.sandbox, one.record())
-        if one.keep and (error := await self._store.flushed()):
+        if one.keep and (unsaved := await self._store.flushed()):
             await _end(attached)  # nobody shall find running what was said to have failed
-            raise error
+            raise unsaved
         return attached
 
     def _abandon(self, work: asyncio.Future[Attached]) -> None:

@@ -10,9 +10,24 @@ IDS_PER_SLOT = 65536
 """Each sandbox maps its own uids and gids 0..65535; 65534 is nobody, so fewer would break ordinary images."""
 
 
+_DECIMAL, _DIGITS = 10**7, "0123456789abcdefghijklmnopqrstuvwxyz"
+_LETTER_FIRST = 10 * 36**6
+_WIDTH = 7
+
+
 def slot_name(number: int) -> str:
-    """`s0000017` for 17: of one width, so that plans can be filled in (joey.plan.template)."""
-    return f"s{number:07}"
+    """`s0000017` for 17, `sa000000` after `s9999999`: of one width, so that plans can be filled in
+    (joey.plan.template), enough for 56,000 million, of which each crash of the engine skips some. Raises ValueError.
+    """
+    if number < _DECIMAL:
+        return f"s{number:0{_WIDTH}}"
+    rest, name = number - _DECIMAL + _LETTER_FIRST, ""
+    while rest:
+        rest, digit = divmod(rest, 36)
+        name = _DIGITS[digit] + name
+    if len(name) != _WIDTH:
+        raise ValueError(f"slot {number} has no name")
+    return f"s{name}"
 
 
 class Slot(msgspec.Struct, frozen=True, kw_only=True):

@@ -15,6 +15,7 @@ from joey.model.slot import IDS_PER_SLOT, Slot, slot_name
 from joey.plan.encode import HEADER_SIZE, OP_SIZE
 
 _U64 = struct.Struct("<Q")
+_WIDTH = len(slot_name(0))
 _NUMBERS_AT = 24
 """Where an operation's three numbers begin, in bytes (native/plan.h, struct plan_op)."""
 
@@ -31,8 +32,10 @@ class Template:
         self._texts = texts
 
     def fill(self, slot: Slot) -> bytes:
-        """The encoding for `slot`."""
+        """The encoding for `slot`. Raises ValueError if its name has another width."""
         out, name, base = bytearray(self._encoded), slot.name.encode(), slot.base
+        if len(name) != _WIDTH:
+            raise ValueError(f"slot {slot.name}: names have {_WIDTH} characters")
         for at in self._names:
             out[at : at + len(name)] = name
         for at, plus in self._numbers:
