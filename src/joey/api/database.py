@@ -6,6 +6,7 @@ synchronous=NORMAL: what is committed survives the end of this process at once.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import sqlite3
 from pathlib import Path
@@ -27,6 +28,8 @@ MIGRATIONS = (
     """,
 )
 """Entry n leads from version n to n + 1 (PRAGMA user_version). One that was released is never changed."""
+_CROWD, _GROUP_SECONDS = 3, 0.003
+"""So many came together: the next wait so long for others."""
 _SUFFIXES = ("", "-wal", "-shm")
 _REFUSED = (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM, sqlite3.SQLITE_AUTH, sqlite3.SQLITE_CANTOPEN)
 
@@ -37,6 +40,8 @@ class Database:
     def __init__(self, path: Path | None) -> None:
         self._path = path
         self._db: sqlite3.Connection | None = None
+        self._together: list[tuple[str, tuple[Any, ...], asyncio.Future[None]]] = []
+        self._crowd = 0
 
     def read(self, sql: str, *values: Any) -> list[tuple[Any, ...]]:
         """Rows; none if nothing was ever kept. Raises Broken, Exhausted, NotPermitted naming the file."""
@@ -47,6 +52,45 @@ class Database:
     def write(self, sql: str, *values: Any) -> list[tuple[Any, ...]]:
         """Commits at once. Raises as `read`, and sqlite3.IntegrityError."""
         return self._run(sql, values)
+
+    async def commit(self, sql: str, *values: Any) -> None:
+        """Return when it is committed, together with whatever else comes in this turn of the loop; while many come,
+        within the next milliseconds. Raises as `read`.
+        """
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[None] = loop.create_future()
+        self._together.append((sql, values, future))
+        if len(self._together) == 1:
+            if self._crowd >= _CROWD:
+                loop.call_later(_GROUP_SECONDS, self._commit)
+            else:
+                loop.call_soon(self._commit)
+        await future
+
+    def _commit(self) -> None:
+        together, self._together = self._together, []
+        self._crowd = len(together)
+        if not together:
+            return
+        error: Exception | None = None
+        try:
+            self._run("BEGIN IMMEDIATE", ())
+            try:
+                for sql, values, _ in together:
+                    self._run(sql, values)
+                self._run("COMMIT", ())
+            except BaseException:
+                with contextlib.suppress(JoeyError):
+                    self._run("ROLLBACK", ())
+                raise
+        except (JoeyError, sqlite3.Error) as failed:
+            error = failed
+        for _, _, future in together:
+            if not future.done():
+                if error is None:
+                    future.set_result(None)
+                else:
+                    future.set_exception(error)
 
     def _run(self, sql: str, values: tuple[Any, ...]) -> list[tuple[Any, ...]]:
         try:
@@ -97,6 +141,7 @@ class Database:
 
     def close(self) -> None:
         """May be called twice."""
+        self._commit()
         if self._db is not None:
             self._db.close()
             self._db = None

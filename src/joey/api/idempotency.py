@@ -61,9 +61,9 @@ class Idempotency:
         self._under_way[name] = (digest, future)
         result: tuple[int, bytes] | None = None
         try:
-            self._begin(name, digest)
+            await self._begin(name, digest)
             result = await work()
-            self._database.write(
+            await self._database.commit(
                 "UPDATE idempotency SET status = ?, body = ? WHERE owner = ? AND key = ?", *result, *name
             )
         finally:
@@ -89,7 +89,7 @@ class Idempotency:
             )
         return bytes(digest), status, bytes(body)
 
-    def _begin(self, name: tuple[str, str], digest: bytes) -> None:
+    async def _begin(self, name: tuple[str, str], digest: bytes) -> None:
         now = time.time()
         if now - self._swept > _SWEEP:
             self._swept = now
@@ -98,7 +98,7 @@ class Idempotency:
                 "DELETE FROM idempotency WHERE at <= (SELECT at FROM idempotency ORDER BY at DESC LIMIT 1 OFFSET ?)",
                 _MOST,
             )
-        self._database.write(
+        await self._database.commit(
             "INSERT OR REPLACE INTO idempotency (owner, key, digest, at) VALUES (?, ?, ?, ?)", *name, digest, now
         )
 
