@@ -508,3 +508,36 @@ def test_limits_and_labels_change_while_it_runs(api: Api) -> None:
     assert api("GET", f"/v1/sandboxes/{box}")["spec"]["resources"]["pids"] == 77
     assert api.fails("PATCH", f"/v1/sandboxes/{box}", {"resources": {"pids": -5}}).status == 400
     assert api.fails("PATCH", f"/v1/sandboxes/{box}", {"colour": 1}).field == "colour"
+
+
+def test_private_networks(api: Api) -> None:
+    made = api("POST", "/v1/networks", {"name": "backend", "labels": {"team": "a"}})
+    assert (made["name"], made["internal"], made["labels"], made["members"]) == ("backend", False, {"team": "a"}, [])
+    assert api.fails("POST", "/v1/networks", {"name": "backend"}).status == 409
+    for wrong in ({"name": "host"}, {"name": ""}, {"name": "a/b"}, {"name": "x", "colour": 1}, {}):
+        assert api.fails("POST", "/v1/networks", wrong).status == 400, wrong
+    member = {"image": "host", "network": "backend", "start": False, "name": "member"}
+    api("POST", "/v1/sandboxes", member)
+    assert [one["name"] for one in api("GET", "/v1/networks/backend")["members"]] == ["member"]
+    assert [one["name"] for one in api("GET", "/v1/networks")] == ["backend"]
+    api("DELETE", "/v1/sandboxes/member")
+    api("DELETE", "/v1/networks/backend")
+    assert api.fails("GET", "/v1/networks/backend").status == 404
+    assert api.fails("POST", "/v1/sandboxes", {"image": "host", "network": "no network"}).field == "network"
+
+
+def test_a_policy_is_part_of_the_specification(api: Api) -> None:
+    rule = {"action": "allow", "cidr": "10.1.0.0/16", "protocol": "tcp", "ports": "80-90"}
+    network = {"mode": "nat", "policy": {"internet": False, "rules": [rule]}, "ports": [{"container": 80}]}
+    box = api("POST", "/v1/sandboxes", {"image": "host", "network": network, "start": False})
+    assert (box["network"], box["address"], box["ports"]) == ("nat", "", [])
+    path = f"/v1/sandboxes/{box['id']}"
+    policy = api("GET", path)["spec"]["network"]["policy"]
+    assert policy["internet"] is False and policy["rules"][0]["ports"] == "80-90"
+    api("PATCH", path, {"network": {"internet": True, "connections": 7}})
+    policy = api("GET", path)["spec"]["network"]["policy"]
+    assert (policy["internet"], policy["connections"], len(policy["rules"])) == (True, 7, 1)
+    assert api.fails("PATCH", path, {"network": {"rules": [{"action": "permit"}]}}).field == "network.rules[0].action"
+    api("DELETE", path)
+    wrong = {"mode": "none", "ports": [{"container": 80}]}
+    assert api.fails("POST", "/v1/sandboxes", {"image": "host", "network": wrong}).field == "network.ports"

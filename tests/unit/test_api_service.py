@@ -129,6 +129,11 @@ def served_table() -> Any:
         ("rootfs", {"image": "", "rootfs": "/"}),
         ("devices", {"devices": [{"path": "/dev/kvm"}]}),
         ("network", {"network": "host"}),
+        ("network", {"network": {"mode": "host"}}),
+        ("network.ports[0].host", {"network": {"mode": "nat", "ports": [{"container": 80, "host": 80}]}}),
+        ("network.dns[0]", {"network": {"mode": "nat", "dns": ["192.168.1.1"]}}),
+        ("network.policy.rules[1].cidr", {"network": {"mode": "nat", "policy": {"rules": [
+            {"action": "deny", "cidr": "10.0.0.0/8"}, {"action": "allow", "cidr": "169.254.169.254"}]}}}),
         ("seccomp", {"seccomp": "unconfined"}),
         ("oom_score_adj", {"oom_score_adj": -1}),
         ("masked_paths", {"masked_paths": []}),
@@ -142,6 +147,31 @@ def test_a_key_reaches_nothing_of_the_host(admin: Client, field: str, spec: dict
     batch = tenant.fails("POST", "/v1/sandboxes/batch", {"specs": [SLEEP, {**SLEEP, **spec}]})
     assert (batch.status, batch.field) == (403, f"specs[1].{field}")
     admin("DELETE", f"/v1/keys/{key['id']}")
+
+
+def test_a_key_opens_no_protected_range_later_either(admin: Client) -> None:
+    tenant = Client(admin.path, admin("POST", "/v1/keys", {"name": "later"})["key"])
+    box = tenant("POST", "/v1/sandboxes", {**SLEEP, "network": "nat"})
+    opened = {"network": {"internet": False, "rules": [{"action": "deny", "domain": "a.example"},
+                                                       {"action": "allow", "cidr": "10.0.0.0/8"}]}}  # fmt: skip
+    problem = tenant.fails("PATCH", f"/v1/sandboxes/{box['id']}", opened)
+    assert (problem.status, problem.field) == (403, "network.rules[1].cidr")
+    admin("PATCH", f"/v1/sandboxes/{box['id']}", opened)
+    tenant("DELETE", f"/v1/sandboxes/{box['id']}?force=true")
+    admin("DELETE", "/v1/keys/later")
+
+
+def test_private_networks_of_a_key_are_its_own(admin: Client) -> None:
+    tenant = Client(admin.path, admin("POST", "/v1/keys", {"name": "net"})["key"])
+    admin("POST", "/v1/networks", {"name": "back"})
+    assert tenant("GET", "/v1/networks") == [] and tenant.fails("GET", "/v1/networks/back").status == 404
+    assert tenant.fails("DELETE", "/v1/networks/back").status == 404
+    tenant("POST", "/v1/networks", {"name": "back", "internal": True})
+    assert [one["internal"] for one in tenant("GET", "/v1/networks")] == [True]
+    assert len(admin("GET", "/v1/networks")) == 2
+    tenant("DELETE", "/v1/networks/back")
+    admin("DELETE", "/v1/networks/back")
+    admin("DELETE", "/v1/keys/net")
 
 
 def test_what_is_the_administrators(admin: Client) -> None:
