@@ -1,0 +1,268 @@
+"""`create` and `start`, and `run`, which is both."""
+
+from __future__ import annotations
+
+import os
+
+from joey.oci import cgroups, hooks, log, prepare, state
+from joey.oci.errors import Invalid, OciError
+from joey.oci.launch import Failed, Launcher, Steps, explain, follow
+from joey.oci.prepare import Descriptors
+from joey.oci.state import Container
+from joey.plan import oci
+
+
+class Options:
+    """Of `create` and `run`."""
+
+    def __init__(self, **given):
+        self.bundle = "."
+        self.config = "config.json"
+        self.console = ""
+        self.console_fd = -1
+        self.pid_file = ""
+        self.preserve = 0
+        self.pivot = True
+        self.keyring = True
+        self.systemd = False
+        self.cgroups = True
+        self.__dict__.update(given)
+
+
+def create(root, name, options, launcher=None):
+    """Make a container up to its gate; the Container, locked. launcher: one that stays (`run`), else it ends with this.
+
+    Raises OciError; then nothing of it is left.
+    """
+    bundle = os.path.abspath(options.bundle)
+    config, text = prepare.load(bundle, options.config)
+    container = Container(root, name)
+    container.make()
+    try:
+        _create(container, bundle, config, text, options, launcher)
+    except BaseException:
+        _undo(container, config)
+        raise
+    return container
+
+
+def _undo(container, config):
+    """Back to where nothing was, and the poststop hooks, as after a container's end (runtime.md, "Lifecycle")."""
+    groups = container.data.get("cgroups", [])
+    try:
+        cgroups.kill(groups)
+        cgroups.remove(groups)
+        if container.data.get("hooked"):
+            hooks.run(config.get("hooks", {}), "poststop", container.report("stopped"))
+    except OciError as error:
+        log.warning(str(error))
+    container.remove()
+
+
+def _create(container, bundle, config, text, options, launcher):
+    linux, process = config.get("linux", {}), config["process"]
+    container.data = {
+        "ociVersion": state.SPEC, "id": container.id, "status": "creating", "bundle": bundle, "created": state.now(),
+        "rootfs": _rootfs(bundle, config), "annotations": config.get("annotations", {}), "owner": "root",
+        "terminal": bool(process.get("terminal")), "namespaces": [n["type"] for n in linux.get("namespaces", [])],
+    }  # fmt: skip
+    state.replace(f"{container.directory}/config.json", text)
+    if process.get("terminal") and not options.console and options.console_fd < 0:
+        raise OciError("cannot allocate tty without --console-socket")
+    if options.console and not process.get("terminal"):
+        raise OciError("cannot use a console socket: process.terminal is false")
+    container.data["cgroups"] = _planned(config, container.id, options)
+    container.save()
+    if options.cgroups:
+        container.data["cgroups"] = cgroups.make(_path(config, container.id, options))
+        cgroups.apply(container.data["cgroups"], linux.get("resources", {}))
+    fds = Descriptors()
+    mine = launcher is None
+    steps = Steps()
+    try:
+        facts = _facts(container, bundle, config, options, fds, steps)
+        try:
+            plan = oci.create(config, facts)
+        except oci.Refused as refused:
+            raise Invalid(refused.field, refused.why) from None
+        os.mkfifo(container.fifo, 0o600)
+        fds.fixed[4] = fds.own(os.open(container.fifo, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC))
+        launcher = launcher or Launcher(options.keyring)
+        _run(container, config, plan, launcher, steps, fds)
+    finally:
+        steps.close()
+        fds.close()
+        if mine and launcher is not None:
+            launcher.close()
+    pid = container.data["pid"]
+    container.data |= {"status": "created", "started": state.started(pid)}
+    container.data.pop("hooked", None)
+    container.save()
+    if options.pid_file:
+        state.replace(options.pid_file, str(pid).encode())
+
+
+def _rootfs(bundle, config):
+    path = os.path.realpath(os.path.join(bundle, config["root"]["path"]))
+    if not os.path.isdir(path):
+        raise OciError(f"invalid rootfs: {path} is not a directory")
+    return path
+
+
+def _path(config, name, options):
+    try:
+        return cgroups.path_of(config.get("linux", {}).get("cgroupsPath", ""), name, options.systemd)
+    except oci.Refused as refused:
+        raise Invalid(refused.field, refused.why) from None
+
+
+def _planned(config, name, options):
+    """Where its cgroups will be, so that a call after a killed one can find them; not those that are there already."""
+    if not options.cgroups:
+        return []
+    path = _path(config, name, options)
+    return [[v, names, point + path] for v, names, point in cgroups.hierarchies() if not os.path.isdir(point + path)]
+
+
+def _facts(container, bundle, config, options, fds, steps):
+    linux, process = config.get("linux", {}), config["process"]
+    fds.fixed[0] = steps.theirs.fileno()
+    fds.streams()
+    if process.get("terminal") and options.console:
+        fds.console(options.console)
+    elif process.get("terminal"):
+        fds.fixed[5] = options.console_fd
+    else:
+        prepare.give_streams(process, linux)
+    joined = [entry for entry in linux.get("namespaces", []) if entry.get("path")]
+    try:
+        oci.namespaces(linux)
+    except oci.Refused as refused:
+        raise Invalid(refused.field, refused.why) from None
+    paths = {entry["type"]: fds.namespace(entry["type"], entry["path"]) for entry in joined}
+    count = options.preserve
+    if os.environ.get("LISTEN_FDS", "").isdigit():
+        count += int(os.environ["LISTEN_FDS"])
+        process.setdefault("env", []).extend((f"LISTEN_FDS={os.environ['LISTEN_FDS']}", "LISTEN_PID=1"))
+    preserved = fds.preserve(count)
+    kinds = {}
+    for mount in config.get("mounts", []):
+        words = mount.get("options", [])
+        if mount.get("type") == "bind" or "bind" in words or "rbind" in words:
+            mount["source"] = source = os.path.join(bundle, mount.get("source", ""))
+            kinds[source] = "dir" if os.path.isdir(source) else "file"
+    held = prepare.held()
+    prepare.warn_capabilities(process, held)
+    if linux.get("intelRdt"):
+        raise Invalid("linux.intelRdt", "is not supported")
+    if linux.get("mountLabel") and not os.path.isdir("/sys/fs/selinux/booleans"):
+        raise Invalid("linux.mountLabel", "SELinux is not enabled on this host")
+    filter_, listen = prepare.filter_of(linux, container.root)
+    return oci.Facts(
+        rootfs=container.data["rootfs"], cgroups=_seen(container.data["cgroups"]), paths=paths, kinds=kinds,
+        core=os.path.exists("/proc/kcore"), held=held, seccomp=filter_, listen=listen, preserved=preserved,
+        home=prepare.home(container.data["rootfs"], process.get("user", {}).get("uid", 0)), pivot=options.pivot,
+        labels=prepare.labels(process),
+    )  # fmt: skip
+
+
+def _seen(groups):
+    """(name below /sys/fs/cgroup, directory): "" where v2 is all there is."""
+    only = cgroups.v2(groups)
+    if only:
+        return [("", only)]
+    return [("unified" if v == 2 else names.removeprefix("name="), directory) for v, names, directory in groups]
+
+
+def _run(container, config, plan, launcher, steps, fds):
+    key = launcher.run(plan, fds.list())
+    steps.hand_over()
+
+    def on_step(step, pid, received):
+        if received:  # the listener of a filter; the process goes on to the gate by itself
+            try:
+                prepare.tell_listener(config["linux"]["seccomp"], container.report("creating", pid), received[0])
+            finally:
+                for fd in received:
+                    os.close(fd)
+        elif step == oci.STEP_HOOKS:
+            _hooks(container, config, launcher, pid)
+
+    try:
+        container.data["pid"] = follow(launcher, key, steps, on_step)
+    except Failed as failure:
+        raise explain(failure, "runc create failed") from None
+
+
+def _hooks(container, config, launcher, pid):
+    wanted = config.get("hooks", {})
+    container.data["hooked"] = True
+    container.data["pid"] = pid
+    report = container.report("creating", pid)
+    for kind in ("prestart", "createRuntime"):
+        if wanted.get(kind):
+            hooks.run(wanted, kind, report)
+    if wanted.get("createContainer"):
+        with_namespaces(container, config, launcher, pid, "createContainer", report)
+
+
+def with_namespaces(container, config, launcher, pid, kind, report):
+    """Hooks of the container's namespaces; its user namespace is none of them: hooks are the host's."""
+    fds = Descriptors()
+    try:
+        kinds = [n for n in container.data["namespaces"] if n in ("mount", "network", "ipc", "uts", "pid", "cgroup")]
+        facts = oci.Facts(paths=fds.namespaces_of(pid, kinds))
+        facts.fds = fds.more
+        hooks.run(config["hooks"], kind, report, hooks.inside(launcher, facts))
+    finally:
+        fds.close()
+
+
+# --- start ----------------------------------------------------------------------------------------------------------
+
+
+def start(container):
+    """Open the gate. Raises OciError."""
+    status = container.status()
+    if status == "stopped":
+        raise OciError("cannot start a container that has stopped")
+    if status != "created":
+        raise OciError("cannot start an already running container")
+    config = container.config()
+    wanted = config.get("hooks") or {}
+    if wanted.get("startContainer"):
+        _start_hooks(container, config)
+    try:
+        fd = os.open(container.fifo, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        raise OciError("cannot start a container that has stopped") from None
+    try:
+        os.write(fd, b"0")
+    finally:
+        os.close(fd)
+    os.unlink(container.fifo)
+    if wanted.get("poststart"):
+        try:
+            hooks.run(_checked(wanted), "poststart", container.report("running"))
+        except OciError:
+            cgroups.kill(container.data["cgroups"])
+            raise
+
+
+def _start_hooks(container, config):
+    launcher = Launcher()
+    try:
+        config["hooks"] = _checked(config["hooks"])
+        report = container.report("created")
+        with_namespaces(container, config, launcher, container.pid, "startContainer", report)
+    except OciError:
+        cgroups.kill(container.data["cgroups"])
+        raise
+    finally:
+        launcher.close()
+
+
+def _checked(wanted):
+    from joey.oci import schema
+
+    return schema.check(wanted, schema.CONFIG["hooks"], "hooks")

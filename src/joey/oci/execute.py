@@ -1,0 +1,177 @@
+"""`exec`: one more process in a running container."""
+
+from __future__ import annotations
+
+import os
+
+from joey.oci import prepare, schema, state
+from joey.oci.cgroups import read_or
+from joey.oci.create import _seen
+from joey.oci.errors import Invalid, OciError
+from joey.oci.launch import Failed, Steps, explain, follow
+from joey.oci.prepare import Descriptors
+from joey.plan import oci
+from joey.plan.oci_process import Refused
+
+ORDER = ("user", "pid", "network", "mount", "ipc", "uts", "cgroup", "time")
+
+
+class Options:
+    def __init__(self, **given):
+        self.process = ""
+        self.args = []
+        self.cwd = self.user = ""
+        self.env = []
+        self.groups = []
+        self.caps = []
+        self.tty = False
+        self.no_new_privileges = None
+        self.apparmor = self.label = ""
+        self.console = ""
+        self.console_fd = -1
+        self.pid_file = ""
+        self.preserve = 0
+        self.cgroup = ""
+        self.ignore_paused = False
+        self.read_stdin = None
+        self.__dict__.update(given)
+
+
+def process_of(container, config, options):
+    """What shall run: a file's `process`, or the container's with other arguments. Raises OciError."""
+    if options.process:
+        try:
+            text = options.read_stdin() if options.process == "-" else state.read(options.process)
+        except OSError as error:
+            raise OciError(f"{options.process}: {error.strerror.lower()}") from None
+        process = schema.decode(text, schema.PROCESS)
+    else:
+        process = {k: v for k, v in config["process"].items() if k not in ("terminal", "consoleSize", "args")}
+        if not options.args:
+            raise OciError("process args cannot be empty")
+        process["args"] = options.args
+        process["terminal"] = options.tty
+    if options.cwd:
+        process["cwd"] = options.cwd
+    if options.env:
+        process["env"] = [*process.get("env", []), *options.env]
+    if options.user:
+        process["user"] = _user(options.user, process.get("user", {}))
+    if options.groups:
+        process.setdefault("user", {})["additionalGids"] = [_number("--additional-gids", g) for g in options.groups]
+    if options.caps:
+        sets = process.setdefault("capabilities", {})
+        for name in ("bounding", "effective", "permitted"):
+            sets[name] = [*sets.get(name, []), *options.caps]
+    if options.no_new_privileges is not None:
+        process["noNewPrivileges"] = options.no_new_privileges
+    if options.apparmor:
+        process["apparmorProfile"] = options.apparmor
+    if options.label:
+        process["selinuxLabel"] = options.label
+    prepare.check_process(process, "process.")
+    return process
+
+
+def _number(option, text):
+    if not str(text).isascii() or not str(text).isdigit() or int(text) >= (1 << 32) - 1:
+        raise OciError(f"{option}: {text!r} is not an id")
+    return int(text)
+
+
+def _user(text, old):
+    """UID[:GID], numbers: names are the image's, and looking them up is the caller's."""
+    uid, colon, gid = text.partition(":")
+    found = {**old, "uid": _number("--user", uid)}
+    if colon:
+        found["gid"] = _number("--user", gid)
+    return found
+
+
+def begin(container, options, launcher):
+    """Start it; (key, pid). Raises OciError."""
+    status = container.status()
+    if status == "paused" and not options.ignore_paused:
+        raise OciError("cannot exec in a paused container (use --ignore-paused to override)")
+    if status not in ("running", "created", "paused"):
+        raise OciError("cannot exec in a stopped container")
+    config = schema.decode(state.read(f"{container.directory}/config.json"))
+    process, linux = process_of(container, config, options), config.get("linux", {})
+    fds, steps = Descriptors(), Steps()
+    try:
+        facts = _facts(container, process, linux, options, fds, steps)
+        try:
+            plan = oci.exec_(process, linux, facts)
+        except Refused as refused:
+            raise Invalid(refused.field, refused.why) from None
+        key = launcher.run(plan, fds.list())
+        steps.hand_over()
+
+        def on_step(step, pid, received):
+            for fd in received:
+                try:
+                    prepare.tell_listener(linux["seccomp"], container.report(), fd)
+                finally:
+                    os.close(fd)
+
+        try:
+            pid = follow(launcher, key, steps, on_step)
+        except Failed as failure:
+            raise explain(failure, "exec failed") from None
+    finally:
+        steps.close()
+        fds.close()
+    if options.pid_file:
+        state.replace(options.pid_file, str(pid).encode())
+    return key, pid
+
+
+def _facts(container, process, linux, options, fds, steps):
+    fds.fixed[0] = steps.theirs.fileno()
+    fds.streams()
+    if process.get("terminal") and options.console:
+        fds.console(options.console)
+    elif process.get("terminal") and options.console_fd >= 0:
+        fds.fixed[5] = options.console_fd
+    elif process.get("terminal"):
+        raise OciError("cannot allocate tty without --console-socket")
+    else:
+        prepare.give_streams(process, linux)
+    paths = fds.namespaces_of(container.pid, _different(container.pid))
+    if not container.alive():  # or they may be another process's
+        raise OciError("cannot exec in a stopped container")
+    preserved = fds.preserve(options.preserve)
+    held = prepare.held()
+    prepare.warn_capabilities(process, held)
+    filter_, listen = prepare.filter_of(linux, container.root)
+    groups = container.data["cgroups"]
+    if options.cgroup:
+        groups = [[v, names, _below(directory, options.cgroup)] for v, names, directory in groups]
+    user = process.get("user", {}).get("uid", 0)
+    return oci.Facts(
+        paths=paths, cgroups=_seen(groups), held=held, seccomp=filter_, listen=listen, preserved=preserved,
+        home=prepare.home(f"/proc/{container.pid}/root", user), labels=prepare.labels(process),
+    )  # fmt: skip
+
+
+def _different(pid):
+    """Namespaces of the container that are not the runtime's own: entering those again would fail or change nothing."""
+    files = prepare._NS_FILES
+    found = []
+    for kind in ORDER:
+        try:
+            theirs, ours = os.stat(f"/proc/{pid}/ns/{files[kind]}"), os.stat(f"/proc/self/ns/{files[kind]}")
+        except FileNotFoundError:
+            continue
+        if theirs.st_ino != ours.st_ino:
+            found.append(kind)
+    return found
+
+
+def _below(directory, path):
+    path = path.partition(":")[2] or path
+    parts = [part for part in path.split("/") if part not in ("", ".", "..")]
+    found = "/".join([directory, *parts])
+    if not os.path.isdir(found) or read_or(f"{found}/cgroup.procs", None) is None:
+        raise OciError(f"--cgroup: {found} does not exist")
+    return found

@@ -1,0 +1,47 @@
+"""What joey-oci has to say: errors on standard error and in the file of --log, warnings in that file (or standard error
+without one). JSON lines are as runc's, because containerd and Podman read the last one.
+"""
+
+from __future__ import annotations
+
+import os
+
+_target = {"fd": -1, "json": False, "debug": False}
+
+
+def setup(path, form, debug):
+    _target["json"], _target["debug"] = form == "json", debug
+    if path:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
+        _target["fd"] = os.open(path, flags, 0o644)
+
+
+def error(text):
+    _write("error", text)
+    os.write(2, f"joey-oci: {text}\n".encode(errors="replace"))
+
+
+def warning(text):
+    if not _write("warning", text):
+        os.write(2, f"joey-oci: warning: {text}\n".encode(errors="replace"))
+
+
+def debug(text):
+    if _target["debug"] and not _write("debug", text):
+        os.write(2, f"joey-oci: {text}\n".encode(errors="replace"))
+
+
+def _write(level, text):
+    if _target["fd"] < 0:
+        return False
+    import time
+
+    when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    if _target["json"]:
+        from joey.client import jsontext
+
+        line = jsontext.dumps({"level": level, "msg": text, "time": when})
+    else:
+        line = f'time="{when}" level={level} msg="{text}"'
+    os.write(_target["fd"], (line + "\n").encode(errors="replace"))
+    return True

@@ -1,0 +1,215 @@
+"""One function a command. What only some need is imported there: every call is a process."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from joey.oci.errors import OciError
+from joey.oci.state import Container
+
+
+def _created(call):
+    from joey.oci import create
+
+    return create.Options(
+        bundle=call.flag("--bundle", "."), config=call.flag("--config", "config.json"),
+        console=call.flag("--console-socket"), pid_file=call.flag("--pid-file"), preserve=call.number("--preserve-fds"),
+        pivot=not call.flag("--no-pivot", False), keyring=not call.flag("--no-new-keyring", False),
+        systemd=call.systemd, cgroups=call.cgroups,
+    )  # fmt: skip
+
+
+def do_create(call):
+    from joey.oci import create
+
+    create.create(call.root, call.id(), _created(call))
+    return 0
+
+
+def do_start(call):
+    from joey.oci import create
+
+    create.start(Container.open(call.root, call.id(), lock=True))
+    return 0
+
+
+def do_run(call):
+    from joey.oci import create, foreground, life
+    from joey.oci.launch import Launcher
+
+    options, name = _created(call), call.id()
+    if call.flag("--detach", False):
+        create.start(create.create(call.root, name, options))
+        return 0
+    launcher, console, master = Launcher(options.keyring), None, -1
+    if not options.console:
+        console = foreground.Console()
+        options.console_fd = console.theirs.fileno()
+    container = None
+    try:
+        container = create.create(call.root, name, options, launcher)
+        if console and container.data["terminal"]:
+            master = console.receive()
+        try:
+            create.start(container)
+            container.unlock()  # others may do things to it while it runs
+            return foreground.attend(launcher, 1, container.pid, master)
+        finally:
+            if not call.flag("--keep", False):
+                container.unlock()
+                life.delete(call.root, name, force=True)
+    finally:
+        launcher.close()
+
+
+def do_exec(call):
+    from joey.oci import execute, foreground
+    from joey.oci.launch import Launcher
+
+    container = Container.open(call.root, call.id(more=True))
+    words = call.words[2:] if call.words[1:2] == ["--"] else call.words[1:]
+    options = execute.Options(
+        process=call.flag("--process"), args=words, cwd=call.flag("--cwd"), env=call.flag("--env", []),
+        user=call.flag("--user"), groups=call.flag("--additional-gids", []), caps=call.flag("--cap", []),
+        tty=call.flag("--tty", False), no_new_privileges=True if call.flag("--no-new-privs", False) else None,
+        apparmor=call.flag("--apparmor"), label=call.flag("--process-label"), console=call.flag("--console-socket"),
+        pid_file=call.flag("--pid-file"), preserve=call.number("--preserve-fds"), cgroup=call.flag("--cgroup"),
+        ignore_paused=call.flag("--ignore-paused", False), read_stdin=_read_stdin,
+    )  # fmt: skip
+    detach = call.flag("--detach", False)
+    console = None
+    if not detach and not options.console:
+        console = foreground.Console()
+        options.console_fd = console.theirs.fileno()
+    launcher = Launcher()
+    try:
+        key, pid = execute.begin(container, options, launcher)
+        if detach:
+            return 0
+        terminal = options.tty or _has_terminal(options)
+        return foreground.attend(launcher, key, pid, console.receive() if console and terminal else -1)
+    finally:
+        launcher.close()
+
+
+def _has_terminal(options):
+    if not options.process or options.process == "-":
+        return False
+    from joey.client import jsontext
+    from joey.oci import state
+
+    return bool(jsontext.loads(state.read(options.process)).get("terminal"))
+
+
+def _read_stdin():
+    return sys.stdin.buffer.read()
+
+
+def do_state(call):
+    from joey.oci import life
+
+    print(life.state_text(Container.open(call.root, call.id())))
+    return 0
+
+
+def do_kill(call):
+    from joey.oci import life
+
+    if len(call.words) > 2:
+        raise OciError('"kill" requires a container id and at most a signal')
+    word = call.words[1] if len(call.words) > 1 else "SIGTERM"
+    everybody = call.flag("--all", False)
+    life.kill(Container.open(call.root, call.id(more=True)), word, everybody)
+    return 0
+
+
+def do_delete(call):
+    from joey.oci import life
+
+    force = call.flag("--force", False) or call.flags.get("-f", False)
+    life.delete(call.root, call.id(), force)
+    return 0
+
+
+def do_pause(call):
+    from joey.oci import life
+
+    life.pause(Container.open(call.root, call.id(), lock=True))
+    return 0
+
+
+def do_resume(call):
+    from joey.oci import life
+
+    life.resume(Container.open(call.root, call.id(), lock=True))
+    return 0
+
+
+def do_update(call):
+    from joey.oci import life
+
+    resources = life.resources_of({**call.flags, "--resources": call.flag("--resources")}, _read_stdin)
+    life.update(Container.open(call.root, call.id(), lock=True), resources)
+    return 0
+
+
+def do_list(call):
+    from joey.oci import life
+
+    form = call.flags.get("--format", call.flags.get("-f", "table"))
+    if form not in ("table", "json"):
+        raise OciError("invalid format option")
+    text = life.listing(call.root, form, call.flag("--quiet", False))
+    if text:
+        print(text)
+    return 0
+
+
+def do_ps(call):
+    from joey.oci import life
+
+    form = call.flags.get("--format", call.flags.get("-f", "table"))
+    if form not in ("table", "json"):
+        raise OciError("invalid format option")
+    words = call.words[2:] if call.words[1:2] == ["--"] else call.words[1:]
+    print(life.ps(Container.open(call.root, call.id(more=True)), form, words))
+    return 0
+
+
+def do_spec(call):
+    from joey.oci import info
+
+    path = os.path.join(call.flag("--bundle", "."), "config.json")
+    try:
+        with open(path, "x", encoding="utf-8") as file:
+            file.write(info.spec(call.flag("--rootless", False)))
+    except FileExistsError:
+        raise OciError("File config.json exists. Remove it first") from None
+    return 0
+
+
+def do_features(call):
+    from joey.oci import info
+
+    print(info.features())
+    return 0
+
+
+def do_events(call):
+    from joey.oci import events
+
+    events.follow(Container.open(call.root, call.id()), call.flag("--interval", "5s"), call.flag("--stats", False))
+    return 0
+
+
+def console():
+    """The program `joey-oci`. Ends without Python's own tear-down, which frees what the kernel frees anyway."""
+    from joey.oci.command import main
+
+    code = main()
+    try:
+        sys.stdout.flush()
+    except OSError:
+        pass
+    os._exit(code)
