@@ -241,7 +241,7 @@ def test_idempotency_survives_a_restart_and_duplicates_wait(tmp_path: Path) -> N
         with pytest.raises(ZeroDivisionError):
             await kept.answer("", "bad", b"x", broken)
         assert (await kept.answer("other", "k", b"y", work))[2] is False
-        kept._begin(("", "lost"), b"")  # the engine was killed while it worked on this one
+        await kept._begin(("", "lost"), b"")  # the engine was killed while it worked on this one
         database.close()
         again = Idempotency(Database(tmp_path / "api.db"))
         assert await again.answer("", "k", b"x", work) == (201, b"{}", True)
