@@ -232,7 +232,10 @@ class Snapshots:
     # --- what nobody needs any more ----------------------------------------------------------------------------------
 
     def left(self, box: Box) -> None:
-        """A sandbox is gone."""
+        """A sandbox is gone, and does not need its image any more."""
+        if images.local(box.spec):
+            return
+        images.release(self._engine.instance, box.id)
         if box.spec.image.startswith("sha256:"):
             self.collect()
 

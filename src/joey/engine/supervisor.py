@@ -124,7 +124,6 @@ class Engine(WithNetworks):
         self.helpers = Helpers(self.machine.launching, self.store)
         self._open = True
         gc.set_threshold(*_GC_THRESHOLDS)
-        self.machine.launching.volumes = self.volumes.mounts
         try:
             await self.volumes.load()
             await self._take_over()
@@ -232,8 +231,7 @@ class Engine(WithNetworks):
             await images.ensure(self.instance, box.spec, box.id)
             if box.record.phase is Phase.REMOVING:
                 raise Conflict("state", "it was removed while its image was pulled")
-        if box.spec.volumes:
-            await self.volumes.prepare(box)
+        await self.volumes.prepare(box)
         box.request = self.machine.launching.complete(box.spec, box.id)
 
     async def start(self, ref: str) -> Sandbox:
@@ -507,9 +505,7 @@ class Engine(WithNetworks):
             self.warm.pools.lost(box.id)
         else:
             self._boxes.drop(box)
-        if not images.local(box.spec):
-            images.release(self.instance, box.id)
-            self.snapshots.left(box)
+        self.snapshots.left(box)
 
     def unexpect(self, key: int) -> None:
         """There is no process of that key."""

@@ -55,6 +55,7 @@ class Volumes:
 
     async def load(self) -> None:
         """At the engine's start. Raises Broken, HostFailed …"""
+        self._engine.machine.launching.volumes = self.mounts
         for id, text in (await asyncio.to_thread(self._dirs.prepare)).items():
             try:
                 found = msgspec.json.decode(text, type=_Kept)
