@@ -100,6 +100,7 @@ async def build_image(call: Call) -> web.StreamResponse:
                 await news.changed.wait()
                 await news.send(lines)
             await news.send(lines)
+            await session.remove(place)  # who has the answer finds nothing left
             await lines.write(_outcome(task, own))
             return await lines.end()
         finally:

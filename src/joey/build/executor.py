@@ -223,4 +223,4 @@ async def build(shop: Workshop, file: Dockerfile, plan: Plan) -> StoredImage:
     try:
         return await work.run()
     finally:
-        await asyncio.shield(asyncio.to_thread(shop.close))
+        await asyncio.shield(shop.close())

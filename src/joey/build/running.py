@@ -30,7 +30,9 @@ from joey.model.spec import Mount, Process, SandboxSpec, Tmpfs
 
 _PIDS = 8192
 _MEMORY_PERCENT = 75
-_ALWAYS = ("/proc", "/dev", "/sys", "/etc/resolv.conf", "/etc/hosts", "/etc/hostname")
+_ALWAYS = ("/proc", "/dev", "/sys")
+_OURS = ("/etc/resolv.conf", "/etc/hosts", "/etc/hostname")
+"""What the engine writes into a sandbox with a network; changes of it are no part of an image (as Docker's)."""
 _SCRIPT = "/.joey-script"
 _locks: dict[str, asyncio.Lock] = {}
 _in_use: Counter[str] = Counter()
@@ -200,11 +202,30 @@ class RunStep:
         assert base is not None
         targets = [*_ALWAYS, *(mount.target for mount in spec.mounts), *(one.target for one in spec.tmpfs)]
         try:
+            for target in _OURS:
+                _remove_ours(upper, base, target)
             for target in targets:
                 _remove_stub(upper, base, target)
         except OSError as error:
             raise from_os("clear mount points away", error) from error
         return commit.upper_layer(self.shop.store, upper, shift=slot.base, epoch=self.shop.options.epoch)
+
+
+def _remove_ours(upper: Path, base: Tree, target: str) -> None:
+    """Take back what the engine wrote, and the copy of its directory if nothing else is in it."""
+    written, path = Tree(upper), base.real(target, last=False)
+    if written.real(path, last=False) != path:
+        return
+    found = written.stat(path)
+    if found is None or stat.S_ISDIR(found.st_mode):
+        return
+    os.unlink(written.place(path))
+    folder = posixpath.dirname(path)
+    now, then = written.stat(folder), base.stat(folder)
+    if not folder or now is None or then is None or os.listdir(written.place(folder)):
+        return
+    if now.st_mode == then.st_mode and not any("opaque" in name for name in os.listxattr(written.place(folder))):
+        os.rmdir(written.place(folder))
 
 
 def _remove_stub(upper: Path, base: Tree, target: str) -> None:

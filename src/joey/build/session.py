@@ -48,8 +48,13 @@ async def folder(store: Store) -> AsyncIterator[Path]:
     except OSError as error:
         raise from_os("make the build's directory", error) from error
     finally:
-        with contextlib.suppress(FileNotFoundError):
-            await asyncio.shield(asyncio.to_thread(trees.remove, path))
+        await remove(path)
+
+
+async def remove(path: Path) -> None:
+    """Remove a build's directory; nothing if it is gone."""
+    with contextlib.suppress(FileNotFoundError):
+        await asyncio.shield(asyncio.to_thread(trees.remove, path))
 
 
 def sweep(store: Store) -> None:

@@ -28,10 +28,11 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 Tell = Callable[[dict[str, Any]], None]
 Room = Callable[[], Awaitable[None]]
+_PATIENCE = 3.0
 STEP = "build step"
 """`StoredImage.source` of what is only there while a build goes on."""
 NETWORKS = ("default", "none", "host", "nat")
-DEFAULT_NETWORK = "host"
+DEFAULT_NETWORK = "nat"
 """What RUN gets without --network (docs/build.md says why)."""
 
 
@@ -68,6 +69,7 @@ class Workshop:
         self.context = Tree(folder / "context")
         self.id = secrets.token_hex(6)
         self._stack = contextlib.ExitStack()
+        self._steps: set[str] = set()
 
     # --- holding on --------------------------------------------------------------------------------------------------
 
@@ -75,14 +77,22 @@ class Workshop:
         """Nothing of these is swept before the build ends."""
         self._stack.enter_context(self.store.busy(*digests))
 
-    def close(self) -> None:
-        """Let everything go, and forget what was only there for steps. Blocks."""
+    async def close(self) -> None:
+        """Let everything go, and forget what was only there for steps."""
         self._stack.close()
+        end = time.monotonic() + _PATIENCE
+        # The engine lets the image of a sandbox go a moment after it is removed.
+        while any(map(self.store.is_busy, self._steps)) and time.monotonic() < end:
+            await asyncio.sleep(0.01)
+        self.library.flush()
+        await asyncio.to_thread(self._forget)
+        self.library.changed()
+
+    def _forget(self) -> None:
         with self.store.lock():
             gone = [one.digest for one in self.store.all() if one.source == STEP and not one.names]
             gone = [one for one in gone if not self.store.is_busy(one) and not self.store.leases(one)]
             self.store.forget_images(gone)
-        self.library.changed()
 
     @property
     def now(self) -> float:
@@ -102,6 +112,8 @@ class Workshop:
             with contextlib.suppress(JoeyError):
                 if self.store.find(digest).source == STEP:
                     self.store.forget_images([digest])
+        else:
+            self._steps.add(digest)
         self.store.ingest(config, described.digest)
         return self.store.put_image(names, manifest, index.OCI_MANIFEST, source=source)
 

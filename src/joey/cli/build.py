@@ -199,7 +199,7 @@ class _Shown:
         if self.quiet:
             return
         if not self.live:
-            complain(text)
+            write(2, f"{text}\n".encode("utf-8", "replace"))
         elif lasting:
             write(2, f"\r{text[: _width()]}\x1b[K\n".encode())
 
