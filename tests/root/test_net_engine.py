@@ -91,7 +91,9 @@ async def asks(engine: Engine, box: Sandbox, address: str, port: int = 80) -> st
 
 def left_in(lab: Lab) -> list[str]:
     """Links, table and addresses of ours in the lab's host."""
-    found = lab.run(lab.host, "ip -o link; ip -o address; ip route; nft list tables; cat /proc/net/nf_conntrack || true")
+    found = lab.run(
+        lab.host, "ip -o link; ip -o address; ip route; nft list tables; cat /proc/net/nf_conntrack || true"
+    )
     return [line for line in found.splitlines() if "joey" in line or "100.64." in line]
 
 
@@ -301,4 +303,3 @@ def filter_all() -> Any:
     from joey.engine.interface import Filter
 
     return Filter(all=True)
-

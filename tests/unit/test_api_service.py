@@ -132,8 +132,20 @@ def served_table() -> Any:
         ("network", {"network": {"mode": "host"}}),
         ("network.ports[0].host", {"network": {"mode": "nat", "ports": [{"container": 80, "host": 80}]}}),
         ("network.dns[0]", {"network": {"mode": "nat", "dns": ["192.168.1.1"]}}),
-        ("network.policy.rules[1].cidr", {"network": {"mode": "nat", "policy": {"rules": [
-            {"action": "deny", "cidr": "10.0.0.0/8"}, {"action": "allow", "cidr": "169.254.169.254"}]}}}),
+        (
+            "network.policy.rules[1].cidr",
+            {
+                "network": {
+                    "mode": "nat",
+                    "policy": {
+                        "rules": [
+                            {"action": "deny", "cidr": "10.0.0.0/8"},
+                            {"action": "allow", "cidr": "169.254.169.254"},
+                        ]
+                    },
+                }
+            },
+        ),
         ("seccomp", {"seccomp": "unconfined"}),
         ("oom_score_adj", {"oom_score_adj": -1}),
         ("masked_paths", {"masked_paths": []}),

@@ -32,7 +32,9 @@ def said(*words: str) -> Any:
 def test_options_of_the_command_line_are_what_the_specification_takes() -> None:
     assert said() is None
     assert (said("--network", "host"), said("--net", "bridge"), said("--network", "back")) == ("host", "nat", "back")
-    found = said("-p", "127.0.0.1:8080:80/udp", "-p", "9000-9001", "--deny", "1.2.3.4", "--allow", "example.com:443/tcp")
+    found = said(
+        "-p", "127.0.0.1:8080:80/udp", "-p", "9000-9001", "--deny", "1.2.3.4", "--allow", "example.com:443/tcp"
+    )
     assert found["mode"] == "nat"
     spec = codec.convert(SandboxSpec, {"image": "host", "network": found}).network
     assert isinstance(spec, NetworkSpec)
@@ -44,7 +46,10 @@ def test_options_of_the_command_line_are_what_the_specification_takes() -> None:
     assert not spec.policy.internet
     assert said("--allow", "example.com", "--internet", "yes")["policy"]["internet"] is True
     assert said("--add-host", "db:10.0.0.1") == {"mode": "none", "extra_hosts": {"db": "10.0.0.1"}}
-    assert said("--bandwidth-in", "1m", "--connections", "0")["policy"] == {"bandwidth_in": 1 << 20, "connections": None}
+    assert said("--bandwidth-in", "1m", "--connections", "0")["policy"] == {
+        "bandwidth_in": 1 << 20,
+        "connections": None,
+    }
     for wrong in (("--add-host", "x"), ("-p", "70000"), ("--allow", "300.1.1.1"), ("--internet", "perhaps")):
         with pytest.raises(UsageError):
             said(*wrong)
@@ -75,7 +80,8 @@ def test_an_update_changes_what_it_names_of_a_policy() -> None:
     )
     for network, change, field in (
         ("none", {"internet": False}, "network"), ("host", {"internet": False}, "network"),
-        ("nat", {"intranet": False}, "network.intranet"), ("nat", {"rules": [{"action": "allow"}]}, r"network.rules\[0\]"),
+        ("nat", {"intranet": False}, "network.intranet"),
+        ("nat", {"rules": [{"action": "allow"}]}, r"network.rules\[0\]"),
     ):  # fmt: skip
         with pytest.raises(Invalid, match=field):
             changed(SandboxSpec(network=network), Update(network=change))

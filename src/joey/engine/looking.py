@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING
 
 from joey._version import __version__
 from joey.engine.box import Box
+from joey.engine.ends import exit_of_child
 from joey.host.cgroup_files import CgroupError
 from joey.host.doctor import examine
-from joey.model.views import Check, Detail, Node, Stats
+from joey.host.wire import Child
+from joey.model.views import Check, Detail, Exit, Node, Stats
 from joey.network import checks
 
 if TYPE_CHECKING:
@@ -45,6 +47,15 @@ def stats(engine: Engine, boxes: Iterable[Box]) -> list[Stats]:
                 network = engine.networks.usage(box)
                 found.append(Stats(id=box.id, name=box.name, at=time.time(), usage=usage, cpus=cpus, network=network))
     return found
+
+
+def exit_of(engine: Engine, box: Box, child: Child) -> Exit:
+    """The end of a main process; killed for lack of memory if its cgroup has counted a kill."""
+    oom = False
+    if (child.status or child.unknown) and box.slot is not None:
+        with contextlib.suppress(CgroupError):
+            oom = bool(engine.machine.cgroup.oom_kills(box.slot.name))
+    return exit_of_child(child, oom=oom)
 
 
 async def node(engine: Engine) -> Node:

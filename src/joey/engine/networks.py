@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from joey.engine.private import Kept, PrivateNetworks
+from joey.engine.record import Phase
 from joey.engine.slots import Prepared
 from joey.engine.wired import Wired, WiredSlots, Wiring
 from joey.host import etc_files
@@ -383,7 +384,11 @@ class Networks:
 
     def _members_of(self, name: str, owner: str) -> list[NetworkMember]:
         boxes = [box for box in self._engine.boxes if box.owner == owner and mode_of(box.spec.network) == name]
-        return [NetworkMember(id=box.id, name=box.name, address=box.link.address if box.link else "") for box in boxes]
+        return [
+            NetworkMember(id=box.id, name=box.name, address=box.link.address if box.link else "")
+            for box in boxes
+            if box.record.phase is not Phase.REMOVING
+        ]
 
     # --- the end -----------------------------------------------------------------------------------------------------
 

@@ -21,7 +21,6 @@ from joey.engine import doors, failpoints, looking, recovery, reset, restart
 from joey.engine.admission import Admission
 from joey.engine.attached import Attached
 from joey.engine.box import Box
-from joey.engine.ends import exit_of_child
 from joey.engine.events import Data, Events, Wanted
 from joey.engine.execs import Execs
 from joey.engine.files import BoxFiles
@@ -49,9 +48,8 @@ from joey.engine.record import (
 from joey.engine.snapshots import Snapshots
 from joey.engine.store import Store
 from joey.engine.timers import Timers
-from joey.engine.warm import Warm
 from joey.engine.volumes import Volumes
-from joey.host.cgroup_files import CgroupError
+from joey.engine.warm import Warm
 from joey.host.instance import Instance
 from joey.host.launcher import LauncherGone
 from joey.host.wire import Child
@@ -567,12 +565,7 @@ class Engine(WithNetworks):
             self._acknowledge(shard, child.key, durable=False)
 
     def exit_of(self, box: Box, child: Child) -> Exit:
-        """The end of a main process; killed for lack of memory if its cgroup has counted a kill."""
-        oom = False
-        if (child.status or child.unknown) and box.slot is not None:
-            with contextlib.suppress(CgroupError):
-                oom = bool(self.machine.cgroup.oom_kills(box.slot.name))
-        return exit_of_child(child, oom=oom)
+        return looking.exit_of(self, box, child)
 
     def _held(self, key: int) -> Mapping[int, int]:
         """What of a process's streams is open here, for a launcher that takes it over."""
@@ -586,8 +579,8 @@ class Engine(WithNetworks):
         if not self._open:
             raise Broken("engine", "it is not open")
         restart.check(spec)
-        self.networks.check(spec, owner)
         spec = self.snapshots.admit(spec, owner)
+        self.networks.check(spec, owner)
         box = Box(self, secrets.token_hex(12), "", spec, time.time(), owner)
         self._boxes.claim(box, spec.name)
         try:

@@ -190,7 +190,8 @@ class Update(Value, frozen=True, kw_only=True):
 
     resources: fields of Resources, e.g. {"memory": 1073741824}; None takes a limit away. labels: name -> value, None
     removes one. network: fields of NetworkPolicy, e.g. {"internet": False, "rules": []}, which denies all; in effect,
-    for running connections too, when the call returns. timeout: seconds from now, None for no end. idle_timeout: seconds, None for none.
+    for running connections too, when the call returns. timeout: seconds from now, None for no end. idle_timeout:
+    seconds, None for none.
     """
 
     resources: dict[str, Any] = field(default_factory=dict)

@@ -14,6 +14,7 @@ from joey.host import nft
 from joey.host.addresses import Addresses
 from joey.host.netlink import NETLINK_ROUTE, Link
 from joey.model.errors import JoeyError
+from joey.network.dns import host_upstreams
 
 
 class Finding(NamedTuple):
@@ -27,7 +28,7 @@ class Finding(NamedTuple):
 def findings(ours: str = "joey") -> list[Finding]:
     """Everything found, in the calling thread's network namespace. `ours`: what names of our tables begin with."""
     found = []
-    for check in (_program, _netlink, _addresses, lambda: _foreign(ours), _legacy):
+    for check in (_program, _netlink, _addresses, _name_servers, lambda: _foreign(ours), _legacy):
         try:
             found += check()
         except (OSError, JoeyError, ValueError, subprocess.SubprocessError) as error:
@@ -53,6 +54,14 @@ def _addresses() -> list[Finding]:
     addresses = Addresses(taken)
     addresses.close()
     return [Finding(True, f"network: {addresses.block} is free for sandboxes")]
+
+
+def _name_servers() -> list[Finding]:
+    found = host_upstreams()
+    if not found:
+        remedy = "name one in /etc/resolv.conf, or with --dns"
+        return [Finding(False, "network: the host has no IPv4 name server, so sandboxes resolve nothing", remedy)]
+    return [Finding(True, f"network: names are asked of {', '.join(address for address, _ in found)}")]
 
 
 def foreign_drops(ruleset: dict[str, list[dict[str, dict[str, object]]]], ours: str) -> list[str]:

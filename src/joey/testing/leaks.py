@@ -257,6 +257,18 @@ def links(scope: Scope) -> dict[Key, str]:
     return {(str(index), name): f"{name} (index {index})" for index, name in socket.if_nameindex()}
 
 
+def addresses(scope: Scope) -> dict[Key, str]:
+    """IPv4 addresses of this thread's network namespace (its local routes), those of 127.0.0.0/8 left out."""
+    found: dict[Key, str] = {}
+    address = ""
+    for line in _read("/proc/thread-self/net/fib_trie").splitlines():
+        if "|-- " in line:
+            address = line.partition("|-- ")[2]
+        elif "/32 host LOCAL" in line and not address.startswith("127."):
+            found[(address,)] = address
+    return found
+
+
 def named_netns(scope: Scope) -> dict[Key, str]:
     """Network namespaces with a name (ip-netns(8))."""
     try:
@@ -311,6 +323,7 @@ FACILITIES: tuple[tuple[str, Callable[[Scope], dict[Key, str]]], ...] = (
     ("cgroup", cgroups),
     ("loop", loops),
     ("link", links),
+    ("address", addresses),
     ("netns", named_netns),
     ("nft table", nft_tables),
     ("descriptor", descriptors),
