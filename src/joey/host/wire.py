@@ -2,21 +2,72 @@
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Iterator
 from typing import NamedTuple
 
-VERSION = 2
-INLINE = 65536
-MAX_PLAN = 4 << 20
-MAX_FDS = 64
-HEADER = struct.Struct("<IIQQqiI")
-CHILD = struct.Struct("<QQQiiQQQII")
-
-HELLO, RUN, SIGNAL, FETCH, RELEASE, FORGET, LIST, SUBSCRIBE, STOP, ADOPT = range(1, 11)
-DONE, LISTED, EXITED = 32, 33, 34
-UNKNOWN = 1
-"""Flag of a child: it has ended, its status and usage nobody knows."""
+from joey.host.packets import (
+    ADOPT as ADOPT,
+)
+from joey.host.packets import (
+    CHILD as CHILD,
+)
+from joey.host.packets import (
+    DONE as DONE,
+)
+from joey.host.packets import (
+    EXITED as EXITED,
+)
+from joey.host.packets import (
+    FETCH as FETCH,
+)
+from joey.host.packets import (
+    FORGET as FORGET,
+)
+from joey.host.packets import (
+    HEADER as HEADER,
+)
+from joey.host.packets import (
+    HELLO as HELLO,
+)
+from joey.host.packets import (
+    INLINE as INLINE,
+)
+from joey.host.packets import (
+    LIST as LIST,
+)
+from joey.host.packets import (
+    LISTED as LISTED,
+)
+from joey.host.packets import (
+    MAX_FDS as MAX_FDS,
+)
+from joey.host.packets import (
+    MAX_PLAN as MAX_PLAN,
+)
+from joey.host.packets import (
+    RELEASE as RELEASE,
+)
+from joey.host.packets import (
+    RUN as RUN,
+)
+from joey.host.packets import (
+    SIGNAL as SIGNAL,
+)
+from joey.host.packets import (
+    STOP as STOP,
+)
+from joey.host.packets import (
+    SUBSCRIBE as SUBSCRIBE,
+)
+from joey.host.packets import (
+    UNKNOWN as UNKNOWN,
+)
+from joey.host.packets import (
+    VERSION as VERSION,
+)
+from joey.host.packets import (
+    pack as pack,
+)
 
 
 class Message(NamedTuple):
@@ -60,10 +111,6 @@ class Child(NamedTuple):
 
     def pack(self) -> bytes:
         return CHILD.pack(*self)
-
-
-def pack(type: int, request: int, key: int = 0, value: int = 0, data: bytes = b"") -> bytes:
-    return HEADER.pack(type, 0, request, key, value, 0, len(data)) + data
 
 
 def unpack(packet: bytes) -> Message:

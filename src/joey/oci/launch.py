@@ -11,13 +11,14 @@ import errno
 import os
 import select
 
-from joey.host import wire
-from joey.native import binary
+from joey import oci
+from joey.host import packets as wire
 from joey.oci.errors import OciError
 from joey.plan.encode import encode
 
 _FD = 64
 """Number under which the launcher gets its end."""
+_PROGRAM = f"{os.path.dirname(os.path.dirname(oci.__file__))}/native/bin/joey-launcher"
 _SO_PASSCRED, _SCM_CREDENTIALS = 16, 2
 _F_ADD_SEALS, _SEALS = 1033, 0xF
 
@@ -39,7 +40,9 @@ class Launcher:
         argv = ["joey-launcher", "--client-fd", str(_FD), *([] if keyring else ["--keyring", "keep"])]
         actions = [(os.POSIX_SPAWN_DUP2, theirs.fileno(), _FD)]
         try:
-            self.pid = os.posix_spawn(str(binary("joey-launcher")), argv, {}, file_actions=actions)
+            self.pid = os.posix_spawn(_PROGRAM, argv, {}, file_actions=actions)
+        except FileNotFoundError:
+            raise OciError(f"{_PROGRAM}: this program is not built; run `pip install .` again") from None
         finally:
             theirs.close()
         self._plans = {}
@@ -82,16 +85,16 @@ class Launcher:
         packet = self.socket.recv(wire.INLINE + wire.HEADER.size)
         if not packet:
             raise OciError("the launcher has ended")
-        message = wire.unpack(packet)
-        if message.type == wire.EXITED:
-            for child in wire.children(message.data):
-                self.exits[child.key] = child.status
+        kind, number, request, _, value, at, _ = wire.HEADER.unpack_from(packet)
+        if kind == wire.EXITED:
+            for child in wire.CHILD.iter_unpack(packet[wire.HEADER.size :]):
+                self.exits[child[0]] = child[4]  # key, status
             return None
-        if not message.error:
-            return message.request, message.value, None
-        plan = self._plans.get(message.request)
-        op = plan.ops[message.op] if plan is not None and 0 <= message.op < len(plan.ops) else None
-        return message.request, 0, Failed(op, message.error)
+        if not number:
+            return request, value, None
+        plan = self._plans.get(request)
+        op = plan.ops[at] if plan is not None and 0 <= at < len(plan.ops) else None
+        return request, 0, Failed(op, number)
 
     def answer(self, key):
         """Wait for the answer to `key`; the pid. Raises Failed."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 
+from joey.oci import log
 from joey.oci.errors import OciError
 from joey.oci.state import Container
 
@@ -84,7 +85,11 @@ def do_exec(call):
         options.console_fd = console.theirs.fileno()
     launcher = Launcher()
     try:
-        key, pid = execute.begin(container, options, launcher)
+        try:
+            key, pid = execute.begin(container, options, launcher)
+        except OciError as error:
+            log.error(str(error))
+            return 255  # as runc: 1 could be the program's
         if detach:
             return 0
         terminal = options.tty or _has_terminal(options)
