@@ -83,14 +83,14 @@ async def build_image(call: Call) -> web.StreamResponse:
     """Build an image."""
     own = library_of(call)
     store = own.store
-    async with session.folder(store) as place:
+    engine: Any = call.engine
+    async with session.folder(store, Path(engine.instance.scratch)) as place:
         extras = await _receive(call, place)
         options = _options(call.query, extras)
         name = call.query.get("file", "Dockerfile")
         file = await asyncio.to_thread(session.read, place, name, extras.dockerfile)
         plan = session.plan(file, options)
         news = _News()
-        engine: Any = call.engine
         shop = Workshop(engine, own, place, options, news.tell, news.room)
         task = asyncio.ensure_future(session.carry_out(shop, file, plan))
         task.add_done_callback(lambda _: news.changed.set())

@@ -5,13 +5,10 @@ from __future__ import annotations
 import asyncio
 import codecs
 import contextlib
-import hashlib
 import os
 import posixpath
 import secrets
 import stat
-from collections import Counter
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +18,8 @@ from joey.build.mounts import StepMount
 from joey.build.planner import PROXIES, expand
 from joey.build.state import State
 from joey.build.trees import Tree
-from joey.build.workshop import DEFAULT_NETWORK, NETWORKS, Workshop
-from joey.images import commit
+from joey.build.workshop import DEFAULT_NETWORK, NETWORKS, SECRET, Workshop
+from joey.images import caches, commit
 from joey.images.commit import MadeLayer
 from joey.model.errors import Invalid, from_os
 from joey.model.resources import Resources
@@ -34,8 +31,6 @@ _ALWAYS = ("/proc", "/dev", "/sys")
 _OURS = ("/etc/resolv.conf", "/etc/hosts", "/etc/hostname")
 """What the engine writes into a sandbox with a network; changes of it are no part of an image (as Docker's)."""
 _SCRIPT = "/.joey-script"
-_locks: dict[str, asyncio.Lock] = {}
-_in_use: Counter[str] = Counter()
 
 
 class RunStep:
@@ -143,11 +138,12 @@ class RunStep:
             elif mount.type == "secret":
                 found += self._secret(mount, env, stack)
             elif mount.type == "bind":
-                tree, path = self._source(mount)
-                found.append(Mount(source=tree.place(path), target=self._target(mount), read_only=True))
+                tree, inner = self._source(mount)
+                found.append(Mount(source=tree.place(inner), target=self._target(mount), read_only=True))
             else:
-                source = await stack.enter_async_context(_cache(self.shop, mount))
-                found.append(Mount(source=source, target=self._target(mount), read_only=mount.read_only))
+                root, how = self.shop.store.root, (mount.sharing, mount.uid, mount.gid, mount.mode)
+                path = await stack.enter_async_context(caches.use(root, mount.id, *how))
+                found.append(Mount(source=str(path), target=self._target(mount), read_only=mount.read_only))
         if self.script:
             script = self.shop.folder / f"script-{secrets.token_hex(4)}"
             script.write_text(self.script)
@@ -178,7 +174,7 @@ class RunStep:
             env[mount.env] = data.decode("utf-8", "surrogateescape")
         if not mount.target:
             return []
-        path = Path(self.shop.engine.machine.storage.scratch) / f".secret-{secrets.token_hex(8)}"
+        path = Path(self.shop.engine.machine.storage.scratch) / f"{SECRET}{secrets.token_hex(8)}"
         try:
             fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
             stack.callback(path.unlink, missing_ok=True)
@@ -245,34 +241,6 @@ def _remove_stub(upper: Path, base: Tree, target: str) -> None:
         elif found is not None:
             return
         path = posixpath.dirname(path)
-
-
-@contextlib.asynccontextmanager
-async def _cache(shop: Workshop, mount: StepMount) -> AsyncIterator[str]:
-    """The directory of a cache mount, for as long as the step runs."""
-    name = hashlib.sha256(mount.id.encode()).hexdigest()[:32]
-    if mount.sharing == "private" and _in_use[name]:
-        name = f"{name}-{secrets.token_hex(4)}"
-    path = shop.store.root / "cache" / name
-    lock = _locks.setdefault(str(path), asyncio.Lock()) if mount.sharing == "locked" else contextlib.nullcontext()
-    async with lock:
-        _in_use[name] += 1
-        try:
-            path.parent.mkdir(mode=0o700, exist_ok=True)
-            if not path.exists():
-                path.mkdir()
-                os.chown(path, mount.uid, mount.gid)
-                path.chmod(0o755 if mount.mode is None else mount.mode)
-            yield str(path)
-        except OSError as error:
-            raise from_os("make a cache directory", error) from error
-        finally:
-            _in_use[name] -= 1
-
-
-def caches_in_use() -> frozenset[str]:
-    """Names of cache directories that a step uses now."""
-    return frozenset(name for name, count in _in_use.items() if count)
 
 
 async def _whole(work: Any) -> None:

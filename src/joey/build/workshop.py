@@ -29,6 +29,8 @@ T = TypeVar("T")
 Tell = Callable[[dict[str, Any]], None]
 Room = Callable[[], Awaitable[None]]
 _PATIENCE = 3.0
+SECRET = ".secret-"
+"""How files of secrets begin in the memory that sandboxes share."""
 STEP = "build step"
 """`StoredImage.source` of what is only there while a build goes on."""
 NETWORKS = ("default", "none", "host", "nat")

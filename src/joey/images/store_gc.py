@@ -15,6 +15,7 @@ from pathlib import Path
 import msgspec
 
 from joey.host import trees
+from joey.images import caches
 from joey.images import layers as layers_merged
 from joey.images.store import INGESTING, UNPACKING, Store, StoredImage
 from joey.model.errors import from_os
@@ -54,17 +55,22 @@ def _needed(store: Store) -> tuple[set[str], set[str]]:
 
 
 def prune(store: Store, *, all: bool = False, parts: bool = False) -> Swept:
-    """Forget images without a name (all: every image) that no sandbox uses and the steps of builds, and sweep. parts:
-    interrupted downloads too, however young.
+    """Forget images without a name (all: every image) that no sandbox uses, and the steps and caches of builds, and
+    sweep. parts: interrupted downloads too, however young.
     """
     store.forget_steps()
+    try:
+        freed = caches.prune(store.root)
+    except OSError as error:
+        raise from_os("remove caches of builds", error) from error
     with store.lock():
         gone = [one for one in store.all() if (all or not one.names) and not store.leases(one.digest)]
         gone = [one for one in gone if not store.is_busy(one.digest)]
         store.forget_images(one.digest for one in gone)
     swept = sweep(store, parts=parts)
     names = tuple(name for one in gone for name in one.names)
-    return msgspec.structs.replace(swept, images=tuple(one.digest for one in gone), names=names)
+    images = tuple(one.digest for one in gone)
+    return msgspec.structs.replace(swept, images=images, names=names, bytes=swept.bytes + freed)
 
 
 def sweep(store: Store, *, parts: bool = False) -> Swept:
