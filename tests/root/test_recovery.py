@@ -85,9 +85,9 @@ def taken_over(home: Path, work) -> None:
 
 
 async def replaced(engine: Engine) -> None:
-    """Every launcher is there again, and has taken over what runs."""
+    """Every launcher was killed and is there again, and has taken over what runs."""
     fleet = engine.machine.fleet
-    await eventually(lambda: any(shard.life for shard in fleet.shards))
+    await eventually(lambda: all(shard.life for shard in fleet.shards))
     await eventually(lambda: not fleet._rescues)
     assert not any(shard.gone for shard in fleet.shards)
 
