@@ -31,8 +31,8 @@ EVERY = [
     for step in sorted(STEPS) for when in ("before", "after") for action in ("kill", "launchers") for number in (1, 3)
 ]  # fmt: skip
 SOME = [
-    "box.Launch.before=kill@1", "launcher.run.before=launchers@12", "box.took.before=kill@2", "store.commit.after=kill@4",
-    "launching.exec.after=kill@1", "cgroup.freeze.before=launchers@1", "slot.clear.after=kill@3",
+    "box.Launch.before=kill@1", "launcher.run.before=launchers@12", "box.took.before=kill@2",
+    "store.commit.after=kill@4", "launching.exec.after=kill@1", "cgroup.freeze.before=launchers@1", "slot.clear.after=kill@3",
     "box.RemoveRecord.before=kill@1",
 ]  # fmt: skip
 
