@@ -82,6 +82,14 @@ def test_service(environment):
     assert 0 < result["create_ms"]["p50"] <= result["create_ms"]["p99"] and result["create_many"]["seconds"] > 0
 
 
+def test_soak(environment):
+    result = bench(environment, "soak", "--cycles", "60", "--warm", "20", "--parallel", "8")
+    growth = {"daemon_kib", "launcher_kib", "slab_kib", "fds", "cgroups", "mounts", "links"}
+    assert set(result["growth"]) == growth and result["cycles"] == 60
+    assert all(result["growth"][name] == 0 for name in ("cgroups", "mounts", "links"))
+    assert result["at_first"]["daemon_kib"] > 0 and result["at_first"]["fds"] > 0 and result["at_first"]["cgroups"] > 0
+
+
 @pytest.mark.parametrize("name", peers.NAMES)
 @pytest.mark.may_skip("the peers are other people's packages; the benchmark does without them")
 def test_a_peer_beside_us(environment, name):

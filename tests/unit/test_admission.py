@@ -1,6 +1,7 @@
 """Who may have how much: the ledger, and what the API answers when there is no more."""
 
 import asyncio
+import json
 import random
 import time
 from collections.abc import Iterator
@@ -246,6 +247,19 @@ def test_health_answers_while_thousands_wait(tmp_path: Path):
                 writer.close()
 
         asyncio.run(main())
+
+
+def test_a_batch_waits_for_its_turn(served: Served):
+    made = call(served, "POST", "/v1/keys", {"limits": {"starts": 1}})
+    with Connection.open(served.path) as connection:
+        headers = f"Authorization: Bearer {made['key']}\r\n"
+        answer = connection.request("POST", "/v1/sandboxes/batch", {"count": 5, "spec": SLEEP}, headers)
+        lines = [json.loads(line) for line in answer.body().splitlines()]
+    assert sorted(line["index"] for line in lines) == [0, 1, 2, 3, 4] and all("sandbox" in line for line in lines)
+    none = call(served, "POST", "/v1/keys", {"limits": {"starts": 0}})
+    with pytest.raises(Problem) as caught:
+        call(served, "POST", "/v1/sandboxes", SLEEP, none["key"])
+    assert caught.value.status == 429
 
 
 def test_a_key_that_is_gone_leaves_no_pool(served: Served):

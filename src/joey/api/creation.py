@@ -16,7 +16,7 @@ from joey.api.light import web
 from joey.api.requests import sandbox_spec
 from joey.api.routes import JSON, NDJSON, Call, Route
 from joey.model import codec
-from joey.model.errors import Invalid, JoeyError
+from joey.model.errors import Invalid, JoeyError, TooMany
 from joey.model.pool import builtins, merged
 from joey.model.spec import SandboxSpec
 from joey.model.value import Value
@@ -26,6 +26,7 @@ IDEMPOTENCY = "Idempotency-Key"
 MOST = 10_000
 _AT_A_TIME = 64
 """Creates of one batch in flight: enough to keep launchers busy, few enough that other requests get their turn."""
+_TURN_SECONDS = 0.01
 
 
 class BatchBody(Value, frozen=True, kw_only=True):
@@ -190,7 +191,7 @@ async def create_batch(call: Call) -> Any:
 
 async def _line(call: Call, index: int, one: Wanted, untold: set[str]) -> BatchLine:
     try:
-        sandbox = await make(call, one)
+        sandbox = await _in_turn(call, one)
     except JoeyError as error:
         members = problem.document(error)
     except Exception as error:
@@ -199,6 +200,17 @@ async def _line(call: Call, index: int, one: Wanted, untold: set[str]) -> BatchL
         untold.add(sandbox.id)
         return BatchLine(index=index, sandbox=sandbox)
     return BatchLine(index=index, error=problem.Problem(**members))
+
+
+async def _in_turn(call: Call, one: Wanted) -> Sandbox:
+    """A batch is one request: within it a key's limit of starts in flight is a reason to wait, not to fail."""
+    while True:
+        try:
+            return await make(call, one)
+        except TooMany as error:
+            if error.where != "starts" or not call.service.access.limits(call.owner).starts:
+                raise
+        await asyncio.sleep(_TURN_SECONDS)
 
 
 async def _remove(call: Call, ids: set[str]) -> None:

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-COMMANDS = ("elastic", "density", "flat", "latency", "exec", "churn", "chaos", "pull", "service", "layers", "network")
+COMMANDS = (
+    "elastic", "density", "flat", "latency", "exec", "churn", "chaos", "pull", "service", "soak", "layers", "network",
+)  # fmt: skip
 
 
 def main(argv: Sequence[str]) -> int:

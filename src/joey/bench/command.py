@@ -63,7 +63,7 @@ def run(argv: list[str]) -> int:
 
 def check(options: argparse.Namespace) -> None:
     """Raises ValueError naming the option for a number that makes no sense."""
-    for name in ("count", "parallel", "seconds"):
+    for name in ("count", "parallel", "seconds", "cycles"):
         value = getattr(options, name, None)
         if value is not None and not value > 0:
             raise ValueError(f"--{name}: {value} is not above 0")

@@ -194,7 +194,7 @@ async def run(options: Namespace) -> dict[str, Any]:
     create_many {count, seconds}, failed, leftovers, machine.
     """
     bench = _Bench()
-    async with _engine() as watch:
+    async with serving() as watch:
         create = await asyncio.to_thread(bench.repeated, "create", options.count, bench.create)
         pooled = await asyncio.to_thread(bench.pooled, options.count)
         sandbox = await asyncio.to_thread(joey.Sandbox.create)
@@ -229,7 +229,7 @@ def _round(value: float | None) -> float | None:
 
 
 @contextlib.asynccontextmanager
-async def _engine() -> AsyncIterator[Watch]:
+async def serving() -> AsyncIterator[Watch]:
     """An engine in a process of its own, on a home of its own, which JOEY_HOME names meanwhile."""
     from joey.cli.spawn import spawn
 

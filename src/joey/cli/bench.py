@@ -10,7 +10,7 @@ def bench(words):
 
 COMMANDS = {
     "bench": {
-        "usage": "elastic|density|flat|latency|exec|churn|pull|service [OPTIONS]",
+        "usage": "elastic|density|flat|latency|exec|churn|chaos|soak|pull|service|… [OPTIONS]",
         "summary": "Measure launches, density and latency on this machine",
         "text": "joey bench --help says more.",
         "options": (),
