@@ -188,6 +188,9 @@ def apply_devices(groups, resources):
     rules = plan.device_rules(resources)
     unified = v2(groups)
     if unified:
+        from joey.oci.seccomp import libraries
+
+        libraries()
         from joey.host import devices_bpf
         from joey.model.cgroup import DeviceRule
 

@@ -42,7 +42,18 @@ def build(profile, root):
     return (program, flags), asks
 
 
+def libraries():
+    """Python may have been started without its site-packages, which most calls do not need."""
+    import sys
+
+    if "site" not in sys.modules:
+        import site
+
+        site.main()
+
+
 def _compile(profile):
+    libraries()
     from joey.model.seccomp_oci import policy_from_oci
     from joey.plan.bpf import FilterTooLong
     from joey.plan.seccomp import compile_filter
