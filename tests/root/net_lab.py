@@ -25,6 +25,7 @@ from typing import TypeVar
 
 from joey.host import sys as kernel
 from joey.host.netlink import inside
+from joey.network import dns_message
 from joey.network.fabric import Fabric
 
 T = TypeVar("T")
@@ -127,6 +128,30 @@ class Lab:
         thread.start()
         self.threads.append(thread)
         return seen
+
+    def names(self, server: str, address: str) -> None:
+        """A name server in the internet that knows every name, at `address`, for a minute."""
+
+        def make() -> socket.socket:
+            made = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+            made.bind((server, 53))
+            made.settimeout(0.1)
+            return made
+
+        listening, answer = inside(self.internet, make), socket.inet_aton(address)
+
+        def loop() -> None:
+            while not self.closing:
+                with contextlib.suppress(OSError):
+                    data, client = listening.recvfrom(512)
+                    query = dns_message.parse_query(data)
+                    found = [answer] if query.kind == dns_message.A else []
+                    listening.sendto(dns_message.reply(data, query, dns_message.NOERROR, found, 60), client)
+            listening.close()
+
+        thread = threading.Thread(target=loop, daemon=True)
+        thread.start()
+        self.threads.append(thread)
 
     def close(self) -> None:
         self.closing = True

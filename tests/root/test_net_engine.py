@@ -7,6 +7,8 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
+import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
@@ -15,21 +17,23 @@ from typing import Any
 import pytest
 
 from joey.engine.supervisor import Engine
+from joey.host import sys as kernel
 from joey.host.instance import Instance
 from joey.host.netlink import inside
-from joey.model.errors import Conflict, Invalid, NotFound, Unenforceable
+from joey.model.errors import Conflict, Invalid, NotFound, ProgramNotFound, Unenforceable
 from joey.model.network import EgressRule, NetworkPolicy, NetworkSpec, PrivateNetwork
 from joey.model.ports import PublishedPort
 from joey.model.spec import Process, SandboxSpec, Update
 from joey.model.views import Sandbox
 from root import net_lab
-from root.net_lab import HOST_LAN, HOST_OUTSIDE, INTERNET, LAN, METADATA, Lab
+from root.net_lab import HOST_LAN, HOST_OUTSIDE, INTERNET, INTERNET_DNS, LAN, METADATA, Lab
 
 pytestmark = [
     pytest.mark.skipif(not shutil.which("nft", path="/usr/sbin:/sbin:/usr/bin"), reason="needs nft"),
     pytest.mark.leak_scope("module"),
 ]
 
+Shared = Callable[[Callable[[Engine], Awaitable[None]]], None]
 ASK = """
 import socket, sys
 s = socket.socket(); s.settimeout(2)
@@ -56,6 +60,14 @@ def lab() -> Iterator[Lab]:
         yield made
 
 
+@pytest.fixture(scope="module")
+def bare() -> Iterator[Lab]:
+    """Another one, for engines that end."""
+    with net_lab.lab(fabric=False) as made:
+        made.serve(made.internet, INTERNET, 80)
+        yield made
+
+
 def drive(lab: Lab, home: Path, work: Callable[[Engine], Awaitable[Any]], **more: Any) -> Any:
     """`work` with an engine in the lab's host; what it returns. Afterwards the engine is reset, unless keep=True."""
 
@@ -70,6 +82,45 @@ def drive(lab: Lab, home: Path, work: Callable[[Engine], Awaitable[Any]], **more
         return result
 
     return inside(lab.host, lambda: asyncio.run(main()))
+
+
+@pytest.fixture(scope="module")
+def shared(lab: Lab) -> Iterator[Shared]:
+    """Calls something with an engine in the lab's host that several tests use; nothing of theirs may be left in it."""
+    home = Path(tempfile.mkdtemp(prefix="joey-net-"))
+    home.chmod(0o700)
+    loop = asyncio.new_event_loop()
+    engine = Engine(Instance.open(home), slots=4)
+
+    def body() -> None:
+        kernel.setns(lab.host, kernel.CLONE_NEWNET)
+        loop.run_forever()
+
+    thread = threading.Thread(target=body)
+    thread.start()
+
+    def do(work: Awaitable[Any]) -> Any:
+        return asyncio.run_coroutine_threadsafe(work, loop).result(60)  # type: ignore[arg-type]
+
+    async def one(work: Callable[[Engine], Awaitable[None]]) -> None:
+        await work(engine)
+        boxes = await engine.list(filter_all())
+        await asyncio.gather(*(engine.remove(box.id, force=True) for box in boxes))
+        for network in engine.network_list():
+            await engine.network_remove(network.name)
+        assert engine.networks.fabric is not None and engine.networks.fabric.table.occupied() == set()
+        assert not engine.networks._wires and not engine.networks._clients
+
+    try:
+        do(engine.open())
+        yield lambda work: do(one(work))
+        do(engine.reset())
+        assert net_lab.eventually(lambda: left_in(lab) == [])
+    finally:
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.close()
+        shutil.rmtree(home, ignore_errors=True)
 
 
 async def run(engine: Engine, network: str | NetworkSpec = "nat", *argv: str, **more: Any) -> Sandbox:
@@ -97,7 +148,7 @@ def left_in(lab: Lab) -> list[str]:
     return [line for line in found.splitlines() if "joey" in line or "100.64." in line]
 
 
-def test_what_a_sandbox_with_nat_reaches_and_what_is_left_of_it(lab: Lab, joey_home: Path) -> None:
+def test_what_a_sandbox_with_nat_reaches_and_what_is_left_of_it(lab: Lab, shared: Shared) -> None:
     async def work(engine: Engine) -> None:
         box = await run(engine)
         assert box.network == "nat" and box.address
@@ -111,15 +162,18 @@ def test_what_a_sandbox_with_nat_reaches_and_what_is_left_of_it(lab: Lab, joey_h
         hosts = await inside_box(engine, box, "cat", "/etc/hosts", "/etc/resolv.conf", "/etc/hostname")
         hostname = await inside_box(engine, box, "hostname")
         assert f"{box.address}\t{hostname}" in hosts and "nameserver 100." in hosts and "localhost" in hosts
+        with pytest.raises(ProgramNotFound):
+            await run(engine, NetworkSpec(mode="nat", ports=(PublishedPort(container=1, host=8099),)), "/no/such")
         await engine.remove(box.id, force=True)
-        assert not [line for line in left_in(lab) if box.address in line]
+        assert engine.networks.fabric is not None
+        assert engine.networks.fabric.table.occupied() == {socket.inet_aton(other.address)}
+        assert not [line for line in left_in(lab) if box.address in line.split()]
         assert engine.private.list(None) == []
 
-    drive(lab, joey_home, work)
-    assert left_in(lab) == []
+    shared(work)
 
 
-def test_a_policy_changes_while_it_runs_and_what_cannot_be_is_refused(lab: Lab, joey_home: Path) -> None:
+def test_a_policy_changes_while_it_runs_and_what_cannot_be_is_refused(lab: Lab, shared: Shared) -> None:
     only = NetworkPolicy(internet=False, rules=(EgressRule(action="allow", cidr=f"{LAN}/32", ports="80"),))
 
     async def work(engine: Engine) -> None:
@@ -142,10 +196,30 @@ def test_a_policy_changes_while_it_runs_and_what_cannot_be_is_refused(lab: Lab, 
         with pytest.raises(NotFound, match="nowhere"):
             await run(engine, "nowhere")
 
-    drive(lab, joey_home, work)
+    shared(work)
 
 
-def test_published_ports_from_outside_and_from_loopback(lab: Lab, joey_home: Path) -> None:
+def test_a_domain_opens_what_its_name_leads_to(lab: Lab, shared: Shared) -> None:
+    lab.names(INTERNET_DNS, INTERNET)
+    only = NetworkPolicy(internet=False, rules=(EgressRule(action="allow", domain="*.example.com"),))
+
+    async def work(engine: Engine) -> None:
+        box = await run(engine, NetworkSpec(mode="nat", policy=only, dns=(INTERNET_DNS,)))
+        assert await asks(engine, box, INTERNET) == "ConnectionRefusedError"
+        assert await asks(engine, box, "www.example.com") == "hello"
+        assert await asks(engine, box, INTERNET) == "hello"
+        assert await asks(engine, box, "www.examp1e.com") == "gaierror"
+        (stats,) = await engine.stats([box.id])
+        assert stats.network is not None and stats.network.names_refused >= 1
+        await engine.update(box.id, Update(network={"rules": [{"action": "allow", "domain": "other.example.com"}]}))
+        assert await asks(engine, box, INTERNET) == "ConnectionRefusedError"
+        with pytest.raises(Unenforceable, match=r"network\.dns\[0\]"):
+            await run(engine, NetworkSpec(mode="nat", dns=("2001:db8::1",)))
+
+    shared(work)
+
+
+def test_published_ports_from_outside_and_from_loopback(lab: Lab, shared: Shared) -> None:
     def fetch(netns: int, address: str, port: int) -> str:
         def ask() -> str:
             with socket.create_connection((address, port), timeout=2) as made:
@@ -174,11 +248,10 @@ def test_published_ports_from_outside_and_from_loopback(lab: Lab, joey_home: Pat
         assert again.ports[1].host == 8090 and again.address
         assert again.address in await inside_box(engine, again, "cat", "/etc/hosts")
 
-    drive(lab, joey_home, work)
-    assert left_in(lab) == []
+    shared(work)
 
 
-def test_members_of_a_private_network_find_each_other_by_name(lab: Lab, joey_home: Path) -> None:
+def test_members_of_a_private_network_find_each_other_by_name(lab: Lab, shared: Shared) -> None:
     async def work(engine: Engine) -> None:
         await engine.network_create(PrivateNetwork(name="back", internal=True))
         with pytest.raises(Conflict):
@@ -203,10 +276,10 @@ def test_members_of_a_private_network_find_each_other_by_name(lab: Lab, joey_hom
             await engine.remove(box.id, force=True)
         await engine.network_remove("back")
 
-    drive(lab, joey_home, work)
+    shared(work)
 
 
-def test_an_engine_that_starts_again_goes_on_with_the_networks_it_finds(lab: Lab, joey_home: Path) -> None:
+def test_an_engine_that_starts_again_goes_on_with_the_networks_it_finds(bare: Lab, joey_home: Path) -> None:
     async def first(engine: Engine) -> tuple[Sandbox, Sandbox]:
         await engine.network_create(PrivateNetwork(name="kept"))
         ports = (PublishedPort(container=8080, host=8091),)
@@ -215,7 +288,7 @@ def test_an_engine_that_starts_again_goes_on_with_the_networks_it_finds(lab: Lab
         await engine.close()
         return box, gone
 
-    box, gone = drive(lab, joey_home, first, keep=True)
+    box, gone = drive(bare, joey_home, first, keep=True)
 
     async def second(engine: Engine) -> None:
         found = (await engine.inspect(box.id)).sandbox
@@ -228,8 +301,8 @@ def test_an_engine_that_starts_again_goes_on_with_the_networks_it_finds(lab: Lab
         assert new.address not in (box.address, gone.address)
         assert await asks(engine, new, "a", 8080) == "hello"
 
-    drive(lab, joey_home, second)
-    assert left_in(lab) == []
+    drive(bare, joey_home, second)
+    assert left_in(bare) == []
 
 
 def killed(lab: Lab, home: Path) -> list[str]:
@@ -245,8 +318,10 @@ def killed(lab: Lab, home: Path) -> list[str]:
     return addresses
 
 
-def test_after_an_engine_was_killed_the_next_one_keeps_what_runs_and_sweeps_the_rest(lab: Lab, joey_home: Path) -> None:
-    addresses = killed(lab, joey_home)
+def test_after_an_engine_was_killed_the_next_one_keeps_what_runs_and_sweeps_the_rest(
+    bare: Lab, joey_home: Path
+) -> None:
+    addresses = killed(bare, joey_home)
     assert all(addresses)
 
     async def work(engine: Engine) -> None:
@@ -256,29 +331,29 @@ def test_after_an_engine_was_killed_the_next_one_keeps_what_runs_and_sweeps_the_
         assert engine.networks.fabric is not None
         packed = {socket.inet_aton(address) for address in addresses}
         assert packed & engine.networks.fabric.table.occupied() == {socket.inet_aton(one) for one in addresses[:2]}
-        assert not any(addresses[2] in line for line in left_in(lab))
+        assert not any(addresses[2] in line.split() for line in left_in(bare))
         assert await asks(engine, boxes["a"], INTERNET) == "hello"
         with pytest.raises(Conflict, match="8095"):
             await run(engine, NetworkSpec(mode="nat", ports=(PublishedPort(container=1, host=8095),)))
         assert [one.name for one in engine.network("back").members] == ["b"]
 
-    drive(lab, joey_home, work)
-    assert left_in(lab) == []
+    drive(bare, joey_home, work)
+    assert left_in(bare) == []
 
 
-def test_after_an_engine_was_killed_a_reset_leaves_nothing(lab: Lab, joey_home: Path) -> None:
-    killed(lab, joey_home)
-    assert left_in(lab)
+def test_after_an_engine_was_killed_a_reset_leaves_nothing(bare: Lab, joey_home: Path) -> None:
+    killed(bare, joey_home)
+    assert left_in(bare)
 
     async def reset() -> None:
         await Engine(Instance.open(joey_home)).reset()
 
-    inside(lab.host, lambda: asyncio.run(reset()))
-    assert net_lab.eventually(lambda: left_in(lab) == [])
+    inside(bare.host, lambda: asyncio.run(reset()))
+    assert net_lab.eventually(lambda: left_in(bare) == [])
     assert not joey_home.exists() or list(joey_home.iterdir()) == []
 
 
-def test_a_table_that_somebody_flushes_is_back_at_once(lab: Lab, joey_home: Path) -> None:
+def test_a_table_that_somebody_flushes_is_back_at_once(lab: Lab, shared: Shared) -> None:
     async def work(engine: Engine) -> None:
         box = await run(engine, NetworkSpec(mode="nat", policy=NetworkPolicy(internet=False)))
         await asyncio.to_thread(lab.run, lab.host, "nft flush ruleset")
@@ -290,7 +365,7 @@ def test_a_table_that_somebody_flushes_is_back_at_once(lab: Lab, joey_home: Path
         await engine.update(box.id, Update(network={"internet": True}))
         assert await asks(engine, box, INTERNET) == "hello"
 
-    drive(lab, joey_home, work)
+    shared(work)
 
 
 def net_query() -> Any:

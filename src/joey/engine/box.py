@@ -414,15 +414,17 @@ class Box:
         self._machine.launching.check(request)
         if self.alive:
             self._context.admission.resize(self.id, new.resources.memory)
-        if self.alive and self.slot is not None and new.resources != old.resources:
-            try:
+        networks = self._context.networks
+        try:
+            if new.network != old.network:
+                networks.check(new, self.owner)
+                networks.change(self, new)
+            if self.alive and self.slot is not None and new.resources != old.resources:
                 await self._limit(self.slot, old.resources, new.resources)
-            except BaseException:
-                self.promise()
-                raise
-        if new.network != old.network:
-            self._context.networks.check(new, self.owner)
-            self._context.networks.change(self, new)
+        except BaseException:
+            self.promise()
+            networks.change(self, old)
+            raise
         self._is_now(request, new, event)
         self.tell("updated")
 
@@ -498,7 +500,7 @@ class Box:
 
     async def _release(self, files: bool) -> None:
         slot, machine = self.slot, self._machine
-        await self._context.networks.release(self)
+        unlinked = asyncio.ensure_future(self._context.networks.release(self)) if self.link else None
         if slot is not None:
             if files and self.noted is not None:
                 await self.noted  # on a full disk, too, removing goes on
@@ -510,6 +512,8 @@ class Box:
                 if self.spec.storage != "memory" or self.spec.resources.disk is not None:
                     await self._remove_files(slot)
                 self.slot = None
+        if unlinked is not None:
+            await unlinked
         self.apply(Cleared())
 
     async def _remove_files(self, slot: Slot) -> None:

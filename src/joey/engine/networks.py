@@ -221,6 +221,7 @@ class Networks:
                 prepared.close()
                 raise
         self._wires[box.id] = wired.wire
+        box.link = Link(offset=wired.wire.offset, address=str(wired.wire.address))
         if wired.fresh:
             self._fresh.add(box.id)
         return wired.prepared
