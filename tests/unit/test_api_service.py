@@ -149,6 +149,9 @@ def served_table() -> Any:
         ("seccomp", {"seccomp": "unconfined"}),
         ("oom_score_adj", {"oom_score_adj": -1}),
         ("masked_paths", {"masked_paths": []}),
+        ("resources.pids", {"resources": {"pids": None}}),
+        ("process.capabilities", {"process": {"argv": ["true"], "capabilities": ["CAP_SYS_ADMIN"]}}),
+        ("process.no_new_privileges", {"process": {"argv": ["true"], "no_new_privileges": False}}),
     ],
 )
 def test_a_key_reaches_nothing_of_the_host(admin: Client, field: str, spec: dict[str, Any]) -> None:
@@ -158,6 +161,22 @@ def test_a_key_reaches_nothing_of_the_host(admin: Client, field: str, spec: dict
     assert (problem.status, problem.field) == (403, field)
     batch = tenant.fails("POST", "/v1/sandboxes/batch", {"specs": [SLEEP, {**SLEEP, **spec}]})
     assert (batch.status, batch.field) == (403, f"specs[1].{field}")
+    admin("DELETE", f"/v1/keys/{key['id']}")
+
+
+def test_a_key_gains_nothing_later(admin: Client) -> None:
+    key = admin("POST", "/v1/keys", {"name": "later too"})
+    tenant = Client(admin.path, key["key"])
+    box = tenant("POST", "/v1/sandboxes", SLEEP)["id"]
+    more = {"argv": ["true"], "capabilities": ["CAP_SYS_ADMIN"]}
+    for path, field in (("processes", "capabilities"), ("run", "capabilities")):
+        problem = tenant.fails("POST", f"/v1/sandboxes/{box}/{path}", more)
+        assert (problem.status, problem.field) == (403, field)
+    problem = tenant.fails("PATCH", f"/v1/sandboxes/{box}", {"resources": {"pids": None}})
+    assert (problem.status, problem.field) == (403, "resources.pids")
+    pool = {"spec": {"image": "host", "network": "host"}}
+    assert tenant.fails("PUT", "/v1/pools/p", pool).field == "spec.network"
+    tenant.request("DELETE", f"/v1/sandboxes/{box}?force=true")
     admin("DELETE", f"/v1/keys/{key['id']}")
 
 

@@ -18,10 +18,11 @@ import msgspec
 from joey.api.database import Database
 from joey.api.light import web
 from joey.api.routes import Call
+from joey.model.capabilities import DEFAULT_CAPABILITIES
 from joey.model.errors import Invalid, NotFound, NotPermitted
 from joey.model.limits import NO_LIMITS, Limits
 from joey.model.network import EgressRule, mode_of, protected, public
-from joey.model.spec import SandboxSpec
+from joey.model.spec import Process, SandboxSpec
 from joey.model.value import Value
 
 PREFIX = "joey_"
@@ -154,11 +155,13 @@ def restrict(call: Call, spec: SandboxSpec) -> None:
         "masked_paths": spec.masked_paths is not None,
         "readonly_paths": spec.readonly_paths is not None,
         "oom_score_adj": spec.oom_score_adj < 0,
-        "process.no_new_privileges": not spec.process.no_new_privileges,
+        "resources.pids": spec.resources.pids is None,
+        "resources.oom_kill_disable": spec.resources.oom_kill_disable,
     }
     for field, asked in host.items():
         if asked:
             raise NotPermitted(field, "only an administrator may ask for this", _ADMINISTRATOR)
+    restrict_process(call, spec.process, "process.")
     if not isinstance(spec.network, str):
         restrict_rules(call, spec.network.policy.rules, "network.policy.rules")
         for index, port in enumerate(spec.network.ports):
@@ -167,6 +170,24 @@ def restrict(call: Call, spec: SandboxSpec) -> None:
         for index, server in enumerate(spec.network.dns):
             if not public(server):  # our forwarder would ask it, from the host
                 raise NotPermitted(f"network.dns[{index}]", f"{server} is not public", _ADMINISTRATOR)
+
+
+def restrict_process(call: Call, process: Process, prefix: str = "") -> None:
+    """The same for a program, also one that exec starts. Raises NotPermitted naming the field."""
+    if not call.owner:
+        return
+    more = sorted(set(process.capabilities).difference(DEFAULT_CAPABILITIES))
+    if more:
+        raise NotPermitted(f"{prefix}capabilities", f"{more[0]} is an administrator's to give", _ADMINISTRATOR)
+    if not process.no_new_privileges:
+        raise NotPermitted(f"{prefix}no_new_privileges", "only an administrator may ask for this", _ADMINISTRATOR)
+
+
+def restrict_change(call: Call, resources: dict[str, Any]) -> None:
+    """The same for a change of limits. Raises NotPermitted naming the field."""
+    if call.owner and (resources.get("pids", 0) is None or resources.get("oom_kill_disable")):
+        field = "pids" if resources.get("pids", 0) is None else "oom_kill_disable"
+        raise NotPermitted(f"resources.{field}", "only an administrator may ask for this", _ADMINISTRATOR)
 
 
 _FIRST_OPEN_PORT = 1024

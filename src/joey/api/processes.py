@@ -11,6 +11,7 @@ import msgspec
 from msgspec import field
 
 from joey.api import params, streams
+from joey.api.auth import restrict_process
 from joey.api.bodies import ExecBody
 from joey.api.light import web
 from joey.api.requests import checked_process, process
@@ -88,6 +89,7 @@ async def execute(call: Call) -> Any:
         more["keep"] = True
     detail = await call.engine.inspect(call.ref)
     wanted = process(body, detail.spec.process)
+    restrict_process(call, wanted)
     started = await call.whole(call.engine.exec(call.ref, wanted, detach=detach, **more))
     id = getattr(started, "id", "")
     if upgrade:
@@ -109,6 +111,7 @@ async def run(call: Call) -> Ran:
     if body.input is not None and len(body.input) > _MAX_INPUT:
         raise Invalid("input", f"has {len(body.input)} bytes, at most {_MAX_INPUT} are possible", "use a stream")
     wanted = checked_process(Process(**{name: getattr(body, name) for name in Process.__struct_fields__}))
+    restrict_process(call, wanted)
     if body.input is not None:
         wanted = msgspec.structs.replace(wanted, stdin=True)
     attachment = await call.engine.exec(call.ref, wanted)

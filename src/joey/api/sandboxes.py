@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from joey.api import params
-from joey.api.auth import restrict_rules
+from joey.api.auth import restrict_change, restrict_rules
 from joey.api.routes import NDJSON, Call, Route
 from joey.engine.interface import Filter
 from joey.model import codec
@@ -68,6 +68,7 @@ async def inspect(call: Call) -> Any:
 async def update(call: Call) -> Any:
     """What is not given stays. Limits and the network's policy act at once; a timeout counts from now."""
     change = await call.body()
+    restrict_change(call, change.resources)
     if call.owner and "rules" in change.network:
         try:
             rules = codec.convert(tuple[EgressRule, ...], change.network["rules"])

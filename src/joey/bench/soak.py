@@ -143,7 +143,7 @@ class _Soak:
             "slab_kib": _slab(),
             "fds": sum(map(open_descriptors, (daemon, *launchers))),
             "cgroups": len(cgroups_named(Instance.open(self._home).name)),
-            "mounts": sum(map(_mounts, (daemon, *launchers))),
+            "mounts": _mounts(daemon, f" {self._home}") + sum(map(_mounts, launchers)),
             "links": len(os.listdir("/sys/class/net")),
         }
 
@@ -154,9 +154,10 @@ def _name(pid: int) -> str:
     return ""
 
 
-def _mounts(pid: int) -> int:
+def _mounts(pid: int, below: str = "") -> int:
+    """In its mount namespace. The daemon's is the host's, where others mount too."""
     with contextlib.suppress(OSError):
-        return Path(f"/proc/{pid}/mountinfo").read_bytes().count(b"\n")
+        return sum(below in line for line in Path(f"/proc/{pid}/mountinfo").read_text().splitlines())
     return 0
 
 
