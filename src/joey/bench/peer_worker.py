@@ -45,19 +45,19 @@ def main() -> int:
     libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     peer: Peer | None = None
     try:
-        _private_mounts()
+        private_mounts()
         make_rootfs(WORK / "rootfs")
         peer = KINDS[task["peer"]](task)
         result = Bench(peer, task["seconds"], stop).run()
     except (OSError, RuntimeError) as error:
         result = {"error": str(error)}
     finally:
-        _end_everything(peer, task["cgroup"])
+        end_everything(peer, task["cgroup"])
     print(json.dumps(result), flush=True)
     return 0
 
 
-def _private_mounts() -> None:
+def private_mounts() -> None:
     """A mount namespace of our own, with /run and /sys/fs/cgroup as the top of this file says.
 
     For the latter a tmpfs with binds instead of unmounting the v2 hierarchy: runtimes make directories in whatever
@@ -150,7 +150,7 @@ class Bench:
                 print(json.dumps({"launches": len(latencies), "parallel": parallel}), flush=True)
 
 
-def _end_everything(peer: Peer | None, cgroup: str) -> None:
+def end_everything(peer: Peer | None, cgroup: str) -> None:
     """Ask the runtime, then the kernel."""
     with contextlib.suppress(OSError, RuntimeError):
         if peer:
