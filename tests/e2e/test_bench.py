@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -67,6 +68,13 @@ def test_latency(environment):
 
 def test_exec(environment):
     assert set(bench(environment, "exec", "--count", "5")) >= COMMON | RATES
+
+
+@pytest.mark.skipif(not shutil.which("nft", path="/usr/sbin:/sbin:/usr/bin"), reason="needs nft")
+def test_network(environment):
+    result = bench(environment, "network", "--count", "8", "--launches", "4", "--no-paths")
+    assert set(result) >= COMMON | {"launch_ratio", "first_ms", "last_ms", "policy_ms", "throughput", "proxy_added_ms"}
+    assert (result["alive"], result["refused_wrongly"]) == (8, 0) and result["policy_ms"] > 0
 
 
 def test_churn(environment):
