@@ -35,6 +35,7 @@ if TYPE_CHECKING:
         Unenforceable,
         Unreachable,
     )
+    from joey.client.image import Image
     from joey.client.mapping import amap, map
     from joey.client.types import CommandResult, FileInfo, ProcessInfo, SandboxInfo
 
@@ -50,6 +51,7 @@ _PUBLIC: dict[str, str] = {
     "AsyncPool": "joey.client._async.pool",
     "Volume": "joey.client._sync.volume",
     "AsyncVolume": "joey.client._async.volume",
+    "Image": "joey.client.image",
     "map": "joey.client.mapping",
     "amap": "joey.client.mapping",
     "CommandResult": "joey.client.types",
@@ -61,7 +63,7 @@ _PUBLIC: dict[str, str] = {
 }
 
 __all__ = [
-    "__version__", "Sandbox", "AsyncSandbox", "Pool", "AsyncPool", "Volume", "AsyncVolume", "map", "amap",
+    "__version__", "Sandbox", "AsyncSandbox", "Image", "Pool", "AsyncPool", "Volume", "AsyncVolume", "map", "amap",
     "CommandResult", "FileInfo", "ProcessInfo", "SandboxInfo", "errors",
     "AuthenticationError", "Busy", "CommandExit", "Conflict", "ConnectionLost", "Invalid", "InvalidArgument",
     "JoeyError", "NotFound", "RemoteError", "Timeout", "Unenforceable", "Unreachable",

@@ -163,7 +163,7 @@ LABEL a=b
 
 def test_what_is_not_copied_again(folder):
     folder.write("a", "a")
-    text = "FROM bb:1\nCOPY a /a\nRUN cat /proc/uptime > /when\nARG V\nRUN --mount=type=secret,id=s echo $V > /v\nENV Z=1\n"
+    text = "FROM bb:1\nCOPY a /a\nRUN cat /proc/uptime > /when\nARG V\nRUN --mount=type=secret,id=s echo $V > /v\n"
     secret = folder.path.parent / "secret"
     secret.write_text("one")
 
@@ -210,9 +210,12 @@ def test_mounts_network_and_capabilities(folder):
     folder.write("in/file", "b0und.by.name")
     text = """FROM bb:1
 RUN --mount=type=cache,target=/c,mode=0777 echo x >> /c/n; cat /c/n | head -c 99
-RUN --mount=type=bind,source=in,target=/b --mount=type=tmpfs,target=/t cat /b/file; touch /t/x; echo y > /b/file || echo read-only
-RUN --mount=type=secret,id=key,target=/k,uid=1000,mode=0444 --mount=type=secret,id=key,env=KEY cat /k; echo "<$KEY>"; stat -c %u%a /k
-RUN --network=none grep -c : /proc/net/dev && touch /o && busybox chown app:web /o && chmod 4755 /o && stat -c '%a %U' /o
+RUN --mount=type=bind,source=in,target=/b --mount=type=tmpfs,target=/t \\
+    cat /b/file; touch /t/x; echo y > /b/file || echo read-only
+RUN --mount=type=secret,id=key,target=/k,uid=1000,mode=0444 --mount=type=secret,id=key,env=KEY \\
+    cat /k; echo "<$KEY>"; stat -c %u%a /k
+RUN --network=none grep -c : /proc/net/dev && touch /o && busybox chown app:web /o && \\
+    chmod 4755 /o && stat -c '%a %U' /o
 RUN test ! -e /b -a ! -e /t -a ! -e /k -a ! -e /c && echo gone
 """
     said = folder.shown(text, "--secret", "id=key,env=SECRET", "-t", "m:1", env={"SECRET": "s3cret"})
@@ -233,7 +236,7 @@ def test_add_unpacks_archives_and_fetches(folder):
     folder.write("plain", "no archive")
 
     class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self):  # noqa: N802
+        def do_GET(self):
             self.send_response(200 if self.path == "/f.txt" else 404)
             self.end_headers()
             self.wfile.write(b"fetched")
@@ -244,7 +247,8 @@ def test_add_unpacks_archives_and_fetches(folder):
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         url = f"http://127.0.0.1:{server.server_port}"
-        text = f"FROM bb:1\nADD a.tar.xz plain /\nADD {url}/f.txt /g/\nRUN cat /lib/inner /plain /g/f.txt; stat -c %u%a /usr/lib/inner /g/f.txt\n"
+        text = f"FROM bb:1\nADD a.tar.xz plain /\nADD {url}/f.txt /g/\n"
+        text += "RUN cat /lib/inner /plain /g/f.txt; stat -c %u%a /usr/lib/inner /g/f.txt\n"
         said = folder.shown(text)
         assert "innerno archivefetched" in said and "7644" in said and "0600" in said
         assert "404" in folder.build(f"FROM bb:1\nADD {url}/none /g/\n", code=1)
@@ -338,3 +342,26 @@ def test_a_build_that_is_interrupted_leaves_nothing(folder, module_home):
     with contextlib.suppress(AssertionError):
         leftovers(module_home)
     leftovers(module_home)
+
+
+def test_the_same_in_python(folder):
+    from joey import Image, Sandbox
+    from joey.client.errors import Invalid
+
+    folder.write("src/a", "a")
+    first = Image.from_("bb:1").copy(folder.path / "src", "/app", chown="app").env(A='x "y" $z')
+    made = (
+        first.run("echo from $A > /hi\ncat /app/a", "echo [ >> /hi")
+        .workdir("/w dir")
+        .user("app")
+        .cmd(["/bin/cat", "/hi"])
+    )
+    seen = []
+    assert made.build(tag="py:1", progress=seen.append) == made.build()
+    assert [each["output"] for each in seen if "output" in each] == ["a"]
+    assert joey("run", "--rm", "py:1") == 'from x "y" $z\n[\n'
+    with Sandbox.create(image=made) as sandbox:
+        assert sandbox.commands.run("pwd; id -u").stdout == "/w dir\n1000\n"
+    with pytest.raises(Invalid, match="Image:2: RUN ended with status 3"):
+        Image.from_("bb:1").run("exit 3").build()
+    assert "USER" not in first.render()

@@ -11,10 +11,12 @@ import msgspec
 from joey.client import bodies, networks
 from joey.client._async.commands import Commands
 from joey.client._async.files import Files
+from joey.client._async.images import named
 from joey.client._async.pty import Pty
-from joey.client._async.snapshots import Snapshots
 from joey.client._async.service import Service, decode, idempotency, query, quote, service
+from joey.client._async.snapshots import Snapshots
 from joey.client.errors import ConnectionLost, JoeyError, NotFound, from_problem
+from joey.client.image import Image
 from joey.client.networks import Network, Ports
 from joey.client.types import Detail, Envs, Event, Exit, PortHost, SandboxInfo, SandboxMetrics, Size, Volumes
 from joey.model import frames
@@ -60,7 +62,7 @@ class AsyncSandbox(Snapshots):
     @classmethod
     async def create(
         cls: type[Self],
-        image: str | None = None,
+        image: str | Image | None = None,
         *,
         pool: Any = None,
         cpus: float | None = None,
@@ -86,7 +88,8 @@ class AsyncSandbox(Snapshots):
     ) -> Self:
         """A new sandbox, running. It has no main program: commands come by `commands.run`.
 
-        image: "host" (this machine's own programs without its data) or the name of an image
+        image: "host" (this machine's own programs without its data), the name of an image, or an Image, which is built
+            the first time
         pool: a Pool, or the name of one: a warm sandbox of it, which takes next to no time
         cpus, memory, disk: limits; memory and disk in bytes or as "512m". Default: 1 CPU, 512 MiB
         timeout: seconds after which it ends (300), None for never; idle_timeout: without any request about it
@@ -106,8 +109,9 @@ class AsyncSandbox(Snapshots):
         Raises Invalid naming the field, Unenforceable, Busy, Conflict (the name is taken), ImageError, Unreachable.
         An answer that was lost is asked for again: there is never a second sandbox.
         """
+        engine = service(url, api_key)
         body = bodies.sandbox(
-            image,
+            await named(engine, image),
             cpus=cpus,
             memory=memory,
             disk=disk,
@@ -128,7 +132,6 @@ class AsyncSandbox(Snapshots):
             spec=spec,
             pool=pool,
         )
-        engine = service(url, api_key)
         info = await engine.call("POST", "/v1/sandboxes", body, SandboxInfo, safe=True, headers=idempotency())
         return cls(engine, info)
 
@@ -136,7 +139,7 @@ class AsyncSandbox(Snapshots):
     async def create_many(
         cls: type[Self],
         count: int,
-        image: str | None = None,
+        image: str | Image | None = None,
         *,
         on_error: Literal["raise", "return"] = "raise",
         url: str | None = None,
@@ -167,15 +170,15 @@ class AsyncSandbox(Snapshots):
     async def create_each(
         cls: type[Self],
         count: int,
-        image: str | None = None,
+        image: str | Image | None = None,
         *,
         url: str | None = None,
         api_key: str | None = None,
         **options: Any,
     ) -> AsyncIterator[tuple[int, Self | JoeyError]]:
         """The same, one by one as they are ready: (index, the sandbox or why there is none)."""
-        body = _body(image, options)
         engine = service(url, api_key)
+        body = _body(await named(engine, image), options)
         data = msgspec.json.encode({"count": count, "spec": body})
         headers = "Content-Type: application/json\r\n"
         response = await engine.open("POST", "/v1/sandboxes/batch", data, headers=headers)

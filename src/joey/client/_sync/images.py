@@ -1,0 +1,51 @@
+# Generated from ../_async/images.py by joey.client.generate: change that one.
+"""Images as sandboxes are made from them: a name, or an Image that is built first."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from joey.client._sync.service import Service, decode, query
+from joey.client.errors import ConnectionLost, from_problem
+from joey.client.image import Image
+
+_TAR = "Content-Type: application/x-tar\r\n"
+
+
+def build(
+    engine: Service,
+    image: Image,
+    asked: Mapping[str, Any],
+    secrets: Mapping[str, bytes],
+    progress: Callable[[dict[str, Any]], None] | None,
+) -> str:
+    """Have `image` built; → its id. Raises JoeyError."""
+    engine.call("GET", "/v1/health")  # an archive is sent only once: who is to take it has to be there
+    response = engine.open("POST", f"/v1/images/build{query(asked)}", _pieces(image.archive(secrets)), headers=_TAR)
+    found = ""
+    for text in response.lines():
+        line: dict[str, Any] = decode(dict, text)
+        if line.get("error"):
+            raise from_problem(int(line["error"].get("status", 500)), line["error"])
+        if line.get("image"):
+            found = str(line["image"]["id"])
+        elif progress is not None:
+            progress(line)
+    if not found:
+        raise ConnectionLost("", "the engine's answer was cut off")
+    return found
+
+
+def _pieces(pieces: Iterator[bytes]) -> Iterator[bytes]:
+    yield from pieces
+
+
+def named(engine: Service, image: str | Image | None) -> str | None:
+    """The name of an image; an Image is built the first time."""
+    if not isinstance(image, Image):
+        return image
+    key = str(engine.endpoint)
+    if key not in image._built:
+        image._built[key] = build(engine, image, image._asked((), None, False, False, ""), {}, None)
+    return image._built[key]
