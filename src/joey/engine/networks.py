@@ -294,7 +294,7 @@ class Networks:
 
     @staticmethod
     def _names(box: Box, spec: NetworkSpec) -> tuple[str, ...]:
-        return (box.name, box.id, box.id[:12], *spec.aliases)
+        return (*([box.name] if box.name else []), box.id, box.id[:12], *spec.aliases)
 
     def renamed(self, box: Box) -> None:
         """It has another name now."""

@@ -128,6 +128,7 @@ class Engine(WithNetworks):
         except BaseException as error:
             await self.close(stop_launcher=True)
             if isinstance(error, OSError):
+                _log.error("take over what an earlier engine left", exc_info=error)
                 raise from_os("take over what an earlier engine left", error) from error
             raise
 
@@ -322,9 +323,8 @@ class Engine(WithNetworks):
         box = self._touched(ref)
         if name != box.name:
             before = box.name
-            self._boxes.claim(box, name)
+            self.claim(box, name)
             self.store.save(box.row())
-            self.networks.renamed(box)
             box.tell("renamed", before=before)
             await self.store.flush()
         return box.view()
@@ -485,6 +485,7 @@ class Engine(WithNetworks):
     def claim(self, box: Box, name: str) -> None:
         """Give it a name, any if `name` is empty. Raises Invalid, Conflict."""
         self._boxes.claim(box, name)
+        self.networks.renamed(box)
 
     @property
     def boxes(self) -> Iterable[Box]:

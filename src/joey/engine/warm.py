@@ -49,6 +49,7 @@ class Warm:
             launching = engine.machine.launching
             try:
                 launching.check(launching.complete(spec.spec))
+                engine.networks.check(spec.spec, owner)
             except JoeyError as error:
                 error.where = f"spec.{error.where}"
                 raise
