@@ -6,9 +6,12 @@ Prints a line a step and ends with `all well`.
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 import tempfile
 from pathlib import Path
 
+from joey.engine.ends import UNSEEN
 from joey.engine.interface import Attachment, Filter
 from joey.engine.supervisor import Engine
 from joey.host.instance import Instance
@@ -74,6 +77,30 @@ async def steps(engine: Engine) -> None:
     assert len(await engine.list(Filter(all=True))) == 4
 
 
+async def launchers_end(engine: Engine) -> None:
+    """They are replaced, sandboxes run on. This kernel does not tell how another's child ended once init has waited."""
+    await engine.run(shell("sleep 1000", name="frozen"))
+    await engine.pause("frozen")
+    await engine.run(shell("sleep 0.5; exit 5", name="ends"))
+    stays = (await engine.run(shell("sleep 1000", name="stays"))).sandbox
+    shards = engine.machine.fleet.shards
+    for shard in shards:
+        os.kill(shard.launcher.pid, signal.SIGKILL)
+    while not all(shard.life for shard in shards) or engine.machine.fleet._rescues:
+        await asyncio.sleep(0.01)
+    end = await engine.wait("ends")
+    assert (end.code, end.error) in ((5, ""), (125, UNSEEN)), end
+    attached = await engine.exec("stays", Process(argv=("sh", "-c", "exit 3")))
+    assert (await attached.wait()).code == 3
+    assert (await engine.inspect("stays")).sandbox.pid == stays.pid
+    await engine.resume("frozen")
+    for name in ("frozen", "stays"):
+        await engine.kill(name, 9)
+        end = await engine.wait(name)
+        assert end.signal == 9 or (end.code, end.error) == (125, UNSEEN), end
+    print("launchers killed:", "unknown" if end.error else "known", "ends")
+
+
 async def main() -> None:
     instance = Instance.open(tempfile.mkdtemp(prefix="joey-guest-"))
     engine = Engine(instance, slots=1)
@@ -81,6 +108,7 @@ async def main() -> None:
     print("engine open on", (await engine.node()).kernel)
     try:
         await steps(engine)
+        await launchers_end(engine)
     finally:
         await engine.reset()
     left = list(Path("/sys/fs/cgroup").glob("joey*"))

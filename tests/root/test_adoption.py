@@ -15,7 +15,7 @@ from joey.engine.supervisor import Engine
 from joey.model.resources import Resources
 from joey.model.spec import Process, SandboxSpec
 from machine_state import eventually
-from root.test_recovery import consistent, home, opened, reaper, replaced  # noqa: F401
+from root.test_recovery import consistent, home, kill_launchers, opened, reaper, replaced  # noqa: F401
 
 pytestmark = pytest.mark.timeout(60)
 SMALL = Resources(memory=24 << 20, swap=0, pids=64, cpus=1.0)
@@ -54,11 +54,6 @@ async def every_kind(engine: Engine) -> dict[str, Attachment]:
     return {started.sandbox.name: started.attachment for started in starts if started.attachment is not None}
 
 
-def kill_launchers(engine: Engine) -> None:
-    for shard in engine.machine.fleet.shards:
-        os.kill(shard.launcher.pid, signal.SIGKILL)
-
-
 async def serves(engine: Engine, names: list[str]) -> None:
     """Exec works in each, its status is right."""
     for number, name in enumerate(names):
@@ -88,8 +83,7 @@ def test_every_kind_of_sandbox_outlives_its_launcher(home: Path) -> None:  # noq
         pending = [asyncio.ensure_future(engine.exec("zero", Process(argv=("sleep", "1000")))) for _ in range(3)]
         waiting = {name: asyncio.ensure_future(engine.wait(name)) for name in clients}
         await asyncio.sleep(0)
-        kill_launchers(engine)
-        await replaced(engine)
+        await replaced(engine, kill_launchers(engine))
         found = await asyncio.gather(*pending, return_exceptions=True)
         await consistent(engine, execs=sum(not isinstance(one, BaseException) for one in found))
         for name, last in (("tty", b"5\n"), ("typing", b"6\n")):

@@ -32,8 +32,8 @@ EVERY = [
 ]  # fmt: skip
 SOME = [
     "box.Launch.before=kill@1", "launcher.run.before=launchers@12", "box.took.before=kill@2",
-    "store.commit.after=kill@4", "launching.exec.after=kill@1", "cgroup.freeze.before=launchers@1", "slot.clear.after=kill@3",
-    "box.RemoveRecord.before=kill@1",
+    "store.commit.after=kill@4", "launching.exec.after=kill@1", "cgroup.freeze.before=launchers@1",
+    "slot.clear.after=kill@3", "box.RemoveRecord.before=kill@1",
 ]  # fmt: skip
 
 

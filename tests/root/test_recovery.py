@@ -84,10 +84,18 @@ def taken_over(home: Path, work) -> None:
     asyncio.run(main())
 
 
-async def replaced(engine: Engine) -> None:
-    """Every launcher was killed and is there again, and has taken over what runs."""
+def kill_launchers(engine: Engine) -> set[int]:
+    """All but the worker; their pids."""
+    pids = {shard.launcher.pid for shard in engine.machine.fleet.shards}
+    for pid in pids:
+        os.kill(pid, signal.SIGKILL)
+    return pids
+
+
+async def replaced(engine: Engine, killed: set[int]) -> None:
+    """There is another launcher for each of those, and it has taken over what runs."""
     fleet = engine.machine.fleet
-    await eventually(lambda: all(shard.life for shard in fleet.shards))
+    await eventually(lambda: not any(shard.launcher.pid in killed for shard in fleet.shards))
     await eventually(lambda: not fleet._rescues)
     assert not any(shard.gone for shard in fleet.shards)
 
@@ -105,7 +113,8 @@ async def consistent(engine: Engine, execs: int = 0) -> list[Sandbox]:
     slots = {engine.find(box.id).slot.name for box in running}
     assert set(machine.cgroup.sweep()) == slots
     for box in running:
-        assert box.pid in machine.cgroup.procs(engine.find(box.id).slot.name)
+        inside = machine.cgroup.procs(engine.find(box.id).slot.name)
+        assert box.pid in inside or not os.path.exists(f"/proc/{box.pid}/exe"), "or it has just ended"
     files = {box.slot.name for box in engine.boxes if box.slot is not None}
     found = {name for name in os.listdir(machine.storage.scratch) if not name.startswith(".")}
     assert files == found
@@ -237,9 +246,8 @@ def test_launcher_killed_with_sandboxes_running(home):
         attached = await engine.exec(boxes[0].id, Process(argv=("sleep", "1000")))
         waiting = [asyncio.ensure_future(engine.wait(box.id)) for box in boxes]
         await asyncio.sleep(0)
-        for shard in engine.machine.fleet.shards:
-            os.kill(shard.launcher.pid, signal.SIGKILL)
-        await replaced(engine)
+        killed = kill_launchers(engine)
+        await replaced(engine, killed)
         assert await consistent(engine, execs=1) == list(reversed(boxes))
         await attached.signal(signal.SIGKILL)
         assert (await attached.wait()).signal == 9
@@ -305,13 +313,12 @@ def test_launcher_killed_while_launching(home, turns):
         work += [asyncio.ensure_future(engine.exec(execs.sandbox.id, SLEEP.process)) for _ in range(5)]
         for _ in range(turns):
             await asyncio.sleep(0)
-        for shard in engine.machine.fleet.shards:
-            os.kill(shard.launcher.pid, signal.SIGKILL)
+        killed = kill_launchers(engine)
         ends = await asyncio.gather(*work, return_exceptions=True)
         for end in ends:
             if isinstance(end, BaseException):
                 assert isinstance(end, JoeyError), repr(end)
-        await replaced(engine)
+        await replaced(engine, killed)
         await consistent(engine, sum(not isinstance(end, BaseException) for end in ends[30:]))
         assert (await engine.run(SLEEP)).sandbox.state == "running"
         await engine.reset()

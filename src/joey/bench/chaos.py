@@ -1,8 +1,9 @@
 """`joey bench chaos`: daemon and launchers are killed at random moments under churn. Nothing may be lost, nothing left.
 
 Clients create, run into, pause and delete sandboxes and ask again whenever an answer does not come. What was answered
-counts: a long-lived sandbox must run on as the same process, and the end of a brief one must be told: its right code
-or, if a launcher was killed, that it is unknown.
+counts: a long-lived sandbox must run on as the same process, and the end of a brief one, or of a background process,
+must be told: its right code or, if a launcher was killed, that it is unknown. What a brief one printed must be in its
+log.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import threading
 import time
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +31,7 @@ from joey.host.instance import Instance
 
 HELP = "kill daemon and launchers at random moments under churn: what is lost or left"
 _BUSY, _GONE, _TAKEN, _BROKEN = 429, 404, 409, 500
-_ASK_SECONDS = 0.01
+_ASK_SECONDS, _LOG_SECONDS = 0.01, 3.0
 _UNKNOWN = "unknown"
 
 
@@ -42,8 +44,8 @@ def arguments(parser: ArgumentParser) -> None:
 
 
 async def run(options: Namespace) -> dict[str, Any]:
-    """daemon_kills, launcher_kills, lost, exits_lost, leaks; further lives, unknown (exits, after a launcher's kill),
-    back_ms (from a kill to the next answer), failures, machine.
+    """daemon_kills, launcher_kills, lost, exits_lost, logs_lost, leaks; further lives, unknown (exits, after a kill of
+    launchers), back_ms (from a kill to the next answer), failures, machine.
     """
     stop = threading.Event()
     work = asyncio.ensure_future(asyncio.to_thread(_run, options, stop))
@@ -106,6 +108,7 @@ class _Chaos:
         self.daemon_kills = self.launcher_kills = self.lives = self.unknown = 0
         self.lost: list[str] = []
         self.exits_lost: list[str] = []
+        self.logs_lost: list[str] = []
         self.failures: list[str] = []
 
     # --- what is killed ----------------------------------------------------------------------------------------------
@@ -176,7 +179,7 @@ class _Chaos:
                     staying[name] = self._create(name, "exec sleep 100000")
                 self._brief(f"brief-{number}-{count}", mine)
                 name = mine.choice(list(staying))
-                for step in (self._pause, self._exec, self._nothing):
+                for step in (self._pause, self._exec, partial(self._background, mine), self._nothing):
                     if mine.random() < 0.3:
                         step(name)
                 self._check(name, *staying[name])
@@ -213,7 +216,7 @@ class _Chaos:
 
     def _brief(self, name: str, mine: random.Random) -> None:
         code = mine.randrange(1, 100)
-        script = f"exit {code}" if mine.random() < 0.3 else f"sleep {mine.random() * 0.3:.3f}; exit {code}"
+        script = f"exit {code}" if mine.random() < 0.3 else f"sleep {mine.random() * 0.3:.3f}; echo {name}; exit {code}"
         begun = time.time()
         id, _ = self._create(name, script)
 
@@ -226,13 +229,32 @@ class _Chaos:
         except Problem as problem:
             self._lose_exit(f"{name}: {problem}")
             return
+        self._judge(name, exit, code, begun)
+        if "echo" in script and self._last_launcher_kill < begun:
+            self._read_log(name, id)
+        self._delete(name)
+
+    def _judge(self, name: str, exit: dict[str, Any], code: int, begun: float) -> None:
         if exit["code"] != code:
             unknown = exit["code"] == 125 and _UNKNOWN in exit.get("error", "")
             if unknown and self._last_launcher_kill > begun:
                 self.unknown += 1
             else:
                 self._lose_exit(f"{name}: {exit} instead of {code}")
-        self._delete(name)
+
+    def _read_log(self, name: str, id: str) -> None:
+        """Its line is there a moment after its end."""
+
+        def ask(connection: Connection) -> bytes:
+            return connection.request("GET", f"/v1/sandboxes/{id}/logs", headers="Accept: text/plain\r\n").body()
+
+        deadline = time.monotonic() + _LOG_SECONDS
+        while (found := self._ask(ask)) != f"{name}\n".encode():
+            if time.monotonic() > deadline:
+                with self._lock:
+                    self.logs_lost.append(f"{name}: {found!r} in its log")
+                return
+            time.sleep(_ASK_SECONDS)
 
     def _check(self, name: str, id: str, pid: int) -> None:
         try:
@@ -255,6 +277,19 @@ class _Chaos:
         answer = self._ask(lambda connection: connection.call("POST", f"/v1/sandboxes/{name}/run", body))
         if answer["exit"]["code"] not in (3, 125):
             self._lose_exit(f"exec in {name}: {answer['exit']}")
+
+    def _background(self, mine: random.Random, name: str) -> None:
+        """A process that outlives its client and the daemon."""
+        code, begun = mine.randrange(1, 100), time.time()
+        body = {"argv": ["sh", "-c", f"sleep {mine.random() * 0.3:.3f}; exit {code}"]}
+        started = self._ask(lambda connection: connection.call("POST", f"/v1/sandboxes/{name}/processes", body))
+        path = f"/v1/sandboxes/{name}/processes/{started['id']}"
+        try:
+            exit = self._ask(lambda connection: connection.call("GET", path).get("exit"))
+        except Problem as problem:
+            self._lose_exit(f"process {started['id']} in {name}: {problem}")
+            return
+        self._judge(f"process {started['id']} in {name}", exit, code, begun)
 
     def _nothing(self, name: str) -> None:
         time.sleep(0.01)
@@ -316,11 +351,12 @@ class _Chaos:
             "launcher_kills": self.launcher_kills,
             "lost": len(self.lost),
             "exits_lost": len(self.exits_lost),
+            "logs_lost": len(self.logs_lost),
             "failed_starts": self._daemons.failed_starts,
             "unknown": self.unknown,
             "lives": self.lives,
-            "failed": len(self.lost) + len(self.exits_lost) + len(self.failures),
-            "failures": [*self.failures[:4], *self.lost[:4], *self.exits_lost[:4], *said[:8]],
+            "failed": len(self.lost) + len(self.exits_lost) + len(self.logs_lost) + len(self.failures),
+            "failures": [*self.failures[:4], *self.lost[:4], *self.exits_lost[:4], *self.logs_lost[:4], *said[:8]],
             "back_ms": round(back[len(back) // 2] * 1e3, 1) if back else None,
         }
 
@@ -334,7 +370,7 @@ def rows(result: dict[str, Any]) -> list[Row]:
         ("machine", machine.describe(result["machine"])),
         ("killed", f"daemon {number(result['daemon_kills'])} times, launchers {number(result['launcher_kills'])}"),
         ("lives", f"{number(result['lives'])}, of which {result['unknown']} ended unseen, and said so"),
-        ("lost", f"{result['lost']} sandboxes, {result['exits_lost']} exits"),
+        ("lost", f"{result['lost']} sandboxes, {result['exits_lost']} exits, {result['logs_lost']} logs"),
         ("left over", f"{result['leaks']}" + (f" {result['leaks_by_kind']}" if result["leaks"] else "")),
         ("from kill to answer", f"{result['back_ms']} ms (p50)"),
     ]

@@ -114,7 +114,7 @@ class Box:
         """Whether the next launch is answered only once it is on disk; `on_disk` then is what `Store.flushed` gave."""
         self.on_disk: asyncio.Future[JoeyError | None] | None = None
         self.noted: asyncio.Future[JoeyError | None] | None = None
-        """Done when its removal is on disk: not before that its files go, else they could be missing when it is found."""
+        """Done when its removal is on disk: not before that do its files go, none are ever missing."""
         self.request: Request | None = None
         self.slot: Slot | None = None
         self.link: Link | None = None

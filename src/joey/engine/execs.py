@@ -361,6 +361,10 @@ class Execs:
     def keys(self) -> frozenset[int]:
         return frozenset(self._known)
 
+    def places(self, slots: dict[str, str]) -> dict[int, tuple[str, bool]]:
+        """What `Running` says of those that may run, by key. slots: sandbox → name of its slot."""
+        return {key: (slots[one.sandbox], False) for key, one in self._known.items() if one.sandbox in slots}
+
     async def take_over(self, known: dict[int, tuple[Shard, Child]], slots: dict[str, str], fleet: Fleet) -> None:
         """Intent meets reality: take those over that launchers hold, or that run on although theirs is gone, and say of
         all others that their end was not seen. Those of sandboxes that are no more are forgotten. slots: sandbox → name

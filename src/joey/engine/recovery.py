@@ -50,7 +50,10 @@ async def recover(engine: Engine) -> None:
     await _find_orphans(engine, boxes, known)
     engine.execs.load()
     keys = {box.record.key for box in boxes} | engine.execs.keys
+    places = _places(boxes) | engine.execs.places({box.id: box.slot.name for box in boxes if box.slot is not None})
     for key, (shard, child) in known.items():
+        if child.running and key in places:  # should this launcher end now, the next one finds it
+            shard.running[key] = Running(child.pid, *places[key])
         shard.children += 1
         if key not in keys:  # of an exec whose client is gone, or of a sandbox that was never written down
             shard.children -= 1
@@ -86,6 +89,12 @@ def _linked(boxes: Iterable[Box], known: dict[int, tuple[Shard, Child]]) -> list
 
 
 async def _find_orphans(engine: Engine, boxes: Iterable[Box], known: dict[int, tuple[Shard, Child]]) -> None:
+def _places(boxes: Iterable[Box]) -> dict[int, tuple[str, bool]]:
+    """What `Running` says of their first processes, by key."""
+    alive = [box for box in boxes if box.record.run in (Run.ALIVE, Run.LAUNCHING)]
+    return {box.record.key: (box.slot.name, True) for box in alive if box.slot is not None}
+
+
     """Sandboxes that run on although no launcher knows them: it ended while no engine was there."""
     for box in boxes:
         record = box.record

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 from collections import Counter
-from collections.abc import Coroutine, Iterable, Sequence
-from typing import NamedTuple
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
+from typing import NamedTuple, TypeVar
 
 from joey.host import sys
 from joey.host.launcher import Done, Launcher, LauncherError, LauncherGone
@@ -19,6 +20,8 @@ from joey.plan.encode import encode
 from joey.plan.flags import ROLE_STDIN
 from joey.plan.layout import layer_path
 
+T = TypeVar("T")
+_TRIES = 5
 HOST_LAYER = "host-"
 """How ids of layers begin that are always attached."""
 
@@ -66,31 +69,33 @@ class Shard:
         """Signal a child, of a launcher that has just ended by the next one. Raises LauncherError(ESRCH) if it has
         ended, LauncherGone if there is no next one.
         """
-        try:
-            await self._back.wait()
-            await self.launcher.signal(key, number)
-        except LauncherGone:
-            await self._back.wait()
-            await self.launcher.signal(key, number)
+        await self._back.wait()
+        await self._again(lambda: self.launcher.signal(key, number))
 
     async def fetch(self, key: int) -> dict[int, int]:
-        """Copies of a child's descriptors by role; none if it is no more. Raises LauncherGone."""
+        """Copies of a child's descriptors by role; none if it is no more. Raises LauncherError, LauncherGone."""
         try:
-            return await self.launcher.fetch(key)
-        except LauncherGone:
-            await self._back.wait()
-        try:
-            return await self.launcher.fetch(key)
-        except LauncherError:
+            return await self._again(lambda: self.launcher.fetch(key))
+        except LauncherError as error:
+            if error.errno != errno.ENOENT:
+                raise
             return {}
 
     async def list(self) -> list[Child]:
-        """All children. Of a launcher that has just ended: none, the next one has yet to be given them."""
-        try:
-            return await self.launcher.list()
-        except LauncherGone:
+        """All children. Of a launcher that has just ended: those that the next one has been given."""
+        return await self._again(lambda: self.launcher.list())
+
+    async def _again(self, ask: Callable[[], Awaitable[T]]) -> T:
+        """Of the next launcher, when this one ends. Raises LauncherGone when one after the other does."""
+        for left in reversed(range(_TRIES)):
+            try:
+                return await ask()
+            except LauncherGone:
+                if not left:
+                    raise
+            await asyncio.sleep(0)  # its end may have to be noticed first
             await self._back.wait()
-        return await self.launcher.list()
+        raise AssertionError
 
     def lose(self) -> None:
         """Its launcher is gone. Whoever asks for something waits for the next one."""

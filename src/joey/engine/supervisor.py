@@ -260,7 +260,7 @@ class Engine(WithNetworks):
         return Started(box.view(), attached)
 
     async def _start(self, box: Box, *, durable: bool) -> None:
-        """Return only when it will be found again, whatever happens. durable: or not at all; else it may run although it
+        """Return only when it will be found again, whatever happens. durable: or not at all; else it may run when it
         cannot be written down (a full disk). Raises JoeyError.
         """
         self.admission.start(box.id, box.spec.resources.memory)
