@@ -77,6 +77,7 @@ PROGRAMS = (
     Program("joey-init", "init.c", "", FREESTANDING, BARE, sanitize=False),
     Program("joey-untar", "untar.c", "untar_*.c", (*HARDEN, "-fPIE"), ("-static-pie", *LINK)),
     Program("joey-files", "files.c", "files_*.c", (*HARDEN, "-fPIE"), ("-static-pie", *LINK)),
+    Program("joey-oci", "oci.c", "", (*HARDEN, "-fPIE"), ("-static-pie", *LINK)),
     Program("joey-probe", "probe.c", "", (*HARDEN, "-fPIE"), ("-static-pie", "-Wl,-e,early_start", *LINK)),
 )
 

@@ -271,7 +271,7 @@ def _remove(directory):
 # --- pause ----------------------------------------------------------------------------------------------------------
 
 
-def _freezer(groups):
+def freezer(groups):
     unified = v2(groups)
     if unified:
         return f"{unified}/cgroup.freeze", "1", "0"
@@ -280,12 +280,12 @@ def _freezer(groups):
 
 
 def is_frozen(groups):
-    found = _freezer(groups)
+    found = freezer(groups)
     return bool(found) and read_or(found[0]) in (found[1], "FREEZING")
 
 
 def freeze(groups, seconds=10.0):
-    found = _freezer(groups)
+    found = freezer(groups)
     if not found:
         raise Unsupported("cannot pause: the host has no freezer")
     end = time.monotonic() + seconds
@@ -304,6 +304,6 @@ def freeze(groups, seconds=10.0):
 
 
 def thaw(groups):
-    found = _freezer(groups)
+    found = freezer(groups)
     if found:
         write(found[0], found[2])

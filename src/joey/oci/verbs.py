@@ -210,9 +210,12 @@ def do_events(call):
 
 def console():
     """The program `joey-oci`. Ends without Python's own tear-down, which frees what the kernel frees anyway."""
+    from joey.oci import bundle
     from joey.oci.command import main
 
     code = main()
+    if not bundle.installed:
+        bundle.make()
     try:
         sys.stdout.flush()
     except OSError:

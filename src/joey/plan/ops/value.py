@@ -23,18 +23,17 @@ class Lean:
 
     def __init__(self, *values: object, **named: object) -> None:
         fields = self.__struct_fields__
-        if len(values) > len(fields):
-            raise TypeError(f"{type(self).__name__}: more than {len(fields)} values")
-        for name, value in zip(fields, values, strict=False):
-            if name in named:
-                raise TypeError(f"{type(self).__name__}: {name} is given twice")
-            named[name] = value
-        for name in fields:
-            if name not in named and not hasattr(type(self), name):
-                raise TypeError(f"{type(self).__name__}: {name} is missing")
-        if len(named) > len(fields) or any(name not in fields for name in named):
+        given = dict(zip(fields, values, strict=False))
+        given.update(named)
+        if len(given) != len(values) + len(named):
+            raise TypeError(f"{type(self).__name__}: too many values, or one given twice")
+        if len(given) < len(fields):
+            for name in fields:
+                if name not in given and not hasattr(type(self), name):
+                    raise TypeError(f"{type(self).__name__}: {name} is missing")
+        if not named.keys() <= set(fields):
             raise TypeError(f"{type(self).__name__}: unknown among {', '.join(named)}")
-        self.__dict__.update(named)
+        self.__dict__.update(given)
 
     def __setattr__(self, name: str, value: object) -> None:
         raise AttributeError(f"immutable type: {type(self).__name__!r}")

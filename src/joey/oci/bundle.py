@@ -1,0 +1,91 @@
+"""All modules of a call in one file, as __pycache__ has one each: finding forty files takes longer than running them.
+
+The file stands in this folder's __pycache__, is made by the first call that may write there, and holds for the sources
+and the Python it was made of; otherwise the modules are imported as ever.
+"""
+
+from __future__ import annotations
+
+import marshal
+import os
+import sys
+from _frozen_importlib import ModuleSpec
+
+_HERE = os.path.dirname(os.path.abspath(__file__))
+PACKAGE = os.path.dirname(_HERE)
+PATH = f"{_HERE}/__pycache__/calls.{sys.implementation.cache_tag}"
+_FOLDERS = ("oci", "plan/ops")
+_FILES = (
+    "__init__", "_version", "client/__init__", "client/jsontext", "host/__init__", "host/packets", "model/__init__",
+    "model/capabilities", "plan/__init__", "plan/encode", "plan/flags", "plan/oci", "plan/oci_cgroup",
+    "plan/oci_mounts", "plan/oci_options", "plan/oci_process",
+)  # fmt: skip
+
+
+installed = False
+
+
+class Finder:
+    """Of sys.meta_path, and the loader of what it finds."""
+
+    def __init__(self, modules):
+        self.modules = modules
+
+    def find_spec(self, name, path=None, target=None):
+        found = self.modules.get(name)
+        if found is None:
+            return None
+        file, package, _ = found
+        spec = ModuleSpec(name, self, origin=f"{PACKAGE}/{file}", is_package=package)
+        spec.has_location = True
+        if package:
+            spec.submodule_search_locations.append(os.path.dirname(spec.origin))
+        return spec
+
+    def create_module(self, spec):
+        return None
+
+    def exec_module(self, module):
+        exec(marshal.loads(self.modules[module.__name__][2]), module.__dict__)
+
+
+def install():
+    """Use the file, if it is there and of these sources."""
+    global installed
+    try:
+        with open(PATH, "rb") as file:
+            stamps, modules = marshal.load(file)
+        for name, stamp in stamps.items():
+            found = os.stat(f"{PACKAGE}/{name}")
+            if (found.st_mtime_ns, found.st_size) != stamp:
+                return
+    except (OSError, ValueError, EOFError, TypeError):
+        return
+    sys.meta_path.insert(0, Finder(modules))
+    installed = True
+
+
+def make():
+    """Write the file; nothing happens where that is not possible."""
+    files = [f"{file}.py" for file in _FILES]
+    for folder in _FOLDERS:
+        files += [f"{folder}/{name}" for name in sorted(os.listdir(f"{PACKAGE}/{folder}")) if name.endswith(".py")]
+    stamps, modules = {}, {}
+    fresh = f"{PATH}.{os.getpid()}"
+    try:
+        for file in files:
+            with open(f"{PACKAGE}/{file}", "rb") as source:
+                found = os.fstat(source.fileno())
+                stamps[file] = (found.st_mtime_ns, found.st_size)
+                code = compile(source.read(), f"{PACKAGE}/{file}", "exec", dont_inherit=True)
+            package = file.endswith("__init__.py")
+            name = "joey/" + (os.path.dirname(file) if package else file.removesuffix(".py"))
+            modules[name.rstrip("/").replace("/", ".")] = (file, package, marshal.dumps(code))
+        with open(fresh, "xb") as out:
+            marshal.dump((stamps, modules), out)
+        os.replace(fresh, PATH)
+        with open(fresh, "x", encoding="utf-8") as out:
+            out.write(f"{sys.executable}\n")
+        os.replace(fresh, f"{PACKAGE}/native/bin/python.path")
+    except OSError:
+        return
