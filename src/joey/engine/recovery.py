@@ -88,7 +88,6 @@ def _linked(boxes: Iterable[Box], known: dict[int, tuple[Shard, Child]]) -> list
     return found
 
 
-async def _find_orphans(engine: Engine, boxes: Iterable[Box], known: dict[int, tuple[Shard, Child]]) -> None:
 def _places(boxes: Iterable[Box]) -> dict[int, tuple[str, bool]]:
     """What `Running` says of their first processes, by key."""
     alive = [box for box in boxes if box.record.run in (Run.ALIVE, Run.LAUNCHING)]
@@ -96,6 +95,7 @@ def _places(boxes: Iterable[Box]) -> dict[int, tuple[str, bool]]:
 
 
     """Sandboxes that run on although no launcher knows them: it ended while no engine was there."""
+async def _find_orphans(engine: Engine, boxes: Iterable[Box], known: dict[int, tuple[Shard, Child]]) -> None:
     for box in boxes:
         record = box.record
         if record.run in (Run.ALIVE, Run.LAUNCHING) and record.key not in known and box.slot is not None:
