@@ -40,7 +40,7 @@ def _create(values, words):
         say(name)
         if made["error"]:
             complain(f"{made['ready']} of {made['size']} are ready: {made['error']}", f"joey pool inspect {name}")
-    return 1 if made["error"] and not made["ready"] else 0
+    return 1 if made["error"] else 0
 
 
 def _list(values, words):

@@ -211,6 +211,7 @@ class Pools(Generic[M]):
         pool.lost_at = time.monotonic()
         pool.failures += 1
         pool.error = JoeyError("pool", "a sandbox that was started ahead has ended", "give it a program that stays")
+        self._settle(pool)
 
     def _add(self, pool: Pool[M], member: M) -> None:
         pool.ready.append(member)

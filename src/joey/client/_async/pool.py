@@ -87,11 +87,11 @@ class AsyncPool:
         await self.remove()
 
     async def start(self, *, filled: bool = True) -> PoolInfo:
-        """Make it, and wait until it is full. Raises JoeyError if none of it can be started."""
+        """Make it, and wait until it is full. Raises JoeyError if one cannot be started, or does not stay."""
         info: PoolInfo = await service(**self._where).call(
             "PUT", self._path + query({"filled": filled}), self._body, PoolInfo
         )
-        if info.error and not info.ready:
+        if filled and info.error:
             raise JoeyError("pool", info.error)
         return info
 
