@@ -94,8 +94,8 @@ def _places(boxes: Iterable[Box]) -> dict[int, tuple[str, bool]]:
     return {box.record.key: (box.slot.name, True) for box in alive if box.slot is not None}
 
 
-    """Sandboxes that run on although no launcher knows them: it ended while no engine was there."""
 async def _find_orphans(engine: Engine, boxes: Iterable[Box], known: dict[int, tuple[Shard, Child]]) -> None:
+    """Sandboxes that run on although no launcher knows them: it ended while no engine was there."""
     for box in boxes:
         record = box.record
         if record.run in (Run.ALIVE, Run.LAUNCHING) and record.key not in known and box.slot is not None:
