@@ -62,8 +62,8 @@ class Lab:
         )
         data = await asyncio.wait_for(reader.read(), 10)
         writer.close()
-        head, _, body = data.partition(b"\r\n\r\n")
-        return int(head.split()[1]), body
+        said, _, body = data.partition(b"\r\n\r\n")
+        return int(said.split()[1]), body
 
     async def kind(self, *lines: bytes, host: str = "") -> tuple[int, str]:
         """Status and kind of a problem."""

@@ -124,9 +124,7 @@ def address_of(text: str, field: str = "listen") -> tuple[str, int]:
     host, colon, port = text.rpartition(":")
     host = host.removeprefix("[").removesuffix("]") if host.startswith("[") else host
     if not colon or not host or not port.isdigit() or int(port) > 65535 or (":" in host and not text.startswith("[")):
-        raise Invalid(
-            field, f"{text!r} is neither unix:PATH nor HOST:PORT", "127.0.0.1:8080, [::1]:8080, unix:/run/x"
-        )
+        raise Invalid(field, f"{text!r} is neither unix:PATH nor HOST:PORT", "127.0.0.1:8080, [::1]:8080, unix:/run/x")
     return host, int(port)
 
 

@@ -63,6 +63,7 @@ class CommandResult:
 
 __all__ = [
     "Command", "CommandResult", "Detail", "Envs", "Event", "Exit", "FileEvent", "FileInfo", "HealthCheck", "Mount",
-    "Node", "PoolInfo", "PortHost", "Process", "ProcessInfo", "Restart", "SandboxInfo", "SandboxMetrics", "SandboxSpec", "Size",
+    "Node", "PoolInfo", "PortHost", "Process", "ProcessInfo", "Restart", "SandboxInfo", "SandboxMetrics", "SandboxSpec",
+    "Size",
     "FileChange", "Snapshot", "State", "Tmpfs", "VolumeInfo", "Volumes",
 ]  # fmt: skip
