@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 COMMANDS = (
-    "elastic", "density", "flat", "latency", "exec", "churn", "chaos", "pull", "service", "soak", "layers", "network",
+    "elastic", "density", "flat", "latency", "exec", "churn", "chaos", "pull", "service", "soak", "layers", "snapshot",
+    "network",
 )  # fmt: skip
 
 

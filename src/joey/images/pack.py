@@ -109,8 +109,9 @@ class _Packer:
 
     def _member(self, fd: int, name: bytes, path: bytes, found: os.stat_result) -> Iterator[bytes]:
         mode = found.st_mode
-        if stat.S_ISCHR(mode) and found.st_rdev == 0 and self.options.overlay:
-            yield self._plain(path[: len(path) - len(name)] + b".wh." + name, found)
+        if stat.S_ISCHR(mode) and found.st_rdev == 0:  # a whiteout; no device has that number
+            if self.options.overlay:
+                yield self._plain(path[: len(path) - len(name)] + b".wh." + name, found)
             return
         if name.startswith(b".wh."):
             raise ImageError(
