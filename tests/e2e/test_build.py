@@ -344,6 +344,19 @@ def test_a_build_that_is_interrupted_leaves_nothing(folder, module_home):
     leftovers(module_home)
 
 
+def test_what_a_killed_engine_leaves_is_gone_with_the_next_start(folder, module_home):
+    folder.write("Dockerfile", "FROM bb:1\nRUN --mount=type=secret,id=s echo begun; sleep 99\n")
+    words = ("build", "--progress", "plain", "--secret", "id=s,env=HOME")
+    with subprocess.Popen([JOEY, *words, folder.path], stderr=subprocess.PIPE) as build:
+        while b"begun" not in (line := build.stderr.readline()) or b"RUN" in line:
+            assert line
+        os.kill(int((module_home / "run/daemon.lock").read_text()), signal.SIGKILL)
+        build.communicate(timeout=20)
+        assert build.returncode
+    assert joey("ps", "-aq") == ""  # an engine starts
+    leftovers(module_home)
+
+
 def test_the_same_in_python(folder):
     from joey import Image, Sandbox
     from joey.client.errors import Invalid

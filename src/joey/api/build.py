@@ -26,6 +26,7 @@ from joey.api.light import web
 from joey.api.routes import NDJSON, TAR, Call, Lines, Route
 from joey.build import session
 from joey.build.workshop import NETWORKS, Options, Workshop
+from joey.images import library
 from joey.model.errors import Invalid, JoeyError, from_os
 
 _WAITING = 256
@@ -79,12 +80,19 @@ class _News:
         await lines.flush()
 
 
+async def tidy(engine: Any) -> None:
+    """At the engine's start: what a killed engine's builds have left. Nothing for an engine without images."""
+    instance = getattr(engine, "instance", None)
+    if instance is not None:
+        await session.tidy(engine, library.of(instance))
+
+
 async def build_image(call: Call) -> web.StreamResponse:
     """Build an image."""
     own = library_of(call)
     store = own.store
     engine: Any = call.engine
-    async with session.folder(store, Path(engine.instance.scratch)) as place:
+    async with session.folder(store) as place:
         extras = await _receive(call, place)
         options = _options(call.query, extras)
         name = call.query.get("file", "Dockerfile")

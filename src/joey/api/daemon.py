@@ -188,6 +188,7 @@ async def serve(engine: Engine, instance: Any, settings: Settings, ready: Callab
 
     Raises JoeyError, OSError.
     """
+    from joey.api.build import tidy
     from joey.api.listeners import handed_over, open_all
     from joey.api.server import make_app, serving
     from joey.api.service import Service
@@ -203,6 +204,7 @@ async def serve(engine: Engine, instance: Any, settings: Settings, ready: Callab
     notifier.tell("STATUS=opening the engine")
     try:
         await engine.open()
+        await tidy(engine)
         await service.doorway.open()
         _end_on_signal(service.ended)
         async with contextlib.AsyncExitStack() as stack:

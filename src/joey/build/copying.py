@@ -77,16 +77,13 @@ class Writer:
                 path, b"5", there, (there.st_uid, there.st_gid), None, time, 0, b"", self.base.attributes(path, there)
             )
         elif path:
-            mode = self.how.mode
             if like is None:
                 owner = self.how.owner or (0, 0)
                 time = self.how.time(self.how.now * 10**9)
-                yield pack.header(
-                    os.fsencode(path) + b"/", b"5", 0o755 if mode is None else mode, *owner, 0, *time, b"", (0, 0), {}
-                )
+                yield pack.header(os.fsencode(path) + b"/", b"5", 0o755, *owner, 0, *time, b"", (0, 0), {})
             else:
                 time = self.how.time(like.st_mtime_ns)
-                yield _header(path, b"5", like, self._owner(like), mode, time, 0, b"", dict(extra))
+                yield _header(path, b"5", like, self._owner(like), self.how.mode, time, 0, b"", dict(extra))
 
     def _owner(self, found: os.stat_result) -> tuple[int, int]:
         return self.how.owner if self.how.owner is not None else (found.st_uid, found.st_gid)

@@ -90,6 +90,8 @@ class Build:
 
     async def _pulled(self, name: str) -> StoredImage:
         """An image by name, pulled if it is not here; held."""
+        if name == "host":
+            raise Invalid("image", "host is this machine's own system, no image", "joey image bootstrap debian:12")
         policy: Any = "always" if self.shop.options.pull else "missing"
 
         def listen(progress: Any) -> None:

@@ -161,7 +161,8 @@ class PlaceStep:
     def key(self) -> list[Any]:
         """What its result depends on. Blocks for reading everything that is copied."""
         owners = self.foreign and not self.owned
-        found = [(item.name, trees.fingerprint(item, owners=owners)) for item in (*self.items, *self.archives)]
+        items = (*self.items, *self.archives)
+        found = [(os.fsencode(one.name).hex(), trees.fingerprint(one, owners=owners)) for one in items]
         texts = [(name, data.decode()) for name, data in self.texts]
         base = None if self.link else self.state.diff_ids
         owner = [self.owner, self.owner_text]

@@ -18,7 +18,7 @@ from joey.build.mounts import StepMount
 from joey.build.planner import PROXIES, expand
 from joey.build.state import State
 from joey.build.trees import Tree
-from joey.build.workshop import DEFAULT_NETWORK, NETWORKS, SECRET, Workshop
+from joey.build.workshop import DEFAULT_NETWORK, LABEL, NETWORKS, SECRET, Workshop
 from joey.images import caches, commit
 from joey.images.commit import MadeLayer
 from joey.model.errors import Invalid, from_os
@@ -157,7 +157,7 @@ class RunStep:
         resources = Resources(memory=total * _MEMORY_PERCENT // 100, pids=_PIDS)
         return SandboxSpec(
             image=image, pull="never", process=process, entrypoint=(), storage="disk", network=network,
-            resources=resources, mounts=tuple(found), tmpfs=tuple(memory), labels={"joey.build": self.shop.id},
+            resources=resources, mounts=tuple(found), tmpfs=tuple(memory), labels={LABEL: self.shop.id},
         )  # fmt: skip
 
     def _target(self, mount: StepMount) -> str:

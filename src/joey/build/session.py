@@ -17,9 +17,11 @@ from joey.build.dockerfile import Dockerfile
 from joey.build.executor import build
 from joey.build.planner import Plan
 from joey.build.trees import Tree, inside, leave_out
-from joey.build.workshop import SECRET, Options, Workshop
+from joey.build.workshop import LABEL, SECRET, Options, Workshop, forget_steps
+from joey.engine.interface import Engine, Filter
 from joey.host import trees
 from joey.images import index, store_gc
+from joey.images.library import Library
 from joey.images.store import Store, StoredImage
 from joey.images.unpack import Limits, unpack
 from joey.model import codec, ignore
@@ -38,31 +40,34 @@ class Extras(Value, frozen=True, kw_only=True):
     secrets: dict[str, bytes] = field(default_factory=dict)
 
 
-_active: set[Path] = set()
-
-
 @contextlib.asynccontextmanager
-async def folder(store: Store, scratch: Path) -> AsyncIterator[Path]:
-    """A directory of a build's own, gone at the end. scratch: where secrets are while a step runs."""
+async def folder(store: Store) -> AsyncIterator[Path]:
+    """A directory of a build's own, gone at the end."""
     path = store.root / f"{_PREFIX}{secrets.token_hex(8)}"
     try:
-        if not _active:
-            await asyncio.to_thread(_sweep, store.root, scratch)
-        _active.add(path)
         path.mkdir(mode=0o700)
         yield path
     except OSError as error:
         raise from_os("make the build's directory", error) from error
     finally:
         await remove(path)
-        _active.discard(path)
 
 
-def _sweep(root: Path, scratch: Path) -> None:
-    """What builds of an engine that was killed have left."""
-    for path in (*root.glob(f"{_PREFIX}*"), *scratch.glob(f"{SECRET}*")):
-        if path not in _active:
-            trees.remove(path) if path.is_dir() else path.unlink(missing_ok=True)
+async def tidy(engine: Engine, library: Library) -> None:
+    """At the engine's start: remove what builds have left that were under way when an earlier one was killed."""
+    left = list(library.instance.images.glob(f"{_PREFIX}*"))
+    if not left:
+        return
+    for one in await engine.list(Filter(all=True, labels={LABEL: None})):
+        await engine.remove(one.id, force=True)
+    library.flush()
+    await asyncio.to_thread(forget_steps, library.store)
+    library.changed()
+    await asyncio.to_thread(store_gc.sweep, library.store)
+    for path in library.instance.scratch.glob(f"{SECRET}*"):
+        path.unlink(missing_ok=True)
+    for path in left:
+        await remove(path)
 
 
 async def remove(path: Path) -> None:

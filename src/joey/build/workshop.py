@@ -29,6 +29,8 @@ T = TypeVar("T")
 Tell = Callable[[dict[str, Any]], None]
 Room = Callable[[], Awaitable[None]]
 _PATIENCE = 3.0
+LABEL = "joey.build"
+"""The label of a step's sandbox."""
 SECRET = ".secret-"
 """How files of secrets begin in the memory that sandboxes share."""
 STEP = "build step"
@@ -56,6 +58,14 @@ class Options:
     platform: str = ""
     epoch: int | None = None
     secrets: dict[str, bytes] = field(default_factory=dict)
+
+
+def forget_steps(store: Store) -> None:
+    """Forget the images that are only there for steps, and that nobody uses."""
+    with store.lock():
+        gone = [one.digest for one in store.all() if one.source == STEP and not one.names]
+        gone = [one for one in gone if not store.is_busy(one) and not store.leases(one)]
+        store.forget_images(gone)
 
 
 class Workshop:
@@ -87,14 +97,8 @@ class Workshop:
         while any(map(self.store.is_busy, self._steps)) and time.monotonic() < end:
             await asyncio.sleep(0.01)
         self.library.flush()
-        await asyncio.to_thread(self._forget)
+        await asyncio.to_thread(forget_steps, self.store)
         self.library.changed()
-
-    def _forget(self) -> None:
-        with self.store.lock():
-            gone = [one.digest for one in self.store.all() if one.source == STEP and not one.names]
-            gone = [one for one in gone if not self.store.is_busy(one) and not self.store.leases(one)]
-            self.store.forget_images(gone)
 
     @property
     def now(self) -> float:
