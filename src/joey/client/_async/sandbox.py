@@ -264,8 +264,8 @@ class AsyncSandbox(Snapshots):
     async def get_host(self, port: int) -> str:
         """How HTTP reaches a port of it: "PORT-ID.localhost:…", for `http://` + host, WebSockets too.
 
-        It needs no network for that. Whoever knows the host may use it, unless it was made with spec={"proxy_token": …},
-        which requests then carry in X-Access-Token.
+        It needs no network for that. Whoever knows the host may use it, unless it was made with
+        spec={"proxy_token": …}, which requests then carry in X-Access-Token.
         """
         found = await self._where(port)
         return found.host
