@@ -104,7 +104,8 @@ def test_a_key_sees_its_own_sandboxes_only(admin: Client) -> None:
     assert [box["id"] for box in first("GET", "/v1/sandboxes")] == [mine["id"]]
     assert [box["id"] for box in first("GET", "/v1/stats")] == [mine["id"]]
     assert first("GET", "/v1/sandboxes/box")["sandbox"]["id"] == mine["id"]
-    paths = [(route.method, route.path) for route in served_table() if "{ref}" in route.path and not route.query]
+    routes = [route for route in served_table() if "{ref}" in route.path and not (route.query or route.admin)]
+    paths = [(route.method, route.path) for route in routes]
     assert len(paths) > 5
     for method, path in paths:
         problem = first.fails(method, path.replace("{ref}", other["id"]).replace("{id}", "1"))

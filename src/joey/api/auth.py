@@ -1,4 +1,4 @@
-"""API keys: who calls, whose sandboxes they see, and what a key that is no administrator's may not ask for.
+"""API keys: who calls, and whose sandboxes they see. What a key may not ask for: joey.api.tenant.
 
 A key is `joey_` and 256 random bits in hexadecimal. Only its SHA-256 is kept: nothing can be guessed from random bits
 of that size, so a slow hash would protect nothing. A caller's sandboxes are those made with the same key; of others
@@ -11,22 +11,18 @@ import hashlib
 import hmac
 import secrets
 import time
-from typing import Any
 
 import msgspec
 
 from joey.api.database import Database
 from joey.api.light import web
 from joey.api.routes import Call
-from joey.model.capabilities import DEFAULT_CAPABILITIES
 from joey.model.errors import Invalid, NotFound, NotPermitted
 from joey.model.limits import NO_LIMITS, Limits
-from joey.model.network import EgressRule, mode_of, protected, public
-from joey.model.spec import Process, SandboxSpec
 from joey.model.value import Value
 
 PREFIX = "joey_"
-_ADMINISTRATOR = "come by the unix socket, or with a key made with --admin"
+ADMINISTRATOR = "come by the unix socket, or with a key made with --admin"
 
 
 class Key(msgspec.Struct, frozen=True, kw_only=True):
@@ -121,7 +117,7 @@ class Access:
             what = "the API key is missing" if secret is None else "the API key is wrong or revoked"
             raise web.HTTPUnauthorized(text=what, headers={"WWW-Authenticate": 'Bearer realm="joey"'})
         if call.route.admin and not key.admin:
-            raise NotPermitted("key", "this is the administrator's", _ADMINISTRATOR)
+            raise NotPermitted("key", "this is the administrator's", ADMINISTRATOR)
         call.key = key
         call.owner = "" if key.admin else key.id
 
@@ -137,66 +133,3 @@ def _secret(request: web.Request) -> str | None:
 
 def _digest(secret: str) -> bytes:
     return hashlib.sha256(secret.encode(errors="surrogateescape")).digest()
-
-
-def restrict(call: Call, spec: SandboxSpec) -> None:
-    """Refuse what reaches the host to a key that is no administrator's: with it a tenant would own the machine.
-
-    Raises NotPermitted naming the field.
-    """
-    if not call.owner:
-        return
-    host: dict[str, Any] = {
-        "rootfs": spec.rootfs,
-        "mounts": spec.mounts,
-        "devices": spec.devices,
-        "network": mode_of(spec.network) == "host",
-        "seccomp": spec.seccomp != "default",
-        "masked_paths": spec.masked_paths is not None,
-        "readonly_paths": spec.readonly_paths is not None,
-        "oom_score_adj": spec.oom_score_adj < 0,
-        "resources.pids": spec.resources.pids is None,
-        "resources.oom_kill_disable": spec.resources.oom_kill_disable,
-    }
-    for field, asked in host.items():
-        if asked:
-            raise NotPermitted(field, "only an administrator may ask for this", _ADMINISTRATOR)
-    restrict_process(call, spec.process, "process.")
-    if not isinstance(spec.network, str):
-        restrict_rules(call, spec.network.policy.rules, "network.policy.rules")
-        for index, port in enumerate(spec.network.ports):
-            if 0 < port.host < _FIRST_OPEN_PORT:
-                raise NotPermitted(f"network.ports[{index}].host", f"below {_FIRST_OPEN_PORT}", _ADMINISTRATOR)
-        for index, server in enumerate(spec.network.dns):
-            if not public(server):  # our forwarder would ask it, from the host
-                raise NotPermitted(f"network.dns[{index}]", f"{server} is not public", _ADMINISTRATOR)
-
-
-def restrict_process(call: Call, process: Process, prefix: str = "") -> None:
-    """The same for a program, also one that exec starts. Raises NotPermitted naming the field."""
-    if not call.owner:
-        return
-    more = sorted(set(process.capabilities).difference(DEFAULT_CAPABILITIES))
-    if more:
-        raise NotPermitted(f"{prefix}capabilities", f"{more[0]} is an administrator's to give", _ADMINISTRATOR)
-    if not process.no_new_privileges:
-        raise NotPermitted(f"{prefix}no_new_privileges", "only an administrator may ask for this", _ADMINISTRATOR)
-
-
-def restrict_change(call: Call, resources: dict[str, Any]) -> None:
-    """The same for a change of limits. Raises NotPermitted naming the field."""
-    if call.owner and (resources.get("pids", 0) is None or resources.get("oom_kill_disable")):
-        field = "pids" if resources.get("pids", 0) is None else "oom_kill_disable"
-        raise NotPermitted(f"resources.{field}", "only an administrator may ask for this", _ADMINISTRATOR)
-
-
-_FIRST_OPEN_PORT = 1024
-
-
-def restrict_rules(call: Call, rules: tuple[EgressRule, ...], where: str) -> None:
-    """Refuse rules that open protected ranges (the local network, metadata services) to a key that is no
-    administrator's. Raises NotPermitted naming the field.
-    """
-    for index, rule in enumerate(rules if call.owner else ()):
-        if rule.action == "allow" and rule.network is not None and protected(rule.network):
-            raise NotPermitted(f"{where}[{index}].cidr", f"{rule.cidr} is a protected range", _ADMINISTRATOR)

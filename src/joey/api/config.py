@@ -27,6 +27,8 @@ class Settings(Value, frozen=True, kw_only=True):
     idle_exit       seconds without a sandbox and without a request after which it ends; None for never
     max_requests    in flight at a time; more are told to come back (503)
     max_requests_per_key    requests and streams of one key at a time; more are refused (429)
+    keys_pull       registries that keys may have asked for images that are not here (docker.io): requests go out from
+                    this host, with its credentials
     max_connections by TCP at a time; more are closed
     max_sandboxes   that exist on this node, 0 for as many as fit; more are refused (503)
     memory_overcommit   how many times the machine's memory and swap may be promised as memory limits (256)
@@ -45,6 +47,7 @@ class Settings(Value, frozen=True, kw_only=True):
     idle_exit: float | None = None
     max_requests: int = 4096
     max_requests_per_key: int = 2048
+    keys_pull: tuple[str, ...] = ("docker.io",)
     max_connections: int = 4096
     max_sandboxes: int = 0
     memory_overcommit: float = NodeLimits().memory_overcommit
@@ -108,7 +111,7 @@ def _of_file(path: Path) -> dict[str, Any]:
 
 
 def _of_text(name: str, text: str, variable: str) -> Any:
-    if name == "listen":
+    if name in ("listen", "keys_pull"):
         return [part.strip() for part in text.split(",") if part.strip()]
     default = getattr(Settings(), name)
     if isinstance(default, str):

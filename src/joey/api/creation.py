@@ -10,11 +10,11 @@ from typing import Any
 import msgspec
 
 from joey.api import params, problem, streams
-from joey.api.auth import restrict
 from joey.api.bodies import CreateBody
 from joey.api.light import web
 from joey.api.requests import sandbox_spec
 from joey.api.routes import JSON, NDJSON, Call, Route
+from joey.api.tenant import restrict
 from joey.model import codec
 from joey.model.errors import Invalid, JoeyError, TooMany
 from joey.model.pool import builtins, merged
@@ -72,8 +72,7 @@ def wanted(call: Call, body: dict[str, Any]) -> Wanted:
         if not start:
             raise Invalid("files", "they are written into a running sandbox", "leave start as it is")
     spec = sandbox_spec(_of_pool(call, pool, start, body) if pool else body)
-    restrict(call, spec)
-    return Wanted(spec, start, contents, pool)
+    return Wanted(restrict(call, spec), start, contents, pool)
 
 
 def _of_pool(call: Call, pool: Any, start: bool, body: dict[str, Any]) -> dict[str, Any]:

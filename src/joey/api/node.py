@@ -12,8 +12,9 @@ from joey.api import params
 from joey.api.bodies import CreateBody
 from joey.api.requests import sandbox_spec
 from joey.api.routes import Call, Route
+from joey.engine.interface import Filter
 from joey.model.errors import Busy
-from joey.model.views import DiskUsage, Node, ResetReport
+from joey.model.views import DiskUsage, Load, Node, ResetReport
 
 
 class Health(msgspec.Struct, frozen=True):
@@ -45,8 +46,14 @@ async def health(call: Call) -> Health:
 
 
 async def node(call: Call) -> object:
-    """This machine, its abilities, how many sandboxes."""
-    return await call.engine.node()
+    """This machine, its abilities, how many sandboxes; of a key its own, and nothing of how the engine is set up."""
+    found = await call.engine.node()
+    if not call.owner:
+        return found
+    counts: dict[str, int] = {}
+    for one in await call.engine.list(Filter(all=True, owner=call.owner)):
+        counts[one.state] = counts.get(one.state, 0) + 1
+    return msgspec.structs.replace(found, home="", instance="", counts=counts, checks=(), load=Load())
 
 
 async def disk(call: Call) -> object:

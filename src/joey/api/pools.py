@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from joey.api import params
-from joey.api.auth import restrict
 from joey.api.bodies import PoolBody
 from joey.api.requests import sandbox_spec
 from joey.api.routes import Call, Route
+from joey.api.tenant import restrict
 from joey.model import codec
 from joey.model.errors import Invalid, JoeyError
 from joey.model.pool import PoolSpec
@@ -30,8 +30,7 @@ async def _put(call: Call, body: dict[str, Any]) -> Pool:
     if unknown := sorted(body.keys() - {"size", "max_starting"}):
         raise Invalid(unknown[0], "unknown field", "known are spec, size, max_starting")
     try:
-        spec = sandbox_spec(given)
-        restrict(call, spec)
+        spec = restrict(call, sandbox_spec(given))
     except JoeyError as error:
         error.where = f"spec.{error.where}"
         raise

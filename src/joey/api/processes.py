@@ -11,11 +11,11 @@ import msgspec
 from msgspec import field
 
 from joey.api import params, streams
-from joey.api.auth import restrict_process
 from joey.api.bodies import ExecBody
 from joey.api.light import web
 from joey.api.requests import checked_process, process
 from joey.api.routes import BINARY, Call, Route
+from joey.api.tenant import restrict_process
 from joey.engine.interface import Attachment
 from joey.model.errors import Invalid
 from joey.model.spec import Process

@@ -14,7 +14,7 @@ from joey.model.errors import Invalid
 from joey.model.resources import Resources
 from joey.model.seccomp import SeccompPolicy
 from joey.model.seccomp_oci import policy_from_oci
-from joey.model.spec import Process, SandboxSpec
+from joey.model.spec import Process, SandboxSpec, check_labels
 
 MAX_BODY = 4 << 20
 """Bytes of a request's body: a plan holds no more (PLAN_MAX_BYTES)."""
@@ -43,6 +43,7 @@ def sandbox_spec(body: dict[str, Any]) -> SandboxSpec:
         raise _named(error, "resources.") from None
     if isinstance(profile, dict):
         spec = msgspec.structs.replace(spec, seccomp=_seccomp(profile, spec.process.capabilities))
+    check_labels(spec.labels)
     if bool(spec.image) == bool(spec.rootfs):
         raise Invalid("image", "give either image or rootfs", "image is a name such as host, rootfs a directory")
     return spec

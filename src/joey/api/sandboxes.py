@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
+
 from joey.api import params
-from joey.api.auth import restrict_change, restrict_rules
 from joey.api.routes import NDJSON, Call, Route
+from joey.api.tenant import restrict_update
 from joey.engine.interface import Filter
-from joey.model import codec
-from joey.model.errors import Invalid
-from joey.model.network import EgressRule
 from joey.model.spec import Update
 from joey.model.views import Detail, Exit, Sandbox, Stats
 
@@ -61,20 +60,15 @@ async def index(call: Call) -> Any:
 
 
 async def inspect(call: Call) -> Any:
-    """Everything about one: state, the spec it was made from, where its files are on the host."""
-    return await call.engine.inspect(call.ref)
+    """Everything about one: state, the spec it was made from; for an administrator where its files are on the host."""
+    found = await call.engine.inspect(call.ref)
+    return msgspec.structs.replace(found, paths={}, slot="") if call.owner else found
 
 
 async def update(call: Call) -> Any:
     """What is not given stays. Limits and the network's policy act at once; a timeout counts from now."""
     change = await call.body()
-    restrict_change(call, change.resources)
-    if call.owner and "rules" in change.network:
-        try:
-            rules = codec.convert(tuple[EgressRule, ...], change.network["rules"])
-        except Invalid as error:
-            raise Invalid(f"network.rules{error.where}", error.message, error.remedy) from None
-        restrict_rules(call, rules, "network.rules")
+    restrict_update(call, change)
     return await call.whole(call.engine.update(call.ref, change))
 
 

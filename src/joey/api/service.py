@@ -42,7 +42,7 @@ class Service:
         settings = settings or Settings()
         engine.limit(self.access.limits, settings.node)
         self.max_requests, self.body_timeout = settings.max_requests, settings.body_timeout
-        self.max_per_key = settings.max_requests_per_key
+        self.max_per_key, self.keys_pull = settings.max_requests_per_key, settings.keys_pull
         self.by_owner: dict[str, int] = {}
         self.in_flight = 0
         self.parsers = {

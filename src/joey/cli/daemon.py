@@ -35,7 +35,8 @@ COMMANDS = {
             'more, stand in $JOEY_HOME/daemon.toml: listen = ["…"], socket_group, tls_cert, tls_key,\n'
             "idle_exit, max_requests, max_requests_per_key, max_connections, max_sandboxes (0: as many as\n"
             "fit), memory_overcommit (256: memory limits may promise so many times the machine's memory and\n"
-            "swap), max_starts (20000 in flight), header_timeout, body_timeout; or in the environment as\n"
+            "swap), max_starts (20000 in flight), header_timeout, body_timeout, keys_pull (registries that\n"
+            'keys may have asked for images: ["docker.io"]); or in the environment as\n'
             "JOEY_LISTEN (several places with commas) and so on.\n"
             "Options go before the environment, that before the file."
         ),

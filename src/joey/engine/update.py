@@ -13,7 +13,7 @@ from joey.model import codec
 from joey.model.errors import Invalid, Unenforceable
 from joey.model.network import NetworkPolicy, NetworkSpec, as_spec
 from joey.model.resources import HostLimits, Resources
-from joey.model.spec import SandboxSpec, Update
+from joey.model.spec import SandboxSpec, Update, check_labels
 
 
 def changed(spec: SandboxSpec, change: Update, host: HostLimits | None = None) -> SandboxSpec:
@@ -27,7 +27,8 @@ def changed(spec: SandboxSpec, change: Update, host: HostLimits | None = None) -
         given["resources"] = _resources(spec.resources, change.resources, host)
     if change.labels:
         labels = spec.labels | change.labels
-        given["labels"] = {name: value for name, value in labels.items() if value is not None}
+        given["labels"] = kept = {name: value for name, value in labels.items() if value is not None}
+        check_labels(kept)
     if change.network:
         given["network"] = _network(spec, change.network)
     after = replace(spec, **given)

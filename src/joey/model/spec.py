@@ -9,6 +9,7 @@ the bad one.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from msgspec import UNSET, UnsetType, field
@@ -183,6 +184,16 @@ class SandboxSpec(Value, frozen=True, kw_only=True):
             raise Invalid("proxy_token", "is not 8 to 256 letters, digits and . _ ~ -", "openssl rand -hex 16")
         if isinstance(self.network, str) and self.network != "none":
             check_mode("network", self.network)
+
+
+MAX_LABELS = 32 << 10
+"""Characters of all labels of a sandbox together. Every event of it carries them, and an engine keeps 10,000 events."""
+
+
+def check_labels(labels: Mapping[str, str]) -> None:
+    """Raises Invalid naming labels if they are too long."""
+    if labels and (length := sum(len(name) + len(value) for name, value in labels.items())) > MAX_LABELS:
+        raise Invalid("labels", f"{length} characters, at most {MAX_LABELS}", "keep what is long in a file")
 
 
 class Update(Value, frozen=True, kw_only=True):
