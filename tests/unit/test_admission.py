@@ -12,7 +12,7 @@ import pytest
 
 from joey.api.config import Settings
 from joey.client.transport import Connection, Problem
-from joey.engine.admission import Admission
+from joey.engine.admission import Admission, described
 from joey.model.errors import Busy, Invalid, TooMany
 from joey.model.limits import Limits, NodeLimits
 from joey.testing.engine import FakeEngine
@@ -153,6 +153,14 @@ def test_whatever_happens_the_sums_are_right():
     for id in list(there):
         one.leave(id)
     assert one.load().sandboxes == one.load().memory == one.load().starts == 0 and one._owners == {}
+
+
+def test_the_doctor_says_when_it_is_full():
+    one = ledger(node=NodeLimits(sandboxes=1, memory_overcommit=2.0))
+    found = described(one.load())
+    assert found.state == "ok" and "0 of 1 sandboxes" in found.found and "2 times" in found.found
+    one.enter("a", "")
+    assert described(one.load()).state == "limited"
 
 
 @pytest.mark.parametrize("name, value", [("max_sandboxes", -1), ("memory_overcommit", 0), ("max_starts", 0)])

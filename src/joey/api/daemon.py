@@ -124,13 +124,18 @@ def make_engine(instance: Any) -> Engine:
 
 
 def _doctor() -> int:
+    from joey.engine.admission import Admission, described
     from joey.engine.looking import network_checks
     from joey.host.doctor import examine
     from joey.host.instance import Instance
     from joey.host.probe import probe
 
     instance = Instance.open()
-    print(codec.encode((*examine(probe(instance)), *network_checks(instance.name))).decode())
+    facts, admission = probe(instance), Admission()
+    admission.machine = facts.mem_total + facts.swap_total
+    admission.node = load(instance.home, {}, os.environ).node
+    checks = (*examine(facts), described(admission.load()), *network_checks(instance.name))
+    print(codec.encode(checks).decode())
     return 0
 
 

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from joey.model.errors import Busy, TooMany
 from joey.model.limits import NO_LIMITS, Limits, NodeLimits
 from joey.model.units import format_size
-from joey.model.views import Load
+from joey.model.views import Check, Load
 
 _RETRY_NODE, _RETRY_KEY = 2.0, 1.0
 
@@ -155,6 +155,21 @@ class Admission:
             entry.memory = memory
             self._owners[entry.owner].memory += more
             self._all.memory += more
+
+
+def described(load: Load) -> Check:
+    """A line of `joey doctor`."""
+    most = load.sandboxes_limit
+    sandboxes = f"{load.sandboxes} of {most} sandboxes" if most is not None else f"{load.sandboxes} sandboxes, no limit"
+    memory = f"{format_size(load.memory)} of {format_size(load.memory_limit)} of memory promised"
+    times = f"{load.memory_overcommit:g} times what there is"
+    text = f"{sandboxes}; {memory} ({times}); {load.starts_limit} starts at a time"
+    full = (most is not None and load.sandboxes >= most) or load.memory >= load.memory_limit
+    if full:
+        return Check(
+            name="admission", state="limited", found=text, remedy="remove some, or raise the limits of daemon.toml"
+        )
+    return Check(name="admission", state="ok", found=text)
 
 
 def _of_key(where: str, owner: str, text: str, remedy: str) -> TooMany:

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from joey._version import __version__
+from joey.engine.admission import described
 from joey.engine.box import Box
 from joey.engine.ends import exit_of_child
 from joey.host.cgroup_files import CgroupError
@@ -60,7 +61,7 @@ def exit_of(engine: Engine, box: Box, child: Child) -> Exit:
 
 async def node(engine: Engine) -> Node:
     """This machine. What is found out about its network is kept for some seconds: metrics ask often."""
-    facts, counts = engine.machine.facts, dict[str, int]()
+    facts, load, counts = engine.machine.facts, engine.admission.load(), dict[str, int]()
     for box in engine.boxes:
         if not box.pool:
             state = box.view().state
@@ -68,8 +69,8 @@ async def node(engine: Engine) -> Node:
     return Node(
         version=__version__, home=str(engine.instance.home), instance=engine.instance.name, kernel=facts.release,
         arch=facts.arch, cpus=len(facts.cpus), memory_total=facts.mem_total, counts=counts,
-        checks=(*examine(facts), *await asyncio.to_thread(network_checks, engine.instance.name)),
-        load=engine.admission.load(),
+        checks=(*examine(facts), described(load), *await asyncio.to_thread(network_checks, engine.instance.name)),
+        load=load,
     )  # fmt: skip
 
 
