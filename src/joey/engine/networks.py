@@ -163,6 +163,7 @@ class Networks:
         if fabric is not None:
             asyncio.get_running_loop().remove_reader(fabric.watch.fileno())
             await self.slots.close()
+            await self._wiring.settled()
             if self._forwarder is not None:
                 await self._forwarder.close()
             keep = bool(self._wires)

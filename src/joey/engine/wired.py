@@ -21,6 +21,7 @@ T = TypeVar("T")
 _WIRED_TOGETHER, _RELEASED_TOGETHER = 16, 32
 _IN_FLIGHT = 16
 _QUIET_SECONDS = 0.03
+_FORGET_SECONDS = 0.2
 _log = logging.getLogger(__name__)
 
 
@@ -40,6 +41,7 @@ class Wiring:
         self._wanted: deque[tuple[int, Callable[[Wire], None], asyncio.Future[Wire]]] = deque()
         self._ended: deque[tuple[Wire, asyncio.Future[None]]] = deque()
         self._work: asyncio.Task[None] | None = None
+        self._forgetting: asyncio.Task[None] | None = None
         self.fabric: Fabric
 
     async def run(self, call: Callable[[], T]) -> T:
@@ -54,18 +56,23 @@ class Wiring:
         return await future
 
     async def release(self, wire: Wire) -> None:
-        """Take everything of a link down; returns when that is done. Failures are logged: the next start of an engine
-        finds what is left.
+        """Take everything of a link down; returns when that is done, but for connections that it had: they go a moment
+        later, before the address is used again. Failures are logged: the next start of an engine finds what is left.
         """
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._ended.append((wire, future))
         self._go()
         await future
 
+    async def settled(self) -> None:
+        """Return when nothing is under way."""
+        for task in (self._work, self._forgetting):
+            if task is not None:
+                await asyncio.wait((task,))
+
     async def close(self) -> None:
         """Wait for what is under way."""
-        if self._work is not None:
-            await asyncio.wait((self._work,))
+        await self.settled()
         await asyncio.to_thread(self._thread.shutdown)
 
     def _go(self) -> None:
@@ -109,12 +116,22 @@ class Wiring:
 
     async def _release(self, some: list[tuple[Wire, asyncio.Future[None]]]) -> None:
         try:
-            await self.run(lambda: self.fabric.release([wire for wire, _ in some]))
+            await self.run(lambda: self.fabric.take_down([wire for wire, _ in some]))
         except Exception as error:
             _log.error("links of sandboxes that have ended are left over: %s", error)
         for _, future in some:
             if not future.done():
                 future.set_result(None)
+        if self._forgetting is None or self._forgetting.done():
+            self._forgetting = asyncio.ensure_future(self._forget())
+
+    async def _forget(self) -> None:
+        """Their connections, once for all that end just now."""
+        await asyncio.sleep(_FORGET_SECONDS)
+        try:
+            await self.run(self.fabric.forget)
+        except Exception as error:
+            _log.error("connections of sandboxes that have ended are left over: %s", error)
 
 
 class WiredSlots:

@@ -94,6 +94,7 @@ class Fabric:
         self.switched: Switched = []
         self._note = note
         self.wires: dict[int, Wire] = {}
+        self._ended: list[tuple[Wire, bool]] = []
         self.local: list[ipaddress.IPv4Network] = []
         self.dns_port = 0
         self.swept = 0
@@ -276,11 +277,12 @@ class Fabric:
                 ]
             )
 
-    def _unwire(self, wires: Iterable[Wire]) -> None:
+    def _unwire(self, wires: Iterable[Wire], *, give_back: bool = True) -> None:
         wires = list(wires)
         route.delete_together(self._route, [wire.index for wire in wires], self.group ^ _DYING)
         for wire in wires:
-            self.addresses.give_back(wire.offset)
+            if give_back:
+                self.addresses.give_back(wire.offset)
             self.wires.pop(wire.index, None)
 
     # ---- policy
@@ -369,6 +371,13 @@ class Fabric:
 
     def release(self, wires: Sequence[Wire]) -> None:
         """Take sandboxes out: no element, link, port or connection of theirs stays."""
+        self.take_down(wires)
+        self.forget()
+
+    def take_down(self, wires: Sequence[Wire]) -> None:
+        """`release` but for connections, which `forget` does, for many together: the kernel tells of all there are.
+        Until then their addresses are not used again.
+        """
         for wire in wires:
             self._unpublish(wire.claims)
             wire.claims = []
@@ -376,9 +385,17 @@ class Fabric:
         self.table.dismiss(seats)
         for wire in wires:
             wire.seat = None
-        if seats:
-            conntrack.flush(self._track, [seat.address for seat in seats])
-        self._unwire(wires)
+        self._unwire(wires, give_back=False)
+        self._ended += [(wire, bool(seats)) for wire in wires]
+
+    def forget(self) -> None:
+        """Delete the connections of those that were taken down."""
+        ended, self._ended = self._ended, []
+        try:
+            conntrack.flush(self._track, [wire.address.packed for wire, seated in ended if seated])
+        finally:
+            for wire, _ in ended:
+                self.addresses.give_back(wire.offset)
 
     def sweep(self, keep: Iterable[Wire]) -> int:
         """After an engine that died: delete links and elements of none of `keep`; → how many links."""
