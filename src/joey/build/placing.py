@@ -175,7 +175,7 @@ class PlaceStep:
         if self.owned:
             self.owner = self._owner(self.owner_text)
         try:
-            return commit.archive_layer(self.shop.store, self._archive())
+            return commit.archive_layer(self.shop.store, self._archive(), hold=self.shop.hold)
         except Invalid as error:
             if error.where in ("COPY", "ADD"):
                 raise self.one.error(f"{self.one.keyword}: {error.message}", error.remedy) from None

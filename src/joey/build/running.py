@@ -204,7 +204,8 @@ class RunStep:
                 _remove_stub(upper, base, target)
         except OSError as error:
             raise from_os("clear mount points away", error) from error
-        return commit.upper_layer(self.shop.store, upper, shift=slot.base, epoch=self.shop.options.epoch)
+        shop = self.shop
+        return commit.upper_layer(shop.store, upper, hold=shop.hold, shift=slot.base, epoch=shop.options.epoch)
 
 
 def _remove_ours(upper: Path, base: Tree, target: str) -> None:

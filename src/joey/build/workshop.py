@@ -7,7 +7,7 @@ import contextlib
 import hashlib
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -19,7 +19,7 @@ from joey.build.trees import Tree
 from joey.images import index, layers, oci
 from joey.images.commit import MadeLayer
 from joey.images.library import Library
-from joey.images.store import INGESTING, UNPACKING, Store, StoredImage
+from joey.images.store import Store, StoredImage
 from joey.model.errors import ImageError, JoeyError
 
 if TYPE_CHECKING:
@@ -152,9 +152,7 @@ class Workshop:
                 self.hold(diff_id, blob.digest)
                 known = self.store.step(digest)  # it may have gone just before
         if known is None:
-            with self.making():
-                made: MadeLayer = await work()
-                self.hold(made.diff_id, made.blob.digest)
+            made: MadeLayer = await work()  # which has held what it made
             when = self.now
             diff_id, blob = (made.diff_id, made.blob) if made.entries else ("", None)
             self.store.keep_step(digest, diff_id, blob, when)
@@ -162,11 +160,6 @@ class Workshop:
             state.layers.append((diff_id, blob))
         state.note(text, empty=blob is None, created=rfc3339(when))
         return known is not None
-
-    @contextlib.contextmanager
-    def making(self) -> Iterator[None]:
-        with self.store.busy(INGESTING, UNPACKING):
-            yield
 
     async def thread(self, work: Callable[[], T]) -> T:
         """Do `work` beside the loop, to its end even if the build is given up."""

@@ -7,6 +7,7 @@ import contextlib
 import hashlib
 import os
 import secrets
+import threading
 from collections import Counter
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -16,6 +17,8 @@ from joey.model.errors import from_os
 
 _locks: dict[str, asyncio.Lock] = {}
 _in_use: Counter[str] = Counter()
+_deciding = threading.Lock()
+"""A directory is not taken into use while it is decided to remove it, which threads do."""
 
 
 @contextlib.asynccontextmanager
@@ -27,9 +30,11 @@ async def use(root: Path, id: str, sharing: str, uid: int, gid: int, mode: int |
     if sharing == "private" and _in_use[str(path)]:
         path = path.with_name(f"{path.name}-{secrets.token_hex(4)}")
     async with _locks.setdefault(str(path), asyncio.Lock()) if sharing == "locked" else contextlib.nullcontext():
-        _in_use[str(path)] += 1
+        with _deciding:
+            _in_use[str(path)] += 1
         try:
-            _make(path, uid, gid, mode)
+            with _deciding:
+                _make(path, uid, gid, mode)
             yield path
         finally:
             _in_use[str(path)] -= 1
@@ -47,12 +52,16 @@ def _make(path: Path, uid: int, gid: int, mode: int | None) -> None:
 
 
 def prune(root: Path) -> int:
-    """Remove those that no step uses; → bytes freed. Raises OSError."""
-    freed = 0
-    with contextlib.suppress(FileNotFoundError):
+    """Remove those that no step uses; → bytes freed. Raises OSError. Not by two at once."""
+    gone = []
+    with _deciding, contextlib.suppress(FileNotFoundError):
         for name in os.listdir(root / "cache"):
             path = root / "cache" / name
             if not _in_use[str(path)]:
-                freed += trees.disk_usage(path) or 0
-                trees.remove(path)
+                target = path.with_name(f".gone-{secrets.token_hex(8)}")
+                path.rename(target)
+                gone.append(target)
+    freed = sum(trees.disk_usage(path) or 0 for path in gone)
+    for path in gone:
+        trees.remove(path)
     return freed

@@ -11,7 +11,7 @@ import contextlib
 import hashlib
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO, cast
 
@@ -26,6 +26,7 @@ from joey.model.errors import from_os
 GZIP = "application/vnd.oci.image.layer.v1.tar+gzip"
 PLAIN = "application/vnd.oci.image.layer.v1.tar"
 _LEVEL = 4
+Hold = Callable[..., object]
 
 
 class MadeLayer(msgspec.Struct, frozen=True):
@@ -40,20 +41,26 @@ class MadeLayer(msgspec.Struct, frozen=True):
 
 
 def upper_layer(
-    store: Store, upper: Path | int, *, shift: int, epoch: int | None = None, compress: bool = True
+    store: Store,
+    upper: Path | int,
+    *,
+    hold: Hold,
+    shift: int,
+    epoch: int | None = None,
+    compress: bool = True,
 ) -> MadeLayer:
     """What a sandbox has changed as a layer. upper: its overlay's upper directory, a path or a descriptor. shift: the
     base of its ids. epoch: no time is later (SOURCE_DATE_EPOCH). Raises ImageError, HostFailed and its kin.
     """
     pieces = pack.pack(upper, pack.Options(shift=shift, epoch=epoch, overlay=True))
-    return archive_layer(store, pieces, compress=compress)
+    return archive_layer(store, pieces, hold=hold, compress=compress)
 
 
 def archive_layer(
-    store: Store, pieces: Iterator[bytes], *, compress: bool = True, limits: Limits = NORMAL
+    store: Store, pieces: Iterator[bytes], *, hold: Hold, compress: bool = True, limits: Limits = NORMAL
 ) -> MadeLayer:
-    """The layer of an archive without compression. Who wants to keep it must name it in an image, or hold diff id and
-    blob busy, before the next sweep: hold INGESTING and UNPACKING around the call and that. Raises as `unpack`.
+    """The layer of an archive without compression. hold: called with diff id and blob's digest before they are where a
+    sweep could take them for garbage (Store.busy, for as long as no image names them). Raises as `unpack`.
     """
     with store.busy(INGESTING, UNPACKING):
         temporary = store.blobs / f".new-{secrets.token_hex(8)}"
@@ -64,6 +71,7 @@ def archive_layer(
                 done = unpack(cast(BinaryIO, tee), directory, limits=limits)
                 digest, size = tee.finish()
                 os.fsync(file.fileno())
+            hold(done.diff_id, digest)
             store.adopt_layer(directory, done.diff_id, done.size, done.entries)
             store.commit_blob(temporary, digest)
         except OSError as error:

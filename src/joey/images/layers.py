@@ -30,6 +30,7 @@ _log = logging.getLogger(__name__)
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _OPAQUE = "trusted.overlay.opaque"
 _NEW = ".new-"
+_GONE = ".gone-"
 GROWN = ("snapshot:", "fork:")
 """How `StoredImage.source` begins where layers were put on another image that is in use already."""
 _APART = 4
@@ -97,18 +98,23 @@ def _place(store: Store, image: StoredImage) -> Path | None:
     return store.root / "merged" / chain_id(image.diff_ids)[7:]
 
 
-def sweep(store: Store, images: Sequence[StoredImage]) -> int:
-    """Remove what none of `images` (all there are, or that somebody uses) needs; → how many. Raises OSError."""
-    folder = store.root / "merged"
-    kept = {path.name for image in images if (path := _place(store, image)) is not None}
-    kept |= {chain[7:] for image in images if image.source.startswith(GROWN) for chain in _chains(image.diff_ids)}
-    count = 0
-    with contextlib.suppress(FileNotFoundError):
+def sweep(store: Store) -> int:
+    """Remove what no image needs; → how many. Raises OSError. Not by two at once."""
+    folder, gone = store.root / "merged", []
+    with store.lock(), contextlib.suppress(FileNotFoundError):  # else an image could come that takes one to be there
+        images = store.all()
+        kept = {path.name for image in images if (path := _place(store, image)) is not None}
+        kept |= {chain[7:] for image in images if image.source.startswith(GROWN) for chain in _chains(image.diff_ids)}
         for name in os.listdir(folder):
-            if name not in kept and not (name.startswith(_NEW) and store.is_busy(UNPACKING)):
-                trees.remove(folder / name)
-                count += 1
-    return count
+            if name in kept or (name.startswith(_NEW) and store.is_busy(UNPACKING)):
+                continue
+            if not name.startswith(_GONE):
+                os.rename(folder / name, folder / f"{_GONE}{name.lstrip('.')}")
+                name = f"{_GONE}{name.lstrip('.')}"
+            gone.append(folder / name)
+    for path in gone:
+        trees.remove(path)
+    return len(gone)
 
 
 def merge(layers: Sequence[Path], target: Path) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +23,7 @@ from joey.model.errors import from_os
 
 PART_SECONDS = 86400.0
 """An interrupted download is kept so long for the next try."""
+_sweeping = threading.Lock()
 
 
 class Swept(msgspec.Struct, frozen=True):
@@ -60,7 +62,8 @@ def prune(store: Store, *, all: bool = False, parts: bool = False) -> Swept:
     """
     store.forget_steps()
     try:
-        freed = caches.prune(store.root)
+        with _sweeping:
+            freed = caches.prune(store.root)
     except OSError as error:
         raise from_os("remove caches of builds", error) from error
     with store.lock():
@@ -74,7 +77,12 @@ def prune(store: Store, *, all: bool = False, parts: bool = False) -> Swept:
 
 
 def sweep(store: Store, *, parts: bool = False) -> Swept:
-    """Remove content that no image names and nobody is about to name."""
+    """Remove content that no image names and nobody is about to name. Who comes while another sweeps waits."""
+    with _sweeping:
+        return _sweep(store, parts)
+
+
+def _sweep(store: Store, parts: bool) -> Swept:
     blobs, size = 0, 0
     condemned = []
     try:
@@ -109,7 +117,7 @@ def sweep(store: Store, *, parts: bool = False) -> Swept:
                     blobs += 1
         for path in condemned:
             trees.remove(path)
-        layers_merged.sweep(store, store.all())
+        layers_merged.sweep(store)
     except OSError as error:
         raise from_os("remove unused images", error) from error
     return Swept(layers=tuple(dead), blobs=blobs, bytes=size + sum(sizes.values()))
