@@ -29,12 +29,13 @@ from joey.model.ports import PublishedPort
 from joey.model.spec import Process, SandboxSpec
 from joey.network.proxy import Proxy
 
-SECONDS, ROUNDS, REQUESTS = 1.5, 5, 2000
+MEBIBYTES, ROUNDS, REQUESTS = 256, 9, 2000
 _HOST, _OURS, _PODMANS, _OUTSIDE = "192.0.2.2", 5201, 5301, 5401
 
 
-async def measure(seconds: float = SECONDS, rounds: int = ROUNDS) -> dict[str, Any]:
-    """throughput: out and published, each {joey_gbit, podman_gbit, ratio} (medians); proxy_added_ms: the median of
+async def measure(mebibytes: int = MEBIBYTES, rounds: int = ROUNDS) -> dict[str, Any]:
+    """throughput: out and published, each {joey_gbit, podman_gbit (medians), ratio (the median of the rounds', each of
+    which measures both in turn: a machine that does other work too slows both)}; proxy_added_ms: the median of
     requests by the proxy less that of direct ones. What cannot be measured here is None, and `missing` says why.
     """
     found: dict[str, Any] = {"throughput": {}, "proxy_added_ms": None, "missing": []}
@@ -42,7 +43,7 @@ async def measure(seconds: float = SECONDS, rounds: int = ROUNDS) -> dict[str, A
         async with opened() as lab:
             found["proxy_added_ms"] = await proxy_added(lab)
             if shutil.which("iperf3"):
-                found["throughput"] = await _throughput(lab, outside, seconds, rounds, found["missing"])
+                found["throughput"] = await _throughput(lab, outside, mebibytes, rounds, found["missing"])
             else:
                 found["missing"].append("throughput: iperf3 is not installed")
             await lab.remove_all()
@@ -53,7 +54,7 @@ async def measure(seconds: float = SECONDS, rounds: int = ROUNDS) -> dict[str, A
 # --- throughput ------------------------------------------------------------------------------------------------------
 
 
-async def _throughput(lab: Lab, outside: int, seconds: float, rounds: int, missing: list[str]) -> dict[str, Any]:
+async def _throughput(lab: Lab, outside: int, mebibytes: int, rounds: int, missing: list[str]) -> dict[str, Any]:
     policy = NetworkPolicy(rules=(EgressRule(action="allow", cidr=f"{INTERNET}/32"),))
     network = NetworkSpec(mode="nat", policy=policy, ports=(PublishedPort(host=_OURS, container=_OURS),))
     spec = SandboxSpec(rootfs=os.fspath(lab.rootfs), process=Process(argv=(PROBE, "idle", "ours")), network=network)
@@ -71,10 +72,10 @@ async def _throughput(lab: Lab, outside: int, seconds: float, rounds: int, missi
             stack.enter_context(_listening(netns, ["iperf3", "-s", "--forceflush", "-p", str(port)]))
             spaces[name] = (netns, port)
         stack.enter_context(_listening(outside, ["iperf3", "-s", "--forceflush", "-p", str(_OUTSIDE)]))
-        for _ in range(rounds):
-            for name, (netns, port) in spaces.items():
-                out = await asyncio.to_thread(_iperf, netns, INTERNET, _OUTSIDE, seconds)
-                published = await asyncio.to_thread(_iperf, outside, _HOST, port, seconds)
+        for number in range(rounds):
+            for name, (netns, port) in sorted(spaces.items(), reverse=bool(number % 2)):
+                out = await asyncio.to_thread(_iperf, netns, INTERNET, _OUTSIDE, mebibytes)
+                published = await asyncio.to_thread(_iperf, outside, _HOST, port, mebibytes)
                 rates["out"].setdefault(name, []).append(out)
                 rates["published"].setdefault(name, []).append(published)
     return {way: _compared(those) for way, those in rates.items()}
@@ -83,7 +84,8 @@ async def _throughput(lab: Lab, outside: int, seconds: float, rounds: int, missi
 def _compared(rates: dict[str, list[float]]) -> dict[str, float]:
     found = {f"{name}_gbit": round(statistics.median(those), 2) for name, those in rates.items()}
     if "podman" in rates:
-        found["ratio"] = round(statistics.median(rates["joey"]) / statistics.median(rates["podman"]), 3)
+        pairs = zip(rates["joey"], rates["podman"], strict=True)
+        found["ratio"] = round(statistics.median(ours / theirs for ours, theirs in pairs), 3)
     return found
 
 
@@ -103,9 +105,9 @@ def _listening(netns: int, argv: list[str]) -> Iterator[None]:
         process.communicate()
 
 
-def _iperf(netns: int, address: str, port: int, seconds: float) -> float:
+def _iperf(netns: int, address: str, port: int, mebibytes: int) -> float:
     """Gbit/s that arrive. Raises RuntimeError with what it said."""
-    argv = ["iperf3", "-c", address, "-p", str(port), "-t", str(seconds), "-J", "--connect-timeout", "3000"]
+    argv = ["iperf3", "-c", address, "-p", str(port), "-n", f"{mebibytes}M", "-J", "--connect-timeout", "3000"]
     done = inside(netns, lambda: subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False))
     result = json.loads(done.stdout or "{}")
     if done.returncode or "end" not in result:
