@@ -350,7 +350,7 @@ def test_stats_and_inspect_of_the_running(lab):
             assert name == "log" or Path(path).is_dir(), name
         node = await engine.node()
         assert node.counts["running"] >= 1 and node.instance == lab.instance.name
-        assert {usage.kind for usage in await engine.disk_usage()} == {"images", "layers", "logs", "state"}
+        assert {usage.kind for usage in await engine.disk_usage()} == {"images", "layers", "logs", "state", "volumes"}
         await engine.stop("stats", 0)
         assert await engine.stats(["stats"]) == []
         await engine.remove("stats")

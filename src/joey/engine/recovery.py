@@ -18,7 +18,6 @@ from joey.engine.fleet import Running
 from joey.engine.launching import Launched
 from joey.engine.networks import Link
 from joey.engine.record import SIGKILL, Found, Phase, Recovered, Run
-from joey.engine.snapshots import thaw_left
 from joey.host import orphans
 from joey.host.cgroup_files import CgroupError
 from joey.host.launcher import LauncherError, LauncherGone
@@ -66,7 +65,7 @@ async def recover(engine: Engine) -> None:
     # the slot of a sandbox whose files are kept.
     running = [slot for box, slot in placed if box.record.run in (Run.ALIVE, Run.LAUNCHING) and box.record.key in known]
     machine.sweep(running, (slot for _, slot in placed))
-    thaw_left(engine.instance, machine.cgroup, (slot for box, slot in placed if box.record.phase is Phase.PAUSED))
+    engine.snapshots.recover(slot for box, slot in placed if box.record.phase is Phase.PAUSED)
     await engine.networks.recover(_linked(boxes, known))
     for box in boxes:
         engine.add(box)

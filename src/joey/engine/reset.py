@@ -85,9 +85,14 @@ def disk_usage(instance: Instance, storage: Storage, boxes: Sequence[Box]) -> Se
     return (
         DiskUsage(kind="images", count=count, bytes=size),
         DiskUsage(kind="layers", count=len(used), bytes=disk, memory=sum(size for _, size in used) - disk),
+        DiskUsage(kind="volumes", count=_volumes(instance), bytes=_bytes(instance.volumes)),
         DiskUsage(kind="logs", count=_entries(instance.logs), bytes=_bytes(instance.logs)),
         DiskUsage(kind="state", count=1, bytes=sum(p.stat().st_size for p in instance.home.glob("state.db*"))),
     )
+
+
+def _volumes(instance: Instance) -> int:
+    return sum(1 for _ in instance.volumes.glob("*/volume.json"))
 
 
 def _entries(path: Path) -> int:

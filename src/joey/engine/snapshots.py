@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import logging
 import secrets
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -39,6 +40,10 @@ if TYPE_CHECKING:
 
 MOST = 1000
 """Snapshots that one owner of a key may have."""
+MOST_CHANGES = 200_000
+"""What one answer tells of."""
+_AT_ONCE = 4
+"""Copies and walks under way, of an owner one: they take threads that others wait for, for as long as trees like."""
 _COLLECT_SECONDS = 0.5
 _log = logging.getLogger(__name__)
 
@@ -58,6 +63,9 @@ class Snapshots:
         self._engine = engine
         self._collecting: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
+        self._forking = 0
+        self._threads = asyncio.Semaphore(_AT_ONCE)
+        self._turns: dict[str, asyncio.Lock] = {}
 
     @property
     def _library(self) -> library.Library:
@@ -102,11 +110,15 @@ class Snapshots:
     async def for_forks(self, box: Box, pause: bool = True) -> StoredImage:
         """An image without a name, held until `drop`; it goes with the last sandbox made of it."""
         parent, settings = self._settings(box)
-        done = await self._take(
-            box, pause, parent, settings, source=snapshot.FORK + box.owner, created_by=f"joey fork {box.id[:12]}"
-        )
-        if not self._library.store.hold(done.image.digest):
-            raise Broken("image", "it was removed at once", "try again")
+        self._forking += 1
+        try:
+            done = await self._take(
+                box, pause, parent, settings, source=snapshot.FORK + box.owner, created_by=f"joey fork {box.id[:12]}"
+            )
+            if not self._library.store.hold(done.image.digest):
+                raise Broken("image", "it was removed at once", "try again")
+        finally:
+            self._forking -= 1
         return done.image
 
     def drop(self, image: StoredImage) -> None:
@@ -121,7 +133,21 @@ class Snapshots:
             return []
         layers = [Path(layer.source) for layer in image.layers]
         binds = [bind.target for bind in image.binds]
-        return await asyncio.to_thread(lambda: list(changes.changes(upper, layers, binds)))
+        async with self._turn(box.owner):
+            found = await asyncio.to_thread(
+                lambda: list(itertools.islice(changes.changes(upper, layers, binds), MOST_CHANGES + 1))
+            )
+        if len(found) > MOST_CHANGES:
+            raise Conflict("changes", f"there are more than {MOST_CHANGES}", "joey export, and compare that")
+        return found
+
+    @contextlib.asynccontextmanager
+    async def _turn(self, owner: str) -> AsyncIterator[None]:
+        """One at a time of an owner, few of all."""
+        if len(self._turns) > 1000:
+            self._turns = {whose: lock for whose, lock in self._turns.items() if lock.locked()}
+        async with self._turns.setdefault(owner, asyncio.Lock()), self._threads:
+            yield
 
     def upper(self, box: Box) -> Path | None:
         """Its writable layer, None while there is none."""
@@ -184,9 +210,13 @@ class Snapshots:
             finally:
                 paused = time.perf_counter() - since
 
-        with ExitStack() as stack:
-            taken = await box.in_turn(hold_still())
-            image = await asyncio.to_thread(finish, taken)
+        stack = ExitStack()
+        async with self._turn(box.owner):
+            try:
+                taken = await box.in_turn(hold_still())
+                image = await asyncio.to_thread(finish, taken)
+            finally:
+                await asyncio.to_thread(stack.close)  # what is not kept may be a million files
             self._library.changed()
             return _Done(image, taken.found.entries, taken.found.size, time.perf_counter() - begun, paused)
 
@@ -231,6 +261,12 @@ class Snapshots:
 
     # --- what nobody needs any more ----------------------------------------------------------------------------------
 
+    def recover(self, paused: Iterable[str]) -> None:
+        """At the engine's start. paused: slots of sandboxes that somebody has paused."""
+        thaw_left(self._engine.instance, self._engine.machine.cgroup, paused)
+        if self._library.exists:
+            self.collect()
+
     def left(self, box: Box) -> None:
         """A sandbox is gone, and does not need its image any more."""
         if images.local(box.spec):
@@ -252,6 +288,9 @@ class Snapshots:
 
     async def _sweep(self) -> None:
         if not self._library.exists:
+            return
+        if self._forking:
+            self.collect()
             return
         try:
             self._library.flush()

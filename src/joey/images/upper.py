@@ -100,6 +100,8 @@ class Copier:
                 except FileNotFoundError:  # it runs, and has removed it
                     continue
                 self.entries += 1
+                if self.entries > NORMAL.entries:
+                    raise ImageError("layer", f"it has more than {NORMAL.entries} files")
                 if stat.S_ISDIR(found.st_mode):
                     stack.append(self._enter(level, name, len(stack)))
                 else:
