@@ -167,7 +167,12 @@ def test_what_a_sandbox_with_nat_reaches_and_what_is_left_of_it(lab: Lab, shared
         await engine.remove(box.id, force=True)
         assert engine.networks.fabric is not None
         assert engine.networks.fabric.table.occupied() == {socket.inet_aton(other.address)}
-        assert not [line for line in left_in(lab) if box.address in line.split()]
+        for _ in range(200):
+            if not [line for line in left_in(lab) if box.address in line.split()]:
+                break
+            await asyncio.sleep(0.02)
+        else:
+            raise AssertionError(left_in(lab))
         assert engine.private.list(None) == []
 
     shared(work)

@@ -500,7 +500,8 @@ class Box:
 
     async def _release(self, files: bool) -> None:
         slot, machine = self.slot, self._machine
-        unlinked = asyncio.ensure_future(self._context.networks.release(self)) if self.link else None
+        if self.link is not None:
+            self._context.networks.release(self)
         if slot is not None:
             if files and self.noted is not None:
                 await self.noted  # on a full disk, too, removing goes on
@@ -512,8 +513,6 @@ class Box:
                 if self.spec.storage != "memory" or self.spec.resources.disk is not None:
                     await self._remove_files(slot)
                 self.slot = None
-        if unlinked is not None:
-            await unlinked
         self.apply(Cleared())
 
     async def _remove_files(self, slot: Slot) -> None:

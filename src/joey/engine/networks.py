@@ -61,6 +61,11 @@ class Noted(Value, frozen=True, kw_only=True):
     switched: tuple[tuple[int, str], ...] = ()
     boot: str = ""
 
+    @property
+    def still_switched(self) -> Switched:
+        """What was switched on before the machine started anew is off, or somebody else's by now."""
+        return list(self.switched) if self.boot == _boot() else []
+
 
 class Networks:
     """Of one engine. All of it belongs to the event loop."""
@@ -139,11 +144,14 @@ class Networks:
         known = {offset: self._known(box) for offset, box in boxes.items()}
         try:
             name, note = self._engine.instance.name, self._note
-            fabric = await self._wiring.run(lambda: _again(name, noted, known, note))
             if not known:
-                await self._wiring.run(fabric.close)
+                await self._wiring.run(lambda: Fabric.undo(name, noted.number, noted.still_switched))
                 _note_path(self._engine.instance).unlink(missing_ok=True)
                 return
+            switched = noted.still_switched
+            fabric = await self._wiring.run(
+                lambda: Fabric.again(name, noted.number, known, note=note, switched=switched)
+            )
             by_offset = {wire.offset: wire for wire in fabric.wires.values()}
             await self._use(fabric)
             for offset, box in boxes.items():
@@ -394,8 +402,10 @@ class Networks:
 
     # --- the end -----------------------------------------------------------------------------------------------------
 
-    async def release(self, box: Box) -> None:
-        """Take down all that it has of the network. Done again, or without any: nothing."""
+    def release(self, box: Box) -> None:
+        """Take away all that it has of the network: at once what lets packets pass, ports and names, its link a moment
+        later. Done again, or without any: nothing.
+        """
         wire, link = self._wires.pop(box.id, None), box.link
         box.link = None
         self._fresh.discard(box.id)
@@ -404,7 +414,11 @@ class Networks:
         self._clients.pop(wire.address.packed, None)
         if link is not None and link.network:
             self.private.members(link.network).leave(wire.address.packed)
-        await self._wiring.release(wire)
+        try:
+            self.fabric.dismiss([wire])
+        except (OSError, JoeyError) as error:
+            _log.error("the network of %s is left over: %s", box.id, error)
+        self._wiring.end(wire)
 
 
 def _files(spec: NetworkSpec, hostname: str, address: str, gateway: str) -> Mapping[str, str]:
@@ -450,12 +464,6 @@ def _boot() -> str:
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
-def _again(name: str, noted: Noted, known: Mapping[int, Known], note: Any) -> Fabric:
-    """What was switched on before the machine started anew is off, or somebody else's by now."""
-    switched = list(noted.switched) if noted.boot == _boot() else []
-    return Fabric.again(name, noted.number, known, note=note, switched=switched)
-
-
 def demolish(instance: Instance) -> int:
     """Remove all that an instance has of the network; → how many links. Works without an engine, in the network
     namespace of its engine.
@@ -463,8 +471,6 @@ def demolish(instance: Instance) -> int:
     noted = read_note(instance)
     if noted is None:
         return 0
-    fabric = _again(instance.name, noted, {}, lambda number, switched: None)
-    count = fabric.swept
-    fabric.close()
+    count = Fabric.undo(instance.name, noted.number, noted.still_switched)
     _note_path(instance).unlink(missing_ok=True)
     return count

@@ -11,6 +11,7 @@ import logging
 from collections import deque
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 from joey.engine.slots import Prepared, SlotPool
@@ -18,10 +19,10 @@ from joey.model.errors import JoeyError
 from joey.network.fabric import Fabric, Wire
 
 T = TypeVar("T")
-_WIRED_TOGETHER, _RELEASED_TOGETHER = 16, 32
+_WIRED_TOGETHER, _ENDED_TOGETHER = 16, 64
 _IN_FLIGHT = 16
 _QUIET_SECONDS = 0.03
-_FORGET_SECONDS = 0.2
+_END_SECONDS = 0.1
 _log = logging.getLogger(__name__)
 
 
@@ -39,9 +40,9 @@ class Wiring:
     def __init__(self) -> None:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="joey-network")
         self._wanted: deque[tuple[int, Callable[[Wire], None], asyncio.Future[Wire]]] = deque()
-        self._ended: deque[tuple[Wire, asyncio.Future[None]]] = deque()
+        self._ended: deque[Wire] = deque()
         self._work: asyncio.Task[None] | None = None
-        self._forgetting: asyncio.Task[None] | None = None
+        self._ending: asyncio.Task[None] | None = None
         self.fabric: Fabric
 
     async def run(self, call: Callable[[], T]) -> T:
@@ -55,18 +56,17 @@ class Wiring:
         self._go()
         return await future
 
-    async def release(self, wire: Wire) -> None:
-        """Take everything of a link down; returns when that is done, but for connections that it had: they go a moment
-        later, before the address is used again. Failures are logged: the next start of an engine finds what is left.
+    def end(self, wire: Wire) -> None:
+        """Take down the link of one that was dismissed, and forget its connections: a moment later, with others.
+        Failures are logged: the next start of an engine finds what is left.
         """
-        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._ended.append((wire, future))
-        self._go()
-        await future
+        self._ended.append(wire)
+        if self._ending is None or self._ending.done():
+            self._ending = asyncio.ensure_future(self._end())
 
     async def settled(self) -> None:
         """Return when nothing is under way."""
-        for task in (self._work, self._forgetting):
+        for task in (self._work, self._ending):
             if task is not None:
                 await asyncio.wait((task,))
 
@@ -81,12 +81,8 @@ class Wiring:
 
     async def _do(self) -> None:
         await asyncio.sleep(0)  # whoever else asks just now comes along
-        while self._wanted or self._ended:
-            if self._wanted:
-                await self._wire([self._wanted.popleft() for _ in range(min(_WIRED_TOGETHER, len(self._wanted)))])
-            if self._ended:
-                some = [self._ended.popleft() for _ in range(min(_RELEASED_TOGETHER, len(self._ended)))]
-                await self._release(some)
+        while self._wanted:
+            await self._wire([self._wanted.popleft() for _ in range(min(_WIRED_TOGETHER, len(self._wanted)))])
 
     async def _wire(self, some: list[tuple[int, Callable[[Wire], None], asyncio.Future[Wire]]]) -> None:
         def work() -> list[Wire]:
@@ -110,28 +106,20 @@ class Wiring:
             return
         for (_, _, future), wire in zip(some, wires, strict=True):
             if future.done():  # nobody waits any more
-                self._ended.append((wire, asyncio.get_running_loop().create_future()))
+                self.end(wire)
             else:
                 future.set_result(wire)
 
-    async def _release(self, some: list[tuple[Wire, asyncio.Future[None]]]) -> None:
-        try:
-            await self.run(lambda: self.fabric.take_down([wire for wire, _ in some]))
-        except Exception as error:
-            _log.error("links of sandboxes that have ended are left over: %s", error)
-        for _, future in some:
-            if not future.done():
-                future.set_result(None)
-        if self._forgetting is None or self._forgetting.done():
-            self._forgetting = asyncio.ensure_future(self._forget())
-
-    async def _forget(self) -> None:
-        """Their connections, once for all that end just now."""
-        await asyncio.sleep(_FORGET_SECONDS)
-        try:
-            await self.run(self.fabric.forget)
-        except Exception as error:
-            _log.error("connections of sandboxes that have ended are left over: %s", error)
+    async def _end(self) -> None:
+        while self._ended:
+            await asyncio.sleep(_END_SECONDS)
+            try:
+                while self._ended:
+                    some = [self._ended.popleft() for _ in range(min(_ENDED_TOGETHER, len(self._ended)))]
+                    await self.run(partial(self.fabric.take_down, some))
+                await self.run(self.fabric.forget)
+            except Exception as error:
+                _log.error("links of sandboxes that have ended are left over: %s", error)
 
 
 class WiredSlots:
@@ -175,8 +163,8 @@ class WiredSlots:
             await asyncio.wait(self._tasks)
         some = list(self._ready)
         self._ready.clear()
-        await asyncio.gather(*(self._wiring.release(one.wire) for one in some))
         for one in some:
+            self._wiring.end(one.wire)
             self._pool.discard(one.prepared)
 
     async def _make(self) -> Wired:

@@ -59,6 +59,7 @@ class Wire:
     address: ipaddress.IPv4Address
     netns: int
     seat: Seat | None = None
+    had_seat: bool = False
     claims: list[Claim] = field(default_factory=list)
 
 
@@ -94,10 +95,9 @@ class Fabric:
         self.switched: Switched = []
         self._note = note
         self.wires: dict[int, Wire] = {}
-        self._ended: list[tuple[Wire, bool]] = []
+        self._ended: list[Wire] = []
         self.local: list[ipaddress.IPv4Network] = []
         self.dns_port = 0
-        self.swept = 0
         with contextlib.ExitStack() as opened:
             self._route = opened.enter_context(Link(NETLINK_ROUTE))
             self._quick = opened.enter_context(Link(NETLINK_ROUTE))
@@ -156,6 +156,20 @@ class Fabric:
             raise
         return fabric
 
+    @classmethod
+    def undo(cls, name: str, number: int, switched: Switched, lock_file: Path | None = None) -> int:
+        """After an engine that died with no sandbox left: take away all it has made; → how many links there were."""
+        addresses = Addresses.again(number, (), lock_file) if lock_file else Addresses.again(number, ())
+        fabric = cls(name, addresses, 0)
+        try:
+            fabric.switched = list(switched)
+            if fabric.table.exists():
+                return fabric.sweep(())
+            strays = [one.index for one in route.links(fabric._route, group=fabric.group)]
+            return route.delete_together(fabric._route, strays, fabric.group ^ _DYING)
+        finally:
+            fabric.close()
+
     def _take_over(self, known: Mapping[int, Known]) -> None:
         self.local = self._local()
         if self.table.exists():
@@ -164,7 +178,7 @@ class Fabric:
             seats = self.table.adopt({key: (one.policy, one.network) for key, one in places.items()})
             for wire in self.wires.values():
                 wire.seat = seats.get(wire.address.packed)
-            self.swept = self.sweep(self.wires.values())
+            self.sweep(self.wires.values())
         else:
             self._install()
             for wire in self.wires.values():
@@ -371,30 +385,34 @@ class Fabric:
 
     def release(self, wires: Sequence[Wire]) -> None:
         """Take sandboxes out: no element, link, port or connection of theirs stays."""
+        self.dismiss(wires)
         self.take_down(wires)
         self.forget()
 
-    def take_down(self, wires: Sequence[Wire]) -> None:
-        """`release` but for connections, which `forget` does, for many together: the kernel tells of all there are.
-        Until then their addresses are not used again.
-        """
+    def dismiss(self, wires: Sequence[Wire]) -> None:
+        """The part of `release` that counts: from now on nothing of theirs passes, and their ports are free."""
         for wire in wires:
             self._unpublish(wire.claims)
             wire.claims = []
-        seats = [wire.seat for wire in wires if wire.seat]
-        self.table.dismiss(seats)
+        self.table.dismiss([wire.seat for wire in wires if wire.seat])
         for wire in wires:
+            wire.had_seat = wire.had_seat or wire.seat is not None
             wire.seat = None
+
+    def take_down(self, wires: Sequence[Wire]) -> None:
+        """Then their links, better many together: it waits for grace periods of the kernel once."""
         self._unwire(wires, give_back=False)
-        self._ended += [(wire, bool(seats)) for wire in wires]
+        self._ended += wires
 
     def forget(self) -> None:
-        """Delete the connections of those that were taken down."""
+        """Then their connections, of all that were taken down: the kernel tells of all there are. Only then are their
+        addresses used again.
+        """
         ended, self._ended = self._ended, []
         try:
-            conntrack.flush(self._track, [wire.address.packed for wire, seated in ended if seated])
+            conntrack.flush(self._track, [wire.address.packed for wire in ended if wire.had_seat])
         finally:
-            for wire, _ in ended:
+            for wire in ended:
                 self.addresses.give_back(wire.offset)
 
     def sweep(self, keep: Iterable[Wire]) -> int:
