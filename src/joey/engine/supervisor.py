@@ -98,6 +98,7 @@ class Engine(WithNetworks):
         self._forgetting: asyncio.Task[None] | None = None
         self._to_dismiss: dict[Shard, list[int]] = {}
         self._dismissing: asyncio.Task[None] | None = None
+        self._warming: asyncio.Future[None] | None = None
         self._launching = 0
         self._open = False
 
@@ -142,13 +143,17 @@ class Engine(WithNetworks):
         # The first sandbox shall wait for neither.
         for _ in range(self.machine.fleet.width):
             await self.machine.fleet.shard()
-        await asyncio.to_thread(self.machine.launching.warm)
+        self._warming = recovery.warm(self.machine.launching)
+        if not self._boxes:
+            await self._warming
         self.warm.recover()
 
     async def close(self, *, stop_launcher: bool = False) -> None:
         if not self._open:
             return
         self._open = False
+        if self._warming is not None:
+            await asyncio.wait((self._warming,))
         self.timers.close()
         await self.warm.pools.close()
         self.news.close()
@@ -228,8 +233,10 @@ class Engine(WithNetworks):
         """Look at everything the spec names, and have its image, pulled if need be, until the box is gone."""
         if not images.local(box.spec):
             await images.ensure(self.instance, box.spec, box.id)
-            if box.record.phase is Phase.REMOVING:
-                raise Conflict("state", "it was removed while its image was pulled")
+        elif self._warming is not None and not self._warming.done():
+            await asyncio.wait((self._warming,))  # the host's image is being made: others get their answers meanwhile
+        if box.record.phase is Phase.REMOVING:
+            raise Conflict("state", "it was removed while its image was pulled")
         await self.volumes.prepare(box)
         box.request = self.machine.launching.complete(box.spec, box.id)
 

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import TYPE_CHECKING
 
 from joey.model.errors import Invalid
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from joey.model.spec import SandboxSpec
 
 _host: dict[str, Image] = {}
+_making = threading.Lock()
 
 
 def local(spec: SandboxSpec) -> bool:
@@ -99,5 +101,7 @@ def host_image(instance: Instance) -> Image:
 
     key = str(instance.images)
     if key not in _host:
-        _host[key] = host.prepare(instance, python.usable()[0])
+        with _making:  # an engine that takes sandboxes over has a thread make it meanwhile
+            if key not in _host:
+                _host[key] = host.prepare(instance, python.usable()[0])
     return _host[key]
