@@ -15,7 +15,7 @@ from joey import images
 from joey.engine.box import Box
 from joey.engine.ends import UNSEEN
 from joey.engine.fleet import Running
-from joey.engine.launching import Launched
+from joey.engine.launching import Launched, Launching
 from joey.engine.networks import Link
 from joey.engine.record import SIGKILL, Found, Phase, Recovered, Run
 from joey.host import orphans
@@ -73,6 +73,18 @@ async def recover(engine: Engine) -> None:
     await engine.execs.take_over(known, {box.id: box.slot.name if box.slot else "" for box in boxes}, machine.fleet)
     for shard in machine.fleet.shards:
         machine.fleet.retire(shard)
+
+
+def warm(launching: Launching) -> asyncio.Future[None]:
+    """Have a thread make what the first launch would have to wait for; done when it is there."""
+
+    def say(work: asyncio.Future[None]) -> None:
+        if not work.cancelled() and (error := work.exception()):
+            _log.error("the image of this host cannot be made: %s", error)
+
+    work = asyncio.ensure_future(asyncio.to_thread(launching.warm))
+    work.add_done_callback(say)
+    return work
 
 
 def _linked(boxes: Iterable[Box], known: dict[int, tuple[Shard, Child]]) -> list[tuple[Box, int]]:

@@ -140,7 +140,7 @@ class Engine(WithNetworks):
         for shard in self.machine.fleet.shards:
             with contextlib.suppress(LauncherGone):  # the next one is subscribed to at once
                 await shard.launcher.subscribe()
-        # The first sandbox shall wait for neither.
+        # The first sandbox shall wait for neither; but where some run already, others are answered first.
         for _ in range(self.machine.fleet.width):
             await self.machine.fleet.shard()
         self._warming = recovery.warm(self.machine.launching)
