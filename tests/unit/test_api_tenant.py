@@ -1,14 +1,20 @@
 """What a key may ask for. Every field of a specification is in one of the tables, so a new one has to be judged."""
 
+import json
+import socket
+import time
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from joey.api.bodies import CreateBody
+from joey.api.budget import Budget
 from joey.api.config import Settings
+from joey.api.service import Service
 from joey.api.tenant import MAX_SPEC
 from joey.client.transport import Connection, Problem
+from joey.engine.output import Backlog
 from joey.model.network import NetworkPolicy, NetworkSpec
 from joey.model.resources import Resources
 from joey.model.spec import Process, SandboxSpec, Update
@@ -28,6 +34,7 @@ REFUSED: dict[type, dict[str, list[Any]]] = {
         "oom_score_adj": [-1],
         "network": ["host", {"mode": "host"}],
         "pull": ["always"],
+        "health": [{"command": ["true"], "interval": 1e-6}, {"tcp": 1, "start_interval": 0.01}],
     },
     Process: {
         "capabilities": [["SYS_ADMIN"], ["CHOWN", "CAP_NET_RAW"]],
@@ -58,7 +65,7 @@ HARMLESS: dict[type, set[str]] = {
         # its own files, names, signals and times
         "image", "platform", "process", "entrypoint", "name", "hostname", "tmpfs", "volumes", "read_only", "resources",
         "init", "devpts", "storage", "shm_size", "stop_signal", "stop_timeout", "labels", "remove", "restart",
-        "timeout", "idle_timeout", "on_timeout", "health", "proxy_token",
+        "timeout", "idle_timeout", "on_timeout", "proxy_token",
     },
     Process: {"argv", "env", "cwd", "user", "groups", "tty", "stdin", "umask", "rows", "cols"},
     Resources: {"cpus", "cpuset_cpus", "cpuset_mems", "io_limits", "disk"},  # ceilings of its own
@@ -202,3 +209,53 @@ def test_labels_do_not_grow_without_end(served: Served, tenant: Client, box: str
         assert client.refused("POST", "/v1/sandboxes", {**SLEEP, "labels": {"a": large * 2}}).field == "labels"
     assert set(tenant("GET", f"/v1/sandboxes/{box}")["sandbox"]["labels"]) == {"a"}
     tenant("PATCH", f"/v1/sandboxes/{box}", {"labels": {"a": None, "b": large}})
+
+
+# --- memory that requests hold
+
+
+def test_answers_that_nobody_reads_do_not_fill_memory(served: Served) -> None:
+    """Output of `run` is held until it is sent: a key that asks for much at a time is refused, others are not."""
+    service, admin = _service(served), Client(served.path)
+    greedy = Client(served.path, admin("POST", "/v1/keys", {"name": "greedy"})["key"])
+    box = greedy("POST", "/v1/sandboxes", SLEEP)["id"]
+    service.budget = Budget(key=8 << 20, admin=64 << 20)
+    body = {"argv": ["head", "-c", str(3 << 20), "/dev/zero"]}
+    unread = []
+    try:
+        assert len(greedy("POST", f"/v1/sandboxes/{box}/run", body)["stdout"]) == 4 << 20
+        assert greedy.refused("POST", f"/v1/sandboxes/{box}/run", {**body, "argv": ["cat", "/dev/zero"]}).status == 429
+        for _ in range(2):
+            unread.append(socket.socket(socket.AF_UNIX))
+            unread[-1].connect(served.path)
+            text = json.dumps({"argv": ["head", "-c", str(1 << 20), "/dev/zero"]}).encode()
+            head = f"POST /v1/sandboxes/{box}/run HTTP/1.1\r\nHost: j\r\n{greedy.headers}"
+            unread[-1].sendall(f"{head}Content-Length: {len(text)}\r\n\r\n".encode() + text)
+            assert unread[-1].recv(12) == b"HTTP/1.1 200"  # the rest waits in the engine
+        problem = greedy.refused("POST", f"/v1/sandboxes/{box}/run", body)
+        assert (problem.status, problem.field) == (429, "memory")
+        assert admin("POST", f"/v1/sandboxes/{box}/run", body)["exit"]["code"] == 0
+    finally:
+        for one in unread:
+            one.close()
+    deadline = time.monotonic() + 5
+    while service.budget.held(greedy_id := greedy("GET", f"/v1/sandboxes/{box}")["sandbox"]["owner"]):
+        assert time.monotonic() < deadline, greedy_id
+    greedy("POST", f"/v1/sandboxes/{box}/run", body)
+    assert not service.budget.held(greedy_id)
+
+
+def _service(served: Served) -> Any:
+    import gc
+
+    return next(one for one in gc.get_objects() if isinstance(one, Service) and one.engine is served.engine)
+
+
+def test_output_that_nobody_reads_is_bounded_together() -> None:
+    kept = [Backlog() for _ in range(200)]
+    for _ in range(2):
+        for one in kept:
+            for number in range(40):
+                one.add(1, bytes([number]) * (1 << 15))
+    assert Backlog.together == sum(one.size for one in kept) <= Backlog.PLENTY + 200 * (Backlog.LOW + (1 << 15))
+    assert all(one.size >= 1 << 15 and one.take()[-1][1][:1] == b"\x27" for one in kept) and Backlog.together == 0

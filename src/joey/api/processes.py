@@ -12,6 +12,7 @@ from msgspec import field
 
 from joey.api import params, streams
 from joey.api.bodies import ExecBody
+from joey.api.budget import SMALL
 from joey.api.light import web
 from joey.api.requests import checked_process, process
 from joey.api.routes import BINARY, Call, Route
@@ -23,6 +24,7 @@ from joey.model.views import Exit, ProcessView
 
 RUN_LIMIT = 64 << 20
 _MAX_INPUT = 3 << 20
+_COUNTED = 1 << 20
 
 
 class RunBody(Process, frozen=True, kw_only=True):
@@ -117,7 +119,7 @@ async def run(call: Call) -> Ran:
     attachment = await call.engine.exec(call.ref, wanted)
     ended = False
     try:
-        ran = await _ran(attachment, body)
+        ran = await _ran(call, attachment, body)
         ended = True
         return ran
     finally:
@@ -127,9 +129,9 @@ async def run(call: Call) -> Ran:
         await attachment.close()
 
 
-async def _ran(attachment: Attachment, body: RunBody) -> Ran:
+async def _ran(call: Call, attachment: Attachment, body: RunBody) -> Ran:
     kept: dict[int, list[bytes]] = {1: [], 2: []}
-    room = body.limit
+    room, counted = body.limit, body.limit - SMALL
     truncated = timed_out = False
     feeder = asyncio.ensure_future(_feed(attachment, body.input)) if body.input or body.stdin else None
     loop, timer = asyncio.get_running_loop(), None
@@ -151,6 +153,9 @@ async def _ran(attachment: Attachment, body: RunBody) -> Ran:
                 truncated, data = True, data[:room]
             if data:
                 room -= len(data)
+                if room < counted:
+                    call.hold(_COUNTED)
+                    counted -= _COUNTED
                 kept[number].append(data)
         end = await attachment.wait()
     finally:

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import unquote
 
+from joey.api.budget import SMALL
 from joey.api.light import web
 from joey.api.params import Param
 from joey.api.requests import MAX_BODY
@@ -98,7 +99,7 @@ class Call:
     query: given parameters by name. owner: whose the sandboxes are, "" for the administrator. key: None without one.
     """
 
-    __slots__ = ("engine", "key", "owner", "path", "query", "ref", "request", "route", "service")
+    __slots__ = ("engine", "held", "key", "owner", "path", "query", "ref", "request", "route", "service")
 
     def __init__(self, request: web.Request, route: Route, service: Service, path: dict[str, str]) -> None:
         self.request = request
@@ -109,6 +110,7 @@ class Call:
         self.query: dict[str, Any] = {}
         self.key: Key | None = None
         self.owner = ""
+        self.held = 0
         self.ref = path.get("ref", "")
 
     @property
@@ -137,7 +139,16 @@ class Call:
         """The body as it came, MAX_BODY bytes at most. Raises 413."""
         if (self.request.content_length or 0) > MAX_BODY:
             raise web.HTTPRequestEntityTooLarge(MAX_BODY, self.request.content_length or 0)  # before it is sent
+        if not self.held and not self.request.content.is_eof():
+            length = self.request.content_length
+            if (size := MAX_BODY if length is None else length) > SMALL:
+                self.hold(size)
         return await self._in_time(self.request.read())
+
+    def hold(self, size: int) -> None:
+        """So many bytes more are in memory until the answer is sent. Raises TooMany, Busy."""
+        self.service.budget.take(self.owner, size)
+        self.held += size
 
     async def chunks(self) -> AsyncIterator[bytes]:
         """A body of any size in pieces as they come. Raises 408 when nothing comes for the service's body_timeout."""

@@ -9,6 +9,7 @@ from typing import Any
 
 from joey.api import params, problem
 from joey.api.auth import Access
+from joey.api.budget import SMALL, Budget
 from joey.api.config import Settings
 from joey.api.database import Database
 from joey.api.doorway import Doorway
@@ -44,6 +45,7 @@ class Service:
         self.max_requests, self.body_timeout = settings.max_requests, settings.body_timeout
         self.max_per_key, self.keys_pull = settings.max_requests_per_key, settings.keys_pull
         self.by_owner: dict[str, int] = {}
+        self.budget = Budget()
         self.in_flight = 0
         self.parsers = {
             id(route): (
@@ -109,6 +111,22 @@ class Service:
                 del self.by_owner[call.owner]
 
     async def _handle(self, call: Call) -> web.StreamResponse:
+        try:
+            return await self._whole(call, await self._called(call))
+        finally:
+            if call.held:
+                self.budget.give(call.owner, call.held)
+
+    @staticmethod
+    async def _whole(call: Call, response: web.StreamResponse) -> web.StreamResponse:
+        """A large answer is sent while it counts: a client that does not read it holds it."""
+        if isinstance(response, web.Response) and response.content_length and response.content_length > SMALL:
+            call.hold(response.content_length)
+            await response.prepare(call.request)
+            await response.write_eof()
+        return response
+
+    async def _called(self, call: Call) -> web.StreamResponse:
         route = call.route
         if route.stream:
             return self._response(call, await route.handler(call))

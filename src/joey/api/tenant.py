@@ -27,6 +27,7 @@ MAX_PORTS = 64
 MAX_PIDS = 4096
 _FIRST_OPEN_PORT = 1024
 _ORDINARY_SHARES, _ORDINARY_IO = 1024, 100
+_SECONDS_OF_HEALTH = 1.0
 _REALTIME = ("NICE", "RTPRIO")
 
 
@@ -50,6 +51,8 @@ def restrict(call: Call, spec: SandboxSpec) -> SandboxSpec:
             raise _refused(field)
     restrict_process(call, spec.process, "process.")
     _resources({name: getattr(spec.resources, name) for name in spec.resources.__struct_fields__})
+    if spec.health is not None and min(spec.health.interval, spec.health.start_interval) < _SECONDS_OF_HEALTH:
+        raise _refused("health.interval", f"checks are {_SECONDS_OF_HEALTH:g} s apart at least")
     if spec.storage == "disk" and spec.resources.disk is None:
         raise NotPermitted("resources.disk", "storage on disk needs a limit", "give one, or storage memory")
     if not isinstance(spec.network, str):

@@ -52,9 +52,11 @@ class _Stream:
 
 
 class Backlog:
-    """Output that nobody has read: the newest HIGH bytes."""
+    """Output that nobody has read: the newest HIGH bytes; of each only LOW, once all together are above PLENTY."""
 
     __slots__ = ("_pieces", "size")
+    PLENTY, LOW = 64 << 20, 1 << 16
+    together = 0
 
     def __init__(self) -> None:
         self._pieces: deque[Piece] = deque()
@@ -64,16 +66,25 @@ class Backlog:
         """A small piece joins the one before it: of a program that writes single bytes no more is held."""
         if self._pieces and self._pieces[-1][0] == number and len(self._pieces[-1][1]) + len(data) <= _JOINED:
             before = self._pieces.pop()[1]
-            self.size -= len(before)
+            self._grow(-len(before))
             data = before + data
         self._pieces.append((number, data))
-        self.size += len(data)
-        while self.size > HIGH:
-            self.size -= len(self._pieces.popleft()[1])
+        self._grow(len(data))
+        most = HIGH if Backlog.together <= self.PLENTY else self.LOW
+        while self.size > most and len(self._pieces) > 1:
+            self._grow(-len(self._pieces.popleft()[1]))
+
+    def _grow(self, size: int) -> None:
+        self.size += size
+        Backlog.together += size
 
     def take(self) -> Sequence[Piece]:
-        taken, self._pieces, self.size = self._pieces, deque(), 0
+        taken, self._pieces = self._pieces, deque()
+        self._grow(-self.size)
         return taken
+
+    def __del__(self) -> None:
+        Backlog.together -= self.size
 
 
 class Output:
