@@ -219,7 +219,10 @@ def _root(files: Filesystems, config: Json, facts: Facts, kinds: list[str]) -> l
     if process.get("terminal"):
         ops += proc.terminal(process, "dev/pts")
         ops += [op.Mknod("dev/console", 0o100666, at=ROOT, exist_ok=True)]
-        ops += [op.OpenTree(proc.CONSOLE_TREE, "", at=SLAVE), op.MoveMount(proc.CONSOLE_TREE, "dev/console", at=ROOT)]
+        ops += [op.OpenTree(proc.CONSOLE_TREE, "", at=SLAVE)]
+        # not through a link of the image, which could lead to a file of /proc (CVE-2025-52565)
+        strict = f.RESOLVE_IN_ROOT | f.RESOLVE_NO_SYMLINKS
+        ops += [op.MoveMount(proc.CONSOLE_TREE, "dev/console", at=ROOT, resolve=strict)]
     files.hidden(linux.get("maskedPaths", []), linux.get("readonlyPaths", []))
     ops += files.inside[done:]
     if config.get("root", {}).get("readonly"):

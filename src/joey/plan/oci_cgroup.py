@@ -171,7 +171,7 @@ def _v2_cpu(cpu: Json) -> list[Write]:
 
 
 def weight(shares: int) -> int:
-    """cpu.shares (2 to 262144) as cpu.weight (1 to 10000), as joey.plan.cgroup.weight_of_shares: the runtimes agreed."""
+    """cpu.shares (2 to 262144) as cpu.weight (1 to 10000), as joey.plan.cgroup has it: the runtimes agreed."""
     log = math.log2(min(max(shares, 2), 262_144))
     return min(10_000, math.ceil(10 ** ((log * log + 125 * log) / 612.0 - 7.0 / 34.0)))
 
