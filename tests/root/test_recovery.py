@@ -13,12 +13,13 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from joey.bench.chaos_parts import reap_orphan
 from joey.engine.ends import UNSEEN
 from joey.engine.interface import Filter, LogQuery
-from joey.engine.record import Run
+from joey.engine.record import Phase, Run
 from joey.engine.supervisor import Engine
 from joey.host.instance import Instance
 from joey.model.errors import Broken, JoeyError
@@ -387,6 +388,26 @@ def test_worker_killed(home):
 
 
 # --- records and reality differ --------------------------------------------------------------------------------------
+
+
+def test_a_launch_of_which_is_not_written_down_where_is_unknown(home):
+    """The engine ended between launch and commit: nobody was answered, and what is ended was not killed by anybody."""
+
+    async def main() -> None:
+        engine = await opened(home)
+        box = engine.find((await engine.run(SLEEP)).sandbox.id)
+        pid = box.record.pid
+        starting = msgspec.structs.replace(box.record, phase=Phase.STARTING, run=Run.LAUNCHING, pid=None, started=None)
+        engine.store.save(msgspec.structs.replace(box.row(), slot="", base=0, record=starting))
+        await engine.close()
+        engine = await opened(home)
+        end = await engine.wait(box.id)
+        assert (end.code, end.error) == (125, UNSEEN) and not os.path.exists(f"/proc/{pid}/exe")
+        assert await consistent(engine) == []
+        assert (await engine.start(box.id)).state == "running"
+        await engine.reset()
+
+    asyncio.run(main())
 
 
 def test_what_runs_without_a_record_is_ended(home):

@@ -48,13 +48,15 @@ async def recover(engine: Engine) -> None:
     known = {child.key: (shard, child) for shard, child in children}
     await _find_orphans(engine, boxes, known)
     engine.execs.load()
-    keys = {box.record.key for box in boxes} | engine.execs.keys
+    # Without a slot: launched while it was being written down where. It was not answered to, and goes with its slot.
+    keys = {box.record.key for box in boxes if box.slot is not None} | engine.execs.keys
     places = _places(boxes) | engine.execs.places({box.id: box.slot.name for box in boxes if box.slot is not None})
-    for key, (shard, child) in known.items():
+    for key, (shard, child) in tuple(known.items()):
         if child.running and key in places:  # should this launcher end now, the next one finds it
             shard.running[key] = Running(child.pid, *places[key])
         shard.children += 1
         if key not in keys:  # of an exec whose client is gone, or of a sandbox that was never written down
+            del known[key]
             shard.children -= 1
             with contextlib.suppress(LauncherError, LauncherGone):
                 if child.running and orphans.never_breaks(child.pid):  # nor was it ever answered
