@@ -10,6 +10,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections import deque
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from joey.engine.supervisor import Engine
 from joey.host import sys as kernel
 from joey.host.instance import Instance
 from joey.host.netlink import inside
-from joey.model.errors import Conflict, Invalid, NotFound, ProgramNotFound, Unenforceable
+from joey.model.errors import Busy, Conflict, Invalid, NotFound, ProgramNotFound, Unenforceable
 from joey.model.network import EgressRule, NetworkPolicy, NetworkSpec, PrivateNetwork
 from joey.model.ports import PublishedPort
 from joey.model.spec import Process, SandboxSpec, Update
@@ -254,6 +255,43 @@ def test_published_ports_from_outside_and_from_loopback(lab: Lab, shared: Shared
         assert again.address in await inside_box(engine, again, "cat", "/etc/hosts")
 
     shared(work)
+
+
+def test_without_an_address_left_a_launch_is_refused_and_what_runs_is_not_disturbed(lab: Lab, shared: Shared) -> None:
+    async def work(engine: Engine) -> None:
+        box = await run(engine)
+        assert engine.networks.fabric is not None
+        addresses = engine.networks.fabric.addresses
+        free, addresses._free = addresses._free, deque()
+        try:
+            with pytest.raises(Busy, match="addresses of 100"):
+                for _ in range(60):  # those prepared ahead still serve
+                    await run(engine)
+            assert await asks(engine, box, INTERNET) == "hello"
+            assert (await run(engine, "none")).state == "running"
+        finally:
+            addresses._free.extend(free)
+        assert await asks(engine, await run(engine), INTERNET) == "hello"
+
+    shared(work)
+
+
+def test_without_nft_nat_is_refused_and_leaves_nothing(
+    bare: Lab, joey_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(text: str) -> None:
+        raise Unenforceable("network", "nft is not installed", "install nftables")
+
+    monkeypatch.setattr("joey.host.nft.load", load)
+
+    async def work(engine: Engine) -> None:
+        with pytest.raises(Unenforceable, match="nft"):
+            await run(engine)
+        assert list(await engine.list(filter_all())) == [] and not (joey_home / "network.json").exists()
+        assert (await run(engine, "none")).state == "running"
+
+    drive(bare, joey_home, work)
+    assert left_in(bare) == []
 
 
 def test_members_of_a_private_network_find_each_other_by_name(lab: Lab, shared: Shared) -> None:

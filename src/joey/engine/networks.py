@@ -61,10 +61,11 @@ class Noted(Value, frozen=True, kw_only=True):
     switched: tuple[tuple[int, str], ...] = ()
     boot: str = ""
 
-    @property
-    def still_switched(self) -> Switched:
-        """What was switched on before the machine started anew is off, or somebody else's by now."""
-        return list(self.switched) if self.boot == _boot() else []
+    def undo(self, name: str) -> int:
+        """Take it all away; → how many links. What was there before the machine started anew is gone, and the block of
+        addresses may be another instance's by now.
+        """
+        return Fabric.undo(name, self.number, list(self.switched)) if self.boot == _boot() else 0
 
 
 class Networks:
@@ -95,7 +96,11 @@ class Networks:
         async with self._opening:
             if self.fabric is None:
                 name, note = self._engine.instance.name, self._note
-                await self._use(await self._wiring.run(lambda: Fabric.open(name, note=note)))
+                try:
+                    await self._use(await self._wiring.run(lambda: Fabric.open(name, note=note)))
+                except BaseException:
+                    _note_path(self._engine.instance).unlink(missing_ok=True)
+                    raise
             assert self.fabric is not None
             return self.fabric
 
@@ -145,10 +150,10 @@ class Networks:
         try:
             name, note = self._engine.instance.name, self._note
             if not known:
-                await self._wiring.run(lambda: Fabric.undo(name, noted.number, noted.still_switched))
+                await self._wiring.run(lambda: noted.undo(name))
                 _note_path(self._engine.instance).unlink(missing_ok=True)
                 return
-            switched = noted.still_switched
+            switched = list(noted.switched)
             fabric = await self._wiring.run(
                 lambda: Fabric.again(name, noted.number, known, note=note, switched=switched)
             )
@@ -471,6 +476,6 @@ def demolish(instance: Instance) -> int:
     noted = read_note(instance)
     if noted is None:
         return 0
-    count = Fabric.undo(instance.name, noted.number, noted.still_switched)
+    count = noted.undo(instance.name)
     _note_path(instance).unlink(missing_ok=True)
     return count
