@@ -12,7 +12,7 @@ import pytest
 from joey.engine.supervisor import Engine
 from joey.host import storage
 from joey.images import fill
-from joey.model.errors import Conflict, Exhausted, Invalid, JoeyError, NotFound, Unenforceable
+from joey.model.errors import Conflict, Exhausted, Invalid, NotFound, Unenforceable
 from joey.model.spec import Process, SandboxSpec
 from joey.model.volumes import VolumeBody, VolumeMount
 from root.conftest import Lab, output
@@ -133,6 +133,14 @@ def test_it_begins_with_what_the_image_has(lab: Lab) -> None:
     lab.do(lab.engine.volumes.prune())
 
 
+def test_a_small_one_also_begins_with_what_the_image_has(lab: Lab) -> None:
+    """What is to stay free on the host's disk is no matter of a file system of a few MiB."""
+    lab.do(lab.engine.volumes.create(VolumeBody(name="few", size=16 * MIB)))
+    mine = having(VolumeMount(name="few", target="/etc"))
+    assert run(lab, mine, "test -s /etc/passwd && echo there") == "there\n"
+    lab.do(lab.engine.volumes.remove("few"))
+
+
 def test_content_is_seen_through_layers(tmp_path: Path) -> None:
     low, high, out = (tmp_path / name for name in ("low", "high", "out"))
     for path in (low / "d/sub", low / "d/hidden", high / "d/sub", high / "d/hidden", out):
@@ -163,9 +171,10 @@ def test_content_that_does_not_fit_leaves_it_empty(lab: Lab, tmp_path: Path) -> 
         (tmp_path / f"d/{number}").write_bytes(b"x" * MIB)
     run(lab, having(VolumeMount(name="small", target="/v")), "true")
     place = next(path for path in (lab.instance.scratch / ".volumes").iterdir() if storage.is_mounted(path))
-    with pytest.raises((Exhausted, JoeyError)):
-        fill.fill([tmp_path], "/d", place / "data")
-    assert os.listdir(place / "data") == []
+    for bounded in (False, True):
+        with pytest.raises(Exhausted):
+            fill.fill([tmp_path], "/d", place / "data", bounded=bounded)
+        assert os.listdir(place / "data") == []
     lab.do(lab.engine.volumes.remove("small"))
 
 

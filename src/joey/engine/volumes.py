@@ -175,7 +175,7 @@ class Volumes:
         def work() -> None:
             data = self._dirs.data(kept.id)
             image = images.resolve(self._engine.instance, box.spec, box.id)
-            fill.fill([Path(layer.source) for layer in image.layers], path, data)
+            fill.fill([Path(layer.source) for layer in image.layers], path, data, bounded=kept.size is not None)
 
         if path:
             await asyncio.to_thread(work)

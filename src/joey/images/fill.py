@@ -14,11 +14,11 @@ from joey.model.errors import from_os
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
-def fill(layers: Sequence[Path], path: str, target: Path) -> int:
+def fill(layers: Sequence[Path], path: str, target: Path, *, bounded: bool = False) -> int:
     """Copy the directory `path` of an overlay of `layers` (lowest first) into the empty directory `target`; → entries.
 
     Nothing if there is no such directory, or a link on the way to it. If it cannot be copied whole `target` is emptied
-    again. Raises ImageError, Exhausted and its kin.
+    again. bounded: the target has a size of its own, which may be used up. Raises ImageError, Exhausted and its kin.
     """
     opened: list[int] = []
     try:
@@ -34,7 +34,7 @@ def fill(layers: Sequence[Path], path: str, target: Path) -> int:
         opened.append(into)
         if os.listdir(into):
             return 0
-        return _Filler(into).fill(opened[:-1])
+        return _Filler(into, bounded).fill(opened[:-1])
     except OSError as error:
         raise from_os("copy the image's files into the volume", error) from error
     finally:
@@ -71,8 +71,8 @@ def _opaque(fd: int) -> bool:
 class _Filler(Copier):
     """A copier that sees through layers."""
 
-    def __init__(self, into: int) -> None:
-        super().__init__(0, None, into=into)
+    def __init__(self, into: int, bounded: bool) -> None:
+        super().__init__(0, None, *([0] if bounded else []), into=into)
 
     def fill(self, sources: Sequence[int]) -> int:
         try:

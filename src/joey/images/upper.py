@@ -203,6 +203,8 @@ class Copier:
         if self.size < self.asked:
             return
         self.asked = self.size + _ASK_ROOM
+        if not self.reserve:
+            return
         found = os.fstatvfs(target)
         if found.f_bavail * found.f_frsize < self.reserve + _ASK_ROOM:
             raise Exhausted(
