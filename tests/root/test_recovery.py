@@ -410,6 +410,28 @@ def test_a_launch_of_which_is_not_written_down_where_is_unknown(home):
     asyncio.run(main())
 
 
+def test_output_that_was_not_read_yet_when_the_end_was_written_down(home):
+    async def main() -> None:
+        engine = await opened(home)
+        spec = SandboxSpec(
+            image="host", process=Process(argv=("sh", "-c", "read x; echo out; echo err >&2"), stdin=True)
+        )
+        started = await engine.run(spec, attach=True)
+        box = engine.find(started.sandbox.id)
+        for stream in box.output._streams:  # as if killed before it came to that
+            asyncio.get_running_loop().remove_reader(stream.fd)
+        engine._acknowledge = lambda *_: None
+        await started.attachment.write(b"\n")
+        await engine.wait(box.id)
+        await started.attachment.close()
+        await engine.close()
+        engine = await opened(home)
+        assert sorted((await text_of(engine, box.id)).splitlines()) == [b"err", b"out"]
+        await engine.reset()
+
+    asyncio.run(main())
+
+
 def test_what_runs_without_a_record_is_ended(home):
     """The engine ended before the record was on disk: in a slot of its own, and in the kept slot of another run."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import time
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ from joey.engine.ends import UNSEEN
 from joey.engine.fleet import Running
 from joey.engine.launching import Launched, Launching
 from joey.engine.networks import Link
+from joey.engine.output import PIECE
 from joey.engine.record import SIGKILL, Found, Phase, Recovered, Run
 from joey.host import orphans
 from joey.host.cgroup_files import CgroupError
@@ -25,8 +27,11 @@ from joey.model import codec
 from joey.model.resources import Resources
 from joey.model.slot import Slot
 from joey.model.spec import SandboxSpec
+from joey.plan import flags as f
 
 _log = logging.getLogger(__name__)
+_MOST_PIECES = 32
+"""Of output, read from one pipe at once: more than it holds."""
 
 if TYPE_CHECKING:
     from joey.engine.fleet import Shard
@@ -149,9 +154,25 @@ async def _reconcile(engine: Engine, box: Box, known: tuple[Shard, Child] | None
         found = Found(child.pid, child.started_ns / 1e9, _is_frozen(engine, box), exit)
     elif known is not None:
         with contextlib.suppress(LauncherError, LauncherGone):
+            _log_rest(engine, box, await known[0].fetch(known[1].key))
             await known[0].launcher.disown(known[1].key)
         known[0].children -= 1
     box.apply(Recovered(time.time(), found, UNSEEN))
+
+
+def _log_rest(engine: Engine, box: Box, fds: dict[int, int]) -> None:
+    """Of one whose end is on disk: what the earlier engine was about to read of its output."""
+    log = engine.kept.log(box.id)
+    for role, fd in fds.items():
+        if role != f.ROLE_STDIN:
+            os.set_blocking(fd, False)
+            with contextlib.suppress(OSError):  # nothing is left, though somebody has it open; EIO of a terminal
+                for _ in range(_MOST_PIECES):
+                    if not (data := os.read(fd, PIECE)):
+                        break
+                    log.write(2 if role == f.ROLE_STDERR else 1, data)
+        os.close(fd)
+    log.end()
 
 
 def _is_frozen(engine: Engine, box: Box) -> bool:
