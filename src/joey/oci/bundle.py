@@ -14,6 +14,10 @@ from _frozen_importlib import ModuleSpec
 _HERE = os.path.dirname(os.path.abspath(__file__))
 PACKAGE = os.path.dirname(_HERE)
 PATH = f"{_HERE}/__pycache__/calls.{sys.implementation.cache_tag}"
+INTERPRETER = f"{PACKAGE}/native/bin/python.path"
+"""Two lines for the native front: the interpreter itself, which starts 2 ms faster than by the link of a virtual
+environment, and where that environment's libraries are.
+"""
 _FOLDERS = ("oci", "plan/ops")
 _FILES = (
     "__init__", "_version", "client/__init__", "client/jsontext", "host/__init__", "host/packets", "model/__init__",
@@ -85,7 +89,31 @@ def make():
             marshal.dump((stamps, modules), out)
         os.replace(fresh, PATH)
         with open(fresh, "x", encoding="utf-8") as out:
-            out.write(f"{sys.executable}\n")
-        os.replace(fresh, f"{PACKAGE}/native/bin/python.path")
+            out.write("\n".join(_interpreter()) + "\n")
+        os.replace(fresh, INTERPRETER)
     except OSError:
         return
+
+
+def _interpreter():
+    """The lines of INTERPRETER."""
+    libraries()
+    found = next((path for path in sys.path if os.path.isdir(f"{path}/msgspec")), "")
+    return os.path.realpath(sys.executable), found
+
+
+def libraries():
+    """Python may have been started without its site-packages, which most calls do not need."""
+    if "site" in sys.modules:
+        return
+    try:
+        with open(INTERPRETER, encoding="utf-8") as file:
+            path = file.read().split("\n")[1]
+    except (OSError, IndexError):
+        path = ""
+    if os.path.isdir(f"{path}/msgspec"):
+        sys.path.append(path)
+        return
+    import site
+
+    site.main()

@@ -188,7 +188,7 @@ def apply_devices(groups, resources):
     rules = plan.device_rules(resources)
     unified = v2(groups)
     if unified:
-        from joey.oci.seccomp import libraries
+        from joey.oci.bundle import libraries
 
         libraries()
         from joey.host import devices_bpf

@@ -8,6 +8,7 @@ import os
 
 from joey.client import jsontext
 from joey.oci import state
+from joey.oci.bundle import libraries
 from joey.oci.errors import Invalid
 
 KEEP = 64
@@ -40,16 +41,6 @@ def build(profile, root):
         program = _compile(profile)
         _keep(path, program)
     return (program, flags), asks
-
-
-def libraries():
-    """Python may have been started without its site-packages, which most calls do not need."""
-    import sys
-
-    if "site" not in sys.modules:
-        import site
-
-        site.main()
 
 
 def _compile(profile):
