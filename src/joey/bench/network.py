@@ -8,6 +8,7 @@ import os
 import statistics
 import time
 from argparse import ArgumentParser, Namespace
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -205,6 +206,8 @@ async def _paths() -> dict[str, Any]:
     """Throughput and the reverse proxy, where that part is installed."""
     if not Path(__file__).with_name("network_paths.py").exists():
         return {}
+    # Threads of the loop that were started in the namespaces of before would stay there.
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor())
     paths = importlib.import_module("joey.bench.network_paths")
     found: dict[str, Any] = await paths.measure()
     return found
