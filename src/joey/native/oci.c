@@ -20,6 +20,8 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/file.h>
+#include <sys/mount.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -72,13 +74,44 @@ static const char *interpreter(const char *self)
 	if (up(path, 5) && strcat(path, "/.venv/bin/python") && runs(path)) return path;
 	return "python3";
 }
-static _Noreturn void python(char **argv)
+/* The launcher that the call will need begins while Python does: on the other CPU. It runs from a read-only mount of its own, as it would
+ * by itself (launcher.c, run_read_only); it ends with the last descriptor of `ours`. Returns the argument that tells Python of it. */
+static char *launcher(const char *self, char **argv)
+{
+	static char path[4096 + 16], word[64];
+	char *words[] = {"joey-launcher-sealed", "--client-fd", "64", "--keyring", "keep", NULL}, *none[] = {NULL};
+	struct mount_attr attr = {.attr_set = MOUNT_ATTR_RDONLY};
+	int pair[2];
+	words[3] = NULL;
+	for (int i = 1; argv[i]; i++)
+		if (!strcmp(argv[i], "--no-new-keyring")) words[3] = "--keyring";
+	snprintf(path, sizeof path, "%s", self);
+	if (!up(path, 1) || socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair)) return NULL;
+	strcat(path, "/joey-launcher");
+	int fd = (int)syscall(SYS_open_tree, AT_FDCWD, path, OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC);
+	pid_t pid = fd < 0 || syscall(SYS_mount_setattr, fd, "", AT_EMPTY_PATH, &attr, sizeof attr) ? -1 : vfork();
+	if (!pid) {
+		if (dup2(pair[1], 64) == 64) syscall(SYS_execveat, fd, "", words, none, AT_EMPTY_PATH);
+		_exit(127);
+	}
+	close(pair[1]);
+	if (fd >= 0) close(fd);
+	if (pid < 0) {
+		close(pair[0]);
+		return NULL;
+	}
+	int high = fcntl(pair[0], F_DUPFD, 100);	/* above what may have been passed to us */
+	close(pair[0]);
+	snprintf(word, sizeof word, "--launcher=%d:%d", high, pid);
+	return high < 0 ? NULL : word;
+}
+static _Noreturn void python(char **argv, bool launches)
 {
 	static char self[4096], root[4096];
 	ssize_t size = readlink("/proc/self/exe", self, sizeof self - 1);
 	int count = 0;
 	while (argv[count]) count++;
-	char **words = calloc((size_t)count + 8, sizeof *words);
+	char **words = calloc((size_t)count + 9, sizeof *words);
 	if (size > 0) self[size] = 0;
 	strcpy(root, self);
 	if (size <= 0 || !words || !up(root, 4)) {
@@ -91,7 +124,9 @@ static _Noreturn void python(char **argv)
 	words[2] = (char *)(uintptr_t)"-c";
 	words[3] = (char *)(uintptr_t)boot;
 	words[4] = root;
-	memcpy(words + 5, argv + 1, (size_t)count * sizeof *words);
+	char *ready = launches ? launcher(self, argv) : NULL;
+	if (ready) words[5] = ready;
+	memcpy(words + 5 + !!ready, argv + 1, (size_t)count * sizeof *words);
 	execvp(program, words);
 	fprintf(stderr, "joey-oci: %s: %s\n", program, strerror(errno));
 	_exit(1);
@@ -231,20 +266,21 @@ int main(int argc, char **argv)
 		if (!strncmp(argv[i], "--root=", 7)) root = argv[i] + 7;
 		else if (!known) {
 			for (size_t k = 0; k < sizeof with_value / sizeof *with_value && !known; k++) known = !strcmp(argv[i], with_value[k]);
-			if (!known || i + 1 >= argc) python(argv);
+			if (!known || i + 1 >= argc) python(argv, false);
 			if (!strcmp(argv[i], "--root")) root = argv[i + 1];
 			i++;
 		}
 	}
 	const char *verb = i < argc ? argv[i] : "", *id = i + 1 < argc ? argv[i + 1] : "";
 	int words = argc - i;
-	if (!id_valid(id) || *root != '/' || strlen(root) + strlen(id) + 2 > sizeof c.directory) python(argv);
+	if (!strcmp(verb, "create") || !strcmp(verb, "run") || !strcmp(verb, "exec")) python(argv, true);
+	if (!id_valid(id) || *root != '/' || strlen(root) + strlen(id) + 2 > sizeof c.directory) python(argv, false);
 	stpcpy(stpcpy(stpcpy(c.directory, root), "/"), id);
 	bool done = false;
 	if (words == 2 && !strcmp(verb, "state")) done = do_state(&c, id);
 	else if (words == 2 && !strcmp(verb, "start")) done = do_start(&c);
 	else if (words == 2 && !strcmp(verb, "delete")) done = do_delete(&c);
 	else if ((words == 2 || words == 3) && !strcmp(verb, "kill")) done = do_kill(&c, words == 3 ? argv[i + 2] : "TERM");
-	if (!done) python(argv);
+	if (!done) python(argv, false);
 	return 0;
 }

@@ -121,6 +121,11 @@ class Call:
 def main(argv=None):
     """Run one command; the exit status."""
     words = sys.argv[1:] if argv is None else argv
+    if words and words[0].startswith("--launcher="):  # from native/oci.c
+        from joey.oci import launch
+
+        launch.ready[:] = [int(number) for number in words[0].partition("=")[2].split(":")]
+        words = words[1:]
     try:
         settings, rest = parse(words, _GLOBAL)
         if settings.get("--version") or settings.get("-v"):
