@@ -211,6 +211,16 @@ def test_labels_do_not_grow_without_end(served: Served, tenant: Client, box: str
     tenant("PATCH", f"/v1/sandboxes/{box}", {"labels": {"a": None, "b": large}})
 
 
+def test_a_key_has_not_any_number_of_pools_and_networks(tenant: Client) -> None:
+    for number in range(100):
+        tenant("PUT", f"/v1/pools/p{number}", {"size": 0, "spec": SLEEP})
+        tenant("POST", "/v1/networks", {"name": f"n{number}"})
+    assert tenant.refused("PUT", "/v1/pools/more", {"size": 0, "spec": SLEEP}).status == 429
+    assert tenant.refused("POST", "/v1/networks", {"name": "more"}).status == 429
+    tenant("PUT", "/v1/pools/p1", {"size": 0, "spec": SLEEP})
+    assert tenant.refused("POST", "/v1/networks", {"name": "l", "labels": {"a": "x" * 40_000}}).field == "labels"
+
+
 # --- memory that requests hold
 
 

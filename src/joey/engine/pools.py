@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import Generic, Protocol, TypeVar
 
-from joey.model.errors import Conflict, JoeyError, NotFound
+from joey.model.errors import Conflict, JoeyError, NotFound, TooMany
 from joey.model.pool import PoolSpec
 from joey.model.views import Pool as PoolView
 
@@ -25,6 +25,8 @@ _AGAIN_SECONDS = (0.1, 0.5, 2.0, 5.0, 15.0, 30.0)
 _LIVED_SECONDS = 10.0
 """Who has ended by himself sooner makes the next wait."""
 _log = logging.getLogger(__name__)
+KEY_COUNT = 100
+"""Pools of one API key."""
 
 
 class Member(Protocol):
@@ -120,10 +122,12 @@ class Pools(Generic[M]):
 
     def put(self, owner: str, spec: PoolSpec, created: float | None = None) -> Pool[M]:
         """Make a pool, or change one: another size keeps its members, another spec does not. created: of one that an
-        earlier engine had.
+        earlier engine had. Raises TooMany.
         """
         pool = self._pools.get((owner, spec.name))
         if pool is None:
+            if owner and created is None and sum(whose == owner for whose, _ in self._pools) >= KEY_COUNT:
+                raise TooMany("pools", f"this key has {KEY_COUNT} already", "remove some")
             pool = self._pools[owner, spec.name] = Pool(owner, spec, created or time.time())
             if created is None:
                 self._host.tell_pool(pool, "created", size=spec.size)

@@ -5,11 +5,15 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Sequence
 
-from joey.model.errors import Conflict, NotFound
+from joey.model.errors import Conflict, NotFound, TooMany
 from joey.model.network import PrivateNetwork
+from joey.model.spec import check_labels
 from joey.model.value import Value
 from joey.model.views import NetworkMember, NetworkView
 from joey.network.names import Members
+
+KEY_COUNT = 100
+"""Private networks of one API key."""
 
 
 class Kept(Value, frozen=True, kw_only=True):
@@ -41,9 +45,12 @@ class PrivateNetworks:
         self._kept.update({(one.owner, one.network.name): one for one in kept})
 
     def create(self, network: PrivateNetwork, owner: str = "") -> NetworkView:
-        """Raises Conflict if the owner has one of that name."""
+        """Raises Conflict if the owner has one of that name, TooMany, Invalid naming labels."""
+        check_labels(network.labels)
         if (owner, network.name) in self._kept:
             raise Conflict("name", f"there is a network {network.name!r} already", "joey network ls")
+        if owner and sum(one.owner == owner for one in self._kept.values()) >= KEY_COUNT:
+            raise TooMany("networks", f"this key has {KEY_COUNT} already", "remove some")
         taken = {one.number for one in self._kept.values()}
         number = next(number for number in range(1, len(taken) + 2) if number not in taken)
         kept = Kept(number=number, network=network, owner=owner, created=time.time())

@@ -20,7 +20,7 @@ from joey.host.volume import VolumeDirs
 from joey.images import fill
 from joey.model import codec
 from joey.model.errors import Conflict, Invalid, JoeyError, NotFound
-from joey.model.spec import Mount, SandboxSpec
+from joey.model.spec import Mount, SandboxSpec, check_labels
 from joey.model.volumes import Volume, VolumeBody, VolumesPruned
 
 if TYPE_CHECKING:
@@ -150,6 +150,7 @@ class Volumes:
     def _check(self, name: str, body: VolumeBody, owner: str) -> None:
         if not NAME.fullmatch(name):
             raise Invalid("name", f"{name!r} is no name of a volume", "letters, digits, _ . -; first a letter or digit")
+        check_labels(body.labels)
         if body.size is not None and body.size < 1:
             raise Invalid("size", f"{body.size} bytes: must be at least 1")
         if owner and body.size is not None and body.size > KEY_MOST:
