@@ -18,6 +18,7 @@ from pathlib import Path
 
 from joey import images
 from joey.engine import doors, failpoints, looking, recovery, reset, restart
+from joey.engine.acknowledge import Acknowledgements
 from joey.engine.admission import Admission
 from joey.engine.attached import Attached
 from joey.engine.box import Box
@@ -62,10 +63,6 @@ from joey.model.views import Pool as PoolView
 
 LAUNCHES_AT_ONCE = 16
 """Starts in flight: more would only wait for each other in the kernel (mount and network namespace locks)."""
-DISMISS_SECONDS = 0.005
-"""How long ends that are nobody's any more are gathered before the launcher is told."""
-FORGET_AGAIN_SECONDS = 1.0
-"""How often exits that could not be written to disk are tried again."""
 _GC_THRESHOLDS = (20_000, 20, 50)
 """Of the collector of cycles: walking the objects of thousands of sandboxes as often as by default costs a tenth."""
 _CROWD = 2
@@ -86,6 +83,7 @@ class Engine(WithNetworks):
         self._slots = slots
         self._boxes: Registry[Box] = Registry()
         self._keys: dict[int, Box] = {}
+        self.acknowledgements: Acknowledgements
         self.execs: Execs
         self.helpers: Helpers
         self.admission = Admission()
@@ -94,10 +92,6 @@ class Engine(WithNetworks):
         self.private = self.networks.private
         self.snapshots = Snapshots(self)
         self.volumes = Volumes(self)
-        self._to_forget: dict[Shard, list[int]] = {}
-        self._forgetting: asyncio.Task[None] | None = None
-        self._to_dismiss: dict[Shard, list[int]] = {}
-        self._dismissing: asyncio.Task[None] | None = None
         self._warming: asyncio.Future[None] | None = None
         self._launching = 0
         self._open = False
@@ -114,6 +108,7 @@ class Engine(WithNetworks):
         except BaseException:
             self.machine.abandon()
             raise
+        self.acknowledgements = Acknowledgements(lambda: self.store.flush(), self.machine.fleet)
         self.timers = Timers()
         self.news = Events(lambda: self.store.next_number("event"), self.store.last_number("event"))
         self.machine.start_pool(lambda: self.store.next_number("slot"))
@@ -160,10 +155,7 @@ class Engine(WithNetworks):
         await asyncio.gather(*(box.leave() for box in self.boxes))
         self.execs.leave()
         await self.helpers.close()
-        if self._forgetting is not None:
-            await self._forgetting
-        if self._dismissing is not None:
-            await self._dismissing
+        await self.acknowledgements.close()
         with contextlib.suppress(JoeyError):
             await self.store.flush()
         await self.networks.close()
@@ -525,43 +517,7 @@ class Engine(WithNetworks):
         launched.shard.running.pop(launched.key, None)
         launched.shard.leave(launched.layers)
         self._keys.pop(launched.key, None)
-        self._acknowledge(launched.shard, launched.key, durable)
-
-    def _acknowledge(self, shard: Shard, key: int, durable: bool) -> None:
-        if not durable:
-            self._to_dismiss.setdefault(shard, []).append(key)
-            if self._dismissing is None or self._dismissing.done():
-                self._dismissing = asyncio.ensure_future(self._dismiss())
-            return
-        self._to_forget.setdefault(shard, []).append(key)
-        if self._forgetting is None or self._forgetting.done():
-            self._forgetting = asyncio.ensure_future(self._forget())
-
-    async def _dismiss(self) -> None:
-        while self._to_dismiss:
-            await asyncio.sleep(DISMISS_SECONDS)
-            keys, self._to_dismiss = self._to_dismiss, {}
-            for shard, some in keys.items():
-                with contextlib.suppress(OSError, LauncherGone):
-                    await shard.launcher.forget(some)
-                self.machine.fleet.retire(shard)
-
-    async def _forget(self) -> None:
-        while self._to_forget:
-            keys, self._to_forget = self._to_forget, {}
-            try:
-                await self.store.flush()
-            except JoeyError:  # the launcher keeps them until they are on disk; the store has logged why
-                for shard, some in keys.items():
-                    self._to_forget.setdefault(shard, []).extend(some)
-                if not self._open:
-                    return
-                await asyncio.sleep(FORGET_AGAIN_SECONDS)
-                continue
-            for shard, some in keys.items():
-                with contextlib.suppress(OSError, LauncherGone):
-                    await shard.launcher.forget(some)
-                self.machine.fleet.retire(shard)
+        self.acknowledgements.add(launched.shard, launched.key, durable=durable)
 
     # --- of launchers ------------------------------------------------------------------------------------------------
 
@@ -570,7 +526,7 @@ class Engine(WithNetworks):
         if box is not None:
             box.apply(Exited(child.key, self.exit_of(box, child)))
         elif not self.execs.ended(child):
-            self._acknowledge(shard, child.key, durable=False)
+            self.acknowledgements.add(shard, child.key, durable=False)
 
     def exit_of(self, box: Box, child: Child) -> Exit:
         return looking.exit_of(self, box, child)
