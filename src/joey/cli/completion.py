@@ -1,30 +1,20 @@
 """`joey completion`: scripts for bash, zsh and fish, made from the tables of options."""
 
+from joey.bench import COMMANDS as BENCHES
 from joey.cli import VERBS, load
+from joey.cli.image import VERBS as IMAGE_VERBS
 from joey.cli.options import UsageError, listed
 from joey.cli.output import write
 
 SHELLS = ("bash", "zsh", "fish")
 WORDS = {
-    "image": (
-        "ls",
-        "pull",
-        "push",
-        "load",
-        "save",
-        "import",
-        "export",
-        "diff",
-        "inspect",
-        "history",
-        "tag",
-        "rm",
-        "prune",
-        "verify",
-    ),
+    "image": tuple(IMAGE_VERBS),
     "network": ("create", "ls", "inspect", "rm"),
     "volume": ("create", "ls", "inspect", "rm", "prune"),
+    "pool": ("create", "ls", "inspect", "rm"),
+    "keys": ("create", "ls", "revoke"),
     "system": ("info", "df", "reset"),
+    "bench": BENCHES,
     "completion": SHELLS,
 }
 

@@ -171,6 +171,10 @@ def help_text(command):
         else:
             rows.append(_row(option))
     parts += ["", section + ":", *rows]
+    from joey.cli.examples import EXAMPLES
+
+    if command["name"] in EXAMPLES:
+        parts += ["", f"Example: {EXAMPLES[command['name']]}"]
     return "\n".join(parts) + "\n"
 
 

@@ -2,7 +2,7 @@
 
 import errno
 
-from joey.cli import VERBS, load
+from joey.cli import GROUPS, VERBS, load
 from joey.cli.options import UsageError, closest, help_text
 from joey.cli.output import complain, write
 from joey.client.transport import Lost, Problem, Unreachable, home, socket_path
@@ -13,10 +13,15 @@ def overview(words):
     if len(words) > 1 and words[1] in VERBS:
         write(1, help_text(load(words[1])).encode())
         return 0
-    rows = [f"  {verb:<12}{summary}" for verb, (_, summary) in VERBS.items()]
-    text = ["joey COMMAND", "", "Sandboxes on this machine, in milliseconds.", "", "Commands:", *rows, ""]
+    text = ["joey COMMAND", "", "Sandboxes on this machine, in milliseconds."]
+    begins = {verb: title for title, verb in GROUPS.items()}
+    for verb, (_, summary) in VERBS.items():
+        if verb in begins:
+            text += ["", f"{begins[verb]}:"]
+        text.append(f"  {verb:<12}{summary}")
     text += [
-        "joey COMMAND --help says more about a command.",
+        "",
+        "joey COMMAND --help says more about a command, with an example.",
         f"JOEY_HOME is where the instance lives ({home()}).",
     ]
     write(2 if not words else 1, ("\n".join(text) + "\n").encode())
