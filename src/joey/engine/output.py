@@ -84,7 +84,7 @@ class Backlog:
         return taken
 
     def __del__(self) -> None:
-        Backlog.together -= self.size
+        type(self).together -= self.size  # the module may be gone
 
 
 class Output:
