@@ -21,7 +21,7 @@ from joey.engine.supervisor import Engine
 from joey.host import sys as kernel
 from joey.host.instance import Instance
 from joey.host.netlink import inside
-from joey.model.errors import Busy, Conflict, Invalid, NotFound, ProgramNotFound, Unenforceable
+from joey.model.errors import Busy, Conflict, Invalid, NotFound, NotPermitted, ProgramNotFound, Unenforceable
 from joey.model.network import EgressRule, NetworkPolicy, NetworkSpec, PrivateNetwork
 from joey.model.ports import PublishedPort
 from joey.model.spec import Process, SandboxSpec, Update
@@ -58,6 +58,7 @@ def lab() -> Iterator[Lab]:
         made.serve(made.lan, LAN, 80)
         made.serve(made.lan, METADATA, 80)
         made.serve(made.host, "0.0.0.0", 8022)
+        made.serve(made.internet, "192.0.2.1", 80)
         yield made
 
 
@@ -201,6 +202,29 @@ def test_a_policy_changes_while_it_runs_and_what_cannot_be_is_refused(lab: Lab, 
             await run(engine, NetworkSpec(mode="nat", policy=v6))
         with pytest.raises(NotFound, match="nowhere"):
             await run(engine, "nowhere")
+
+    shared(work)
+
+
+def test_a_key_opens_no_network_that_the_host_is_in(lab: Lab, shared: Shared) -> None:
+    """192.0.2.1 stands for a neighbour with a public address."""
+
+    def opens(cidr: str) -> NetworkSpec:
+        return NetworkSpec(mode="nat", policy=NetworkPolicy(rules=(EgressRule(action="allow", cidr=cidr),)))
+
+    async def work(engine: Engine) -> None:
+        for spec in (SandboxSpec(image="host", network=opens(cidr)) for cidr in ("192.0.2.1", "192.0.2.0/24")):
+            with pytest.raises(NotPermitted, match=r"rules\[0\]\.cidr.*network of this host"):
+                await engine.run(spec, owner="key")
+        asking = NetworkSpec(mode="nat", dns=("192.0.2.1",))
+        with pytest.raises(NotPermitted, match=r"dns\[0\]"):
+            await engine.run(SandboxSpec(image="host", network=asking), owner="key")
+        wide = SandboxSpec(image="host", process=Process(argv=("sleep", "600")), network=opens("192.0.0.0/16"))
+        box = await engine.run(wide, owner="key")
+        assert await asks(engine, box.sandbox, "192.0.2.1") == "ConnectionRefusedError"
+        with pytest.raises(NotPermitted, match="network of this host"):
+            await engine.update(box.sandbox.id, Update(network={"rules": [{"action": "allow", "cidr": "192.0.2.1"}]}))
+        assert await asks(engine, await run(engine, opens("192.0.2.1")), "192.0.2.1") == "hello"
 
     shared(work)
 

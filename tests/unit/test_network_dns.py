@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import ipaddress
 import socket
 import struct
 import time
@@ -136,6 +137,33 @@ def test_a_private_address_that_a_rule_names_may_be_answered():
     policy = NetworkPolicy(rules=(parse_rule("r", "allow", "10.0.0.0/8"),))
     [answer], _ = ask(Client(policy), query("rebind.example.com"))
     assert read(answer, query("rebind.example.com")) == (0, ["10.0.0.1"])
+
+
+@pytest.mark.parametrize("wide", ["0.0.0.0/1", "0.0.0.0/0", "8.0.0.0/5"])
+def test_a_rule_wider_than_a_protected_range_names_nothing_in_it(wide):
+    """A tenant's own domain, pointed at the host's network, would be the way to it."""
+    policy = NetworkPolicy(rules=(parse_rule("r", "allow", wide), parse_rule("r", "allow", "*.example.com")))
+    client = Client(policy, learn=lambda *_: pytest.fail("learned"))
+    [answer], _ = ask(client, query("rebind.example.com"))
+    assert read(answer, query("rebind.example.com")) == (m.REFUSED, [])
+
+
+def test_a_name_opens_no_more_of_a_private_address_than_its_rule():
+    rules = parse_rule("r", "allow", "10.0.0.0/8:5432/tcp"), parse_rule("r", "allow", "*.example.com")
+    client = Client(NetworkPolicy(rules=rules), learn=lambda *_: pytest.fail("learned"))
+    [answer], _ = ask(client, query("rebind.example.com"))
+    assert read(answer, query("rebind.example.com")) == (0, ["10.0.0.1"])
+
+
+def test_a_name_for_a_network_the_host_is_in_is_refused():
+    async def body():
+        async with upstream(ZONE) as server:
+            near = [ipaddress.ip_network("1.2.3.0/24")]
+            forwarder = Forwarder({}, [server.address], near=near)
+            client = Client(NAMED, learn=lambda *_: pytest.fail("learned"))
+            return await forwarder.answer(client, query("www.example.com"))
+
+    assert read(asyncio.run(body()), query("www.example.com")) == (m.REFUSED, [])
 
 
 def test_members_are_answered_by_ourselves_whatever_the_policy():

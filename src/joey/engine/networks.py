@@ -24,7 +24,7 @@ from joey.host import etc_files
 from joey.host.instance import Instance
 from joey.host.netlink import NetlinkError
 from joey.model import codec
-from joey.model.errors import Conflict, Invalid, JoeyError, NotFound, Unenforceable, from_os
+from joey.model.errors import Conflict, Invalid, JoeyError, NotFound, NotPermitted, Unenforceable, from_os
 from joey.model.image import Image
 from joey.model.network import NetworkPolicy, NetworkSpec, as_spec, mode_of
 from joey.model.ports import PublishedPort, parse_published
@@ -33,7 +33,7 @@ from joey.model.value import Value
 from joey.model.views import NetworkMember, NetworkUsage
 from joey.network import names
 from joey.network.dns import Client, Forwarder, host_upstreams
-from joey.network.fabric import Fabric, Known, Switched, Wire
+from joey.network.fabric import Fabric, Known, Switched, Wire, near
 
 if TYPE_CHECKING:
     from joey.engine.box import Box
@@ -107,7 +107,7 @@ class Networks:
     async def _use(self, fabric: Fabric) -> None:
         loop, machine = asyncio.get_running_loop(), self._engine.machine
         try:
-            forwarder = Forwarder(self._clients, host_upstreams())
+            forwarder = Forwarder(self._clients, host_upstreams(), near=fabric.local)
             try:
                 port = await forwarder.start(str(fabric.gateway))
                 fabric.serve_dns(port)
@@ -206,9 +206,26 @@ class Networks:
         if network.private and self.private.find(network.private, owner).network.internal and network.policy.rules:
             raise Invalid("network.policy.rules", f"{network.private} is internal: nothing beyond it is reachable")
         check_enforceable(network.policy)
+        if owner and (network.dns or network.policy.rules):
+            self._check_near(network)
         for number, server in enumerate(network.dns):
             if ipaddress.ip_address(server).version != 4:
                 raise Unenforceable(f"network.dns[{number}]", "name servers are asked by IPv4 only", "an IPv4 address")
+
+    def _check_near(self, network: NetworkSpec) -> None:
+        """Refuse what would open to an API key a network that the host is in, whatever its addresses."""
+        try:
+            local = self.fabric.local if self.fabric is not None else near()
+        except OSError as error:
+            raise from_os("network: list routes", error) from error
+        asked = [(f"network.dns[{number}]", server) for number, server in enumerate(network.dns)]
+        for number, rule in enumerate(network.policy.rules):
+            if rule.action == "allow" and rule.cidr:
+                asked.append((f"network.policy.rules[{number}].cidr", rule.cidr))
+        for where, text in asked:
+            wanted = ipaddress.ip_network(text)
+            if isinstance(wanted, ipaddress.IPv4Network) and any(wanted.subnet_of(one) for one in local):
+                raise NotPermitted(where, f"{text} is in a network of this host", "ask an administrator")
 
     async def take(self, box: Box) -> Prepared:
         """A slot as its network needs it; one that ran before has its own revived. Raises JoeyError."""

@@ -5,8 +5,9 @@ It stands between because names are policy: it resolves what a sandbox's policy 
 table drops a packet that does not come from its own link.
 
 - A name of the sandbox's private network is answered by ourselves.
-- An answer that holds an address of a protected range is refused, but for addresses that a rule allows by CIDR (DNS
-  rebinding: a public name for something private).
+- An answer that holds an address of a protected range (the networks the host is in, too) is refused, but for addresses
+  that a rule names by a CIDR within such a range (DNS rebinding: a public name for something private). A name opens
+  none of those: what is reachable there is what the CIDR rule says, its ports included.
 - AAAA is answered with nothing at once, since no IPv6 leaves a sandbox. HTTPS and SVCB likewise: they carry addresses
   too.
 - An upstream that fails is asked last for a while; none that answers is SERVFAIL, after a few seconds at most.
@@ -27,7 +28,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from joey.model.network import NetworkPolicy, public
+from joey.model.network import NetworkPolicy, protected, public
 from joey.network import dns_message as message
 from joey.network.dns_message import Malformed, Query
 
@@ -67,7 +68,8 @@ class _Cached:
 
 class Forwarder:
     """`clients`: {address, four bytes: Client}, the caller's, looked at for every query. `upstreams`: (address, port)
-    in the order they are asked. `open_socket(kind)` makes a socket where upstreams are reached.
+    in the order they are asked. `open_socket(kind)` makes a socket where upstreams are reached. `near`: networks that
+    are protected besides PROTECTED.
     """
 
     def __init__(
@@ -75,9 +77,11 @@ class Forwarder:
         clients: Mapping[bytes, Client],
         upstreams: Sequence[tuple[str, int]],
         open_socket: Callable[[int], socket.socket] = lambda kind: socket.socket(socket.AF_INET, kind),
+        near: Sequence[ipaddress.IPv4Network] = (),
     ) -> None:
         self.clients = clients
         self.upstreams = tuple(upstreams)
+        self._near = tuple(near)
         self._open = open_socket
         self._busy = 0
         self._shunned: dict[tuple[str, int], float] = {}
@@ -214,17 +218,21 @@ class Forwarder:
             client.refused += 1
             return message.reply(data, query, message.REFUSED)
         addresses, ttl = message.addresses(query, response)
-        if addresses and client.learn and client.policy.domain_rules(query.name):
-            client.learn(query.name, addresses, ttl + _GRACE_SECONDS)
+        outside = [address for address in addresses if not self._protected(address)]
+        if outside and client.learn and client.policy.domain_rules(query.name):
+            client.learn(query.name, outside, ttl + _GRACE_SECONDS)
         return message.with_id(found, query.id)
 
-    @staticmethod
-    def _may_point_to(client: Client, address: bytes) -> bool:
-        one = ipaddress.IPv4Address(address)
-        if public(str(one)):
+    def _protected(self, address: bytes) -> bool:
+        return protected(ipaddress.IPv4Network(address), self._near)
+
+    def _may_point_to(self, client: Client, address: bytes) -> bool:
+        if not self._protected(address):
             return True
+        one = ipaddress.IPv4Address(address)
+        # A rule that is wider than a protected range does not name what lies in it.
         networks = (rule.network for rule in client.policy.rules if rule.action == "allow")
-        return any(network and network.version == 4 and network.prefixlen and one in network for network in networks)
+        return any(network and one in network and protected(network, self._near) for network in networks)
 
     # ---- cache
 

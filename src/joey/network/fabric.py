@@ -171,7 +171,7 @@ class Fabric:
             fabric.close()
 
     def _take_over(self, known: Mapping[int, Known]) -> None:
-        self.local = self._local()
+        self.local = _near(self._route)
         if self.table.exists():
             self.table.local = tuple(self.local)
             places = {self.addresses.address(offset).packed: one for offset, one in known.items()}
@@ -214,16 +214,11 @@ class Fabric:
             port = one.port
             self.table.publish(port.protocol, port.host_ip, port.host, wire.address.packed, port.container)
 
-    def _local(self) -> list[ipaddress.IPv4Network]:
-        """Networks the host is in that are not protected anyway."""
-        near = {one.network for one in route.routes(self._route) if one.unicast and one.direct}
-        return [network for network in sorted(near) if network.prefixlen and not protected(network)]
-
     def _install(self) -> None:
         self.table.install(group=self.group, pool=self.addresses.block, gateway=self.gateway, local=self.local)
 
     def _set_up(self) -> None:
-        self.local = self._local()
+        self.local = _near(self._route)
         self._install()
         self._route.send([route.add_address(1, self.gateway.packed, host_scope=True), route.link_up(1)])
         self._forward()
@@ -453,6 +448,18 @@ def _seated(wire: Wire) -> Seat:
     if wire.seat is None:
         raise ValueError(f"{wire.name} has not been admitted")
     return wire.seat
+
+
+def near() -> list[ipaddress.IPv4Network]:
+    """As Fabric.local, where there is no fabric yet. Raises OSError."""
+    with Link(NETLINK_ROUTE) as link:
+        return _near(link)
+
+
+def _near(link: Link) -> list[ipaddress.IPv4Network]:
+    """Networks the host is in that are not protected anyway."""
+    found = {one.network for one in route.routes(link) if one.unicast and one.direct}
+    return [network for network in sorted(found) if network.prefixlen and not protected(network)]
 
 
 def _uplink_mtu(link: Link) -> int:
