@@ -18,12 +18,15 @@ _STYLE = """
 *{box-sizing:border-box}html{scroll-padding-top:1rem}
 body{margin:0;background:var(--bg);color:var(--fg);font:15px/1.55 system-ui,sans-serif}
 .all{display:grid;grid-template-columns:19rem minmax(0,54rem);gap:2.5rem;max-width:80rem;margin:auto;padding:0 1.5rem}
-nav{position:sticky;top:0;height:100vh;overflow:auto;padding:1.5rem 0;font-size:13.5px}
+a{color:var(--accent);text-decoration:none}a:hover{text-decoration:underline}
+nav{position:sticky;top:0;height:100vh;overflow:auto;padding:1.5rem .8rem 1.5rem 0;font-size:13.5px;
+scrollbar-width:thin;scrollbar-color:var(--line) transparent}
 nav input{width:100%;padding:.5rem .7rem;border:1px solid var(--line);border-radius:.5rem;background:var(--card);
 color:inherit;font:inherit}
 nav h2{font-size:12px;text-transform:uppercase;letter-spacing:.06em;color:var(--dim);margin:1.3rem 0 .3rem}
 nav a{display:flex;gap:.5rem;padding:.15rem 0;color:inherit;text-decoration:none}
-nav a:hover span,a:hover{color:var(--accent)}nav b{flex:0 0 3.2rem;font-size:10.5px;line-height:1.9}
+nav a:hover{text-decoration:none}nav a:hover span{color:var(--accent)}
+nav b{flex:0 0 3.2rem;font-size:10.5px;line-height:1.9}
 main{padding:1.5rem 0 6rem}h1{margin:.2rem 0 1rem;font-size:2rem}h1 small{color:var(--dim);font-size:1rem}
 main>h2{margin:3rem 0 .2rem;font-size:1.4rem;text-transform:capitalize}p{margin:.4rem 0 .8rem}.dim{color:var(--dim)}
 article{background:var(--card);border:1px solid var(--line);border-radius:.7rem;padding:1rem 1.2rem;margin:1rem 0}
@@ -68,7 +71,8 @@ def page(document: Mapping[str, Any]) -> str:
         for method, path, operation in operations:
             menu.append(_entry(tag, method, path, operation))
             body.append(_article(tag, method, path, operation))
-    body.append('<h2 data-group="types">Types</h2>')
+    menu.append('<h2 data-group="types"><a href="#types">Types</a></h2>')
+    body.append('<h2 id="types" data-group="types">Types</h2>')
     for name, schema in sorted(document["components"]["schemas"].items()):
         body.append(_type(name, schema))
     intro = _prose(document["info"]["description"])

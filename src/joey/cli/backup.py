@@ -46,9 +46,9 @@ COMMANDS = {
         "usage": "[OPTIONS] FILE",
         "summary": "Copy the engine's state to a file, while it goes on",
         "text": (
-            "FILE is a tar archive of the databases in $JOEY_HOME: sandboxes, API keys. To go back to it,\n"
-            "end the engine and unpack it there: tar -xf FILE -C $JOEY_HOME. Images, logs and what\n"
-            "sandboxes have written are not in it."
+            "FILE is a tar archive of the databases in $JOEY_HOME: sandboxes, pools, networks, API keys. To\n"
+            "go back to it, end the engine and unpack it there: tar -xf FILE -C $JOEY_HOME. Images, volumes,\n"
+            "logs and what sandboxes have written are not in it."
         ),
         "arguments": (1, 1),
         "options": (("-f --force", "", "Replace FILE if it exists"),),
