@@ -273,6 +273,41 @@ def test_a_guest_does_not_talk_to_published_ports_through_the_host(scene):
         assert not reaches(scene.netns, address, port.host)
 
 
+def test_loopback_addresses_from_a_link_that_may_carry_them_are_dropped_first(scene):
+    """With a published port the host accepts 127/8 on that link (route_localnet): what a sandbox sends there is
+    dropped before it costs an entry of connection tracking, and before anything else could let it through.
+    """
+    from joey.model.ports import PublishedPort
+
+    lab = scene.lab
+    inside(lab.host, lambda: lab.fabric.publish(scene.wire, [PublishedPort(container=80)]))
+    before, refused, heard = spoofed(scene), lab.fabric.refused(scene.wire)[0], scene.heard()
+    targets = ("127.0.0.1", "127.255.255.254")
+    frames(scene.netns, 0x0800, [udp_packet(str(scene.wire.address), target, 81) for target in targets])
+    assert net_lab.eventually(lambda: spoofed(scene) >= before + 2)
+    assert (lab.fabric.refused(scene.wire)[0], scene.heard()) == (refused, heard)
+
+
+def test_members_of_a_private_network_do_not_pass_through_the_host(scene):
+    """They may reach each other, but the host's published ports are translated for nobody who is a sandbox."""
+    from joey.model.ports import PublishedPort
+
+    lab = scene.lab
+    wires = lab.fabric.wire_many([lab.sandbox(), lab.sandbox()])
+    one, two = wires
+    try:
+        lab.fabric.admit_many(wires, NetworkPolicy(), 77)
+        lab.serve(two.netns, "0.0.0.0", 80)
+        [port] = inside(lab.host, lambda: lab.fabric.publish(two, [PublishedPort(container=80)]))
+        assert reaches(one.netns, str(two.address), 80)
+        before = lab.fabric.refused(one)[0]
+        for address in (HOST_OUTSIDE, HOST_LAN, scene.address("gateway")):
+            assert not reaches(one.netns, address, port.host)
+        assert lab.fabric.refused(one)[0] >= before + 3
+    finally:
+        lab.fabric.release(wires)
+
+
 def test_with_rules_by_name_no_other_resolver(scene):
     policy = NetworkPolicy(
         internet=False, rules=(parse_rule("r", "allow", "example.com"), parse_rule("r", "allow", INTERNET_DNS))
