@@ -13,11 +13,12 @@ from joey.engine import execs
 from joey.engine.supervisor import Engine
 from joey.host.instance import Instance
 from joey.model.errors import Conflict, Invalid, NotFound
-from joey.model.spec import Process, SandboxSpec
+from joey.model.spec import Process, Resources, SandboxSpec
 from machine_state import eventually
 from root.conftest import output
 from root.test_recovery import reaper  # noqa: F401
 
+EATER = "head -c 100M /dev/zero | tail -c 90M >/dev/null"
 SLEEP = SandboxSpec(image="host", process=Process(argv=("sleep", "600")))
 
 
@@ -92,6 +93,30 @@ def test_life_of_processes(home):
         listed = await engine.processes(box)
         assert len(listed) == execs.KEPT_ENDED and listed[-1].id == quick.id
         await engine.reset()
+
+    asyncio.run(main())
+
+
+def test_what_ends_for_lack_of_memory_says_so_and_what_is_killed_leaves_nothing_behind(home):
+    async def main() -> None:
+        engine = Engine(Instance.open(home), slots=1)
+        await engine.open()
+        spec = msgspec.structs.replace(SLEEP, init=True, resources=Resources(memory=32 << 20, swap=0))
+        box = (await engine.run(spec)).sandbox.id
+        ends = []
+        for text in ("kill -9 $$", EATER, f"{EATER}; exit $?", "exit 137", "sleep 77 & sleep 77; :"):
+            one = await engine.exec(box, sh(text), detach=True)
+            if "sleep" in text:
+                await asyncio.sleep(0.1)
+                await engine.signal_process(box, one.id, signal.SIGKILL)
+            ends.append(await ended(engine, box, one.id))
+        assert [end.oom for end in ends] == [False, True, True, False, False], ends
+        assert [end.code for end in ends] == [137] * 5
+        look = await engine.exec(box, Process(argv=("pgrep", "-fx", "sleep 77")))
+        assert (await output(look))[0] == b""
+        await look.close()
+        await engine.remove(box, force=True)
+        await engine.close()
 
     asyncio.run(main())
 

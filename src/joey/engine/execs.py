@@ -101,7 +101,8 @@ class _Exec:
     async def signal(self, number: int) -> None:
         check_signal(number)
         if self.launched is not None and not self.ended.done():
-            await send_signal(self.launched, number)
+            # What is killed can pass nothing on: a command that took too long would leave behind what it has started.
+            await send_signal(self.launched, number, group=number == SIGKILL)
 
     def took(self, launched: Launched) -> None:
         """It is there: read its output."""
@@ -144,6 +145,11 @@ class Execs:
         self._ending: set[asyncio.Task[None]] = set()
         self.told: Callable[[ProcessView], None] = lambda view: None
         """Is called when one has started, and again when it has ended (then it has an `exit`)."""
+        self.oom_kills: Callable[[str], int] = lambda sandbox: 0
+        """How often the kernel has killed in a sandbox for lack of memory."""
+        self._oom_seen: dict[str, int] = {}
+        self._older: frozenset[str] = frozenset()
+        """Sandboxes of an earlier engine: what was killed in them then is not the end of what ends now."""
 
     # --- starting ----------------------------------------------------------------------------------------------------
 
@@ -173,6 +179,8 @@ class Execs:
         if box.launched is None or box.slot is None:
             raise Conflict("state", "cannot run a process in it: it has just ended")
         main, process = box.launched, one.process
+        if box.id in self._older:
+            self._oom_seen.setdefault(box.id, self.oom_kills(box.id))
         self._known[one.key] = one
         if one.keep:  # whoever comes after us then knows whose it is; written while it is launched
             self._store.save_process(one.key, one.sandbox, one.record())
@@ -287,11 +295,20 @@ class Execs:
         one = self._known.pop(child.key, None)
         if one is None:
             return False
-        one.end(exit_of_child(child))
+        one.end(exit_of_child(child, oom=self._oom(one.sandbox, child)))
         if one.launched is not None:
             self._settle(one)
             self._forget(one.launched, durable=one.keep)
         return True
+
+    def _oom(self, sandbox: str, child: Child) -> bool:
+        """Whether it was killed for lack of memory: it or, says a shell, what it ran last."""
+        if not child.status or child.unknown:
+            return False
+        kills, seen = self.oom_kills(sandbox), self._oom_seen.get(sandbox, 0)
+        if kills != seen:  # below it: it has been run again
+            self._oom_seen[sandbox] = kills
+        return kills > seen and (child.status & 0x7F == SIGKILL or child.status >> 8 & 0xFF == 128 + SIGKILL)
 
     def _settle(self, one: _Exec) -> None:
         """After its end: on disk before the launcher may forget it, and room made in the list."""
@@ -334,6 +351,7 @@ class Execs:
 
     def gone(self, sandbox: str) -> None:
         """The sandbox is removed."""
+        self._oom_seen.pop(sandbox, None)
         for one in self._of.pop(sandbox, {}).values():
             self._drop(one)
 
@@ -370,6 +388,7 @@ class Execs:
         all others that their end was not seen. Those of sandboxes that are no more are forgotten. slots: sandbox → name
         of its slot.
         """
+        self._older = frozenset(slots)
         for sandbox in [id for id in self._of if id not in slots]:
             for key in self._of[sandbox]:
                 if self._known.pop(key, None) is not None and key in known:

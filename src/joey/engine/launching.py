@@ -104,10 +104,10 @@ def check_signal(number: int) -> None:
         raise Invalid("signal", f"{number} is not a signal")
 
 
-async def send_signal(launched: Launched, number: int) -> None:
-    """Signal a process; nothing when it has ended. Raises JoeyError."""
+async def send_signal(launched: Launched, number: int, *, group: bool = False) -> None:
+    """Signal a process (group: all of the group it leads); nothing when it has ended. Raises JoeyError."""
     try:
-        await launched.shard.signal(launched.key, number)
+        await launched.shard.signal(launched.key, number, group=group)
     except LauncherGone:
         pass
     except OSError as error:

@@ -50,6 +50,15 @@ def stats(engine: Engine, boxes: Iterable[Box]) -> list[Stats]:
     return found
 
 
+def oom_kills(engine: Engine, box: Box | None) -> int:
+    """How often the kernel has killed in a sandbox for lack of memory."""
+    if box is None or box.slot is None:
+        return 0
+    with contextlib.suppress(CgroupError):
+        return engine.machine.cgroup.oom_kills(box.slot.name) or 0
+    return 0
+
+
 def exit_of(engine: Engine, box: Box, child: Child) -> Exit:
     """The end of a main process; killed for lack of memory if its cgroup has counted a kill."""
     oom = False

@@ -65,12 +65,12 @@ class Shard:
         """Return when there is a launcher that knows its children."""
         await self._back.wait()
 
-    async def signal(self, key: int, number: int) -> None:
-        """Signal a child, of a launcher that has just ended by the next one. Raises LauncherError(ESRCH) if it has
-        ended, LauncherGone if there is no next one.
+    async def signal(self, key: int, number: int, *, group: bool = False) -> None:
+        """Signal a child (group: and its process group), of a launcher that has just ended by the next one. Raises
+        LauncherError(ESRCH) if it has ended, LauncherGone if there is no next one.
         """
         await self._back.wait()
-        await self._again(lambda: self.launcher.signal(key, number))
+        await self._again(lambda: self.launcher.signal(key, number, group=group))
 
     async def fetch(self, key: int) -> dict[int, int]:
         """Copies of a child's descriptors by role; none if it is no more. Raises LauncherError, LauncherGone."""

@@ -115,6 +115,7 @@ class Engine(WithNetworks):
         self.machine.pool.crowded = lambda: self.crowded
         self.execs = Execs(self.machine.launching, self.store, self.forget)
         self.execs.told = self._told
+        self.execs.oom_kills = lambda id: looking.oom_kills(self, self._boxes.get(id))
         self.helpers = Helpers(self.machine.launching, self.store)
         self._open = True
         gc.set_threshold(*_GC_THRESHOLDS)

@@ -96,9 +96,16 @@ class Launcher:
         with contextlib.suppress(LauncherError):
             await self.disown(key)
 
-    async def signal(self, key: int, number: int) -> None:
-        """Signal a running child. Raises LauncherError(ESRCH) if it has ended."""
-        await self._ask(wire.SIGNAL, key, number)
+    async def signal(self, key: int, number: int, *, group: bool = False) -> None:
+        """Signal a running child; group: all of the process group it leads. Raises LauncherError(ESRCH) if it has
+        ended.
+        """
+        try:
+            await self._ask(wire.SIGNAL, key, number | (wire.GROUP if group else 0))
+        except LauncherError as error:
+            if not group or error.errno != errno.EINVAL:
+                raise
+            await self._ask(wire.SIGNAL, key, number)  # one of an earlier version, which knows no groups
 
     async def fetch(self, key: int) -> dict[int, int]:
         """Copies of the descriptors held with a child: role → descriptor."""

@@ -15,6 +15,8 @@ HELLO, RUN, SIGNAL, FETCH, RELEASE, FORGET, LIST, SUBSCRIBE, STOP, ADOPT = range
 DONE, LISTED, EXITED = 32, 33, 34
 UNKNOWN = 1
 """Flag of a child: it has ended, its status and usage nobody knows."""
+GROUP = 0x100
+"""In the value of SIGNAL: to the whole process group of a child that leads one."""
 
 
 def pack(type: int, request: int, key: int = 0, value: int = 0, data: bytes = b"") -> bytes:

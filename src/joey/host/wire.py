@@ -24,6 +24,9 @@ from joey.host.packets import (
     FORGET as FORGET,
 )
 from joey.host.packets import (
+    GROUP as GROUP,
+)
+from joey.host.packets import (
     HEADER as HEADER,
 )
 from joey.host.packets import (

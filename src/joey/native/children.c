@@ -201,9 +201,14 @@ void child_ended(uint32_t index)
 	drop_pidfd(child);
 	exited(child, status, &unknown);
 }
-int child_signal(const struct child *child, int number)
+/* group: to all of the process group it leads, or to it alone if it leads none (yet). */
+int child_signal(const struct child *child, int number, int group)
 {
-	if (child->pidfd < 0) return kill(child->info.pid, number) ? errno : 0;
+	if (child->pidfd < 0) {	/* ours, and not yet waited for: its number is nobody else's */
+		if (group && !kill(-child->info.pid, number)) return 0;
+		return kill(child->info.pid, number) ? errno : 0;
+	}
+	if (group && !syscall(SYS_pidfd_send_signal, child->pidfd, number, NULL, 4 /* PIDFD_SIGNAL_PROCESS_GROUP, 6.9 */)) return 0;
 	return syscall(SYS_pidfd_send_signal, child->pidfd, number, NULL, 0) ? errno : 0;
 }
 

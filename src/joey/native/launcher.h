@@ -138,7 +138,7 @@ struct child *child_find(uint64_t key);
 bool child_room(void);
 struct child *child_add(uint64_t key, pid_t pid);
 int child_adopt(const struct msg_child *info, int pidfd, uint32_t roles, const int *fds);
-int child_signal(const struct child *child, int number);
+int child_signal(const struct child *child, int number, int group);
 void child_ended(uint32_t index);
 void child_release(struct child *child, uint32_t roles);
 void child_forget(struct child *child);

@@ -137,7 +137,7 @@ enum plan_code { PLAN_OPS(PLAN_ENUM) };
 enum msg_type {
 	MSG_HELLO = 1,		/* → version in value; ← DONE, value = launcher's pid, key = PLAN_VERSION << 32 | MSG_VERSION */
 	MSG_RUN = 2,		/* → key, plan; ← DONE */
-	MSG_SIGNAL = 3,		/* → key, value = signal; ← DONE (ESRCH when it has exited) */
+	MSG_SIGNAL = 3,		/* → key, value = signal, | MSG_GROUP for its whole process group; ← DONE (ESRCH when it has exited) */
 	MSG_FETCH = 4,		/* → key; ← DONE, value = roles present as a bit mask, with the held descriptors in role order */
 	MSG_RELEASE = 5,	/* → key, value = mask of roles to close; ← DONE */
 	MSG_FORGET = 6,		/* → keys of exited children, or key with value 1: also of a running one; ← DONE */
@@ -158,6 +158,7 @@ struct msg_header {
 	uint32_t data;		/* bytes that follow */
 };
 #define MSG_UNKNOWN 1
+#define MSG_GROUP 0x100
 struct msg_child {
 	uint64_t key, started_ns, exited_ns;	/* CLOCK_REALTIME; exited_ns 0 while it runs */
 	int32_t pid, status;			/* status: as wait(2) gives it */

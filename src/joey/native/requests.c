@@ -93,8 +93,9 @@ static int on_signal(const struct request *r)
 {
 	const struct child *child = child_find(r->head.key);
 	if (!child || child->exited) return ESRCH;
-	if (r->head.value < 0 || r->head.value > SIGRTMAX) return EINVAL;
-	return child_signal(child, (int)r->head.value);
+	int64_t number = r->head.value & ~(int64_t)MSG_GROUP;
+	if (number < 0 || number > SIGRTMAX) return EINVAL;
+	return child_signal(child, (int)number, r->head.value != number);
 }
 static int on_fetch(struct client *c, struct request *r)
 {
