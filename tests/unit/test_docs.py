@@ -13,6 +13,7 @@ from joey.cli import GROUPS, VERBS, load
 from joey.cli.completion import WORDS
 from joey.cli.examples import EXAMPLES
 from joey.cli.options import parse
+from joey.native.build import PROGRAMS
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -72,6 +73,16 @@ def test_every_tag_is_documented() -> None:
     assert [tag for tag in TAGS if f"`{tag}`" not in text] == []
 
 
+def test_every_room_and_program_and_library_is_on_the_map() -> None:
+    text = (ROOT / "ARCHITECTURE.md").read_text()
+    rooms = {path.parent.name for path in (ROOT / "src" / "joey").glob("*/__init__.py")}
+    assert [room for room in sorted(rooms) if f"`{room}/`" not in text] == []
+    assert [program.name for program in PROGRAMS if f"`{program.name}`" not in text] == []
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    rows = re.findall(r"^\| ([a-z-]+) \|", text[text.index("## Libraries") :], re.MULTILINE)
+    assert set(rows) - {"library"} == {re.split("[^a-z]", one)[0] for one in project["dependencies"]}
+
+
 def test_groups_of_commands() -> None:
     assert set(GROUPS.values()) <= VERBS.keys()
     assert next(iter(VERBS)) == next(iter(GROUPS.values()))
@@ -79,7 +90,7 @@ def test_groups_of_commands() -> None:
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_examples_are_right(verb: str) -> None:
-    example = EXAMPLES[verb].removeprefix("source <(").removesuffix(")")
+    example = re.sub(r'^(?:source <|eval "\$)\((.*)\)"?$', r"\1", EXAMPLES[verb])
     program, name, *words = shlex.split(example)
     assert (program, name) == ("joey", verb)
     command = load(verb)

@@ -34,6 +34,7 @@ FORBIDDEN = {
     "images": {"engine", "api", "build"},
     "engine": {"api", "build"},
     "build": {"api"},
+    "oci": {"engine", "api", "images", "network"},
     "client": {"engine", "host", "network", "build"},
     "cli": {"engine", "host", "network", "build"},
 }

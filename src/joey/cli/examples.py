@@ -41,6 +41,7 @@ EXAMPLES = {
     "backup": "joey backup /srv/backup/joey.tar",
     "system": "joey system df",
     "doctor": "joey doctor",
+    "env": 'eval "$(joey env e2b)"',
     "version": "joey version",
     "bench": "joey bench latency",
     "completion": "source <(joey completion bash)",
