@@ -1,7 +1,9 @@
 """Images by the commands and the engine: pull when needed, run, keep what is in use, load and save."""
 
+import contextlib
 import json
 import os
+import pty
 import signal
 import subprocess
 import sys
@@ -80,6 +82,36 @@ def test_run_pulls_and_a_sandbox_keeps_its_image(joey: Joey, registry: FakeRegis
     assert "not found" in joey("run", "--rm", f"{registry.host}/none", code=125)
 
 
+def on_terminal(joey: Joey, *words: str) -> str:
+    """What it shows on a terminal of its own."""
+    master, slave = pty.openpty()
+    program = str(Path(sys.executable).with_name("joey"))
+    env = {**os.environ, "JOEY_HOME": str(joey.home), "TERM": "xterm"}
+    with subprocess.Popen([program, *words], env=env, stdin=slave, stdout=slave, stderr=slave) as process:
+        os.close(slave)
+        shown = b""
+        with contextlib.suppress(OSError):  # EIO: nobody has it open any more
+            while data := os.read(master, 1 << 16):
+                shown += data
+        os.close(master)
+    assert process.returncode == 0, shown
+    return shown.decode()
+
+
+def test_run_shows_a_pull_on_a_terminal(joey: Joey, registry: FakeRegistry) -> None:
+    made = registries.image(FIRST, config=RUN)
+    name = registry.add("app", made)
+    shown = on_terminal(joey, "run", "--rm", name)
+    assert "Complete" in shown and shown.endswith("one")
+    assert on_terminal(joey, "run", "--rm", name) == "one"  # it is here
+    registry.add("app", registries.image(FIRST, SECOND, config=RUN))
+    shown = on_terminal(joey, "run", "--rm", "--pull", "always", name)
+    assert "Complete" in shown and shown.endswith("two")
+    joey("rmi", "-f", name)
+    shown = on_terminal(joey, "run", "-d", "--rm", name)
+    assert len(shown.splitlines()[-1]) == 24, shown
+
+
 def test_commands(joey: Joey, registry: FakeRegistry, tmp_path: Path) -> None:
     made = registries.image(FIRST, SECOND, config=RUN)
     name = registry.add("team/app", made, "1")
@@ -98,10 +130,11 @@ def test_commands(joey: Joey, registry: FakeRegistry, tmp_path: Path) -> None:
         kind = f"{'docker-archive' if form == 'docker' else 'oci-archive'}:{archive}"
         config = json.loads(registries.skopeo("inspect", "--config", kind))
         assert config["rootfs"]["diff_ids"] == made.diff_ids
-    joey("image", "rm", "mine:2", name)
+    joey("rmi", "mine:2", name)
     assert joey.images() == []
     assert "mine:2" in joey("image", "load", data=(tmp_path / "oci.tar").read_bytes())
-    assert joey.images()[0]["id"] == made.digest
+    assert joey.images()[0]["id"] == made.digest and json.loads(joey("images", "--json")) == joey.images()
+    assert "mine:2" in joey("load", "-i", str(tmp_path / "oci.tar"))
     assert joey("run", "--rm", "mine:2") == "two"
     (tmp_path / "root.tar").write_bytes(FIRST)
     joey("image", "import", str(tmp_path / "root.tar"), "imported:1")

@@ -52,6 +52,8 @@ VERBS = {
     "bench": ("bench", "Measure launches, density and latency on this machine"),
     "completion": ("completion", "Print completions for a shell"),
 }
+# other spellings that fingers know from Docker -> the verb of `joey image`
+SHORT = {"images": "ls", "rmi": "rm"} | {verb: verb for verb in ("load", "save", "import", "tag", "history")}
 # title of a group in `joey --help` -> its first verb; it goes on to the next group's
 GROUPS = {
     "Sandboxes": "run",
@@ -95,6 +97,8 @@ def main(argv=None):
     verb, *words = words
     if verb in ("-v", "--version"):
         verb = "version"
+    if verb in SHORT:
+        verb, words = "image", [SHORT[verb], *words]
     if verb not in VERBS:
         from joey.cli.top import unknown
 

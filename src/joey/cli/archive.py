@@ -1,4 +1,4 @@
-"""`joey image load|save|import|export|diff`, and `joey load` and `joey save`: images from files and into files."""
+"""`joey image load|save|import|export|diff`: images from files and into files."""
 
 import os
 import sys
@@ -130,7 +130,8 @@ def _all(fd, data):
 
 
 VERBS = {
-    "load": (load, "[FILE|DIR]", "Read images: docker save's, OCI's", (0, 1), ("name", "platform", "quiet", "json")),
+    "load": (load, "[FILE|DIR]", "Read images: docker save's, OCI's", (0, 1),
+             ("input", "name", "platform", "quiet", "json")),
     "save": (save, "IMAGE…", "Write images, for docker load and others", (1, None), ("output", "format")),
     "import": (import_, "FILE|DIR NAME", "An image of a root file system", (2, 2), ("platform", "json")),
     "export": (export, "IMAGE", "The root file system of an image", (1, 1), ("output",)),
@@ -138,6 +139,7 @@ VERBS = {
 }
 """As joey.cli.image.VERBS."""
 OPTIONS = (
+    ("-i --input", "FILE", "load: where from, standard input by default"),
     ("-o --output", "FILE", "save, export: where to, standard output by default"),
     ("--name", "NAME", "load: for an image that does not say its name"),
 )

@@ -189,6 +189,7 @@ def image(values, arguments):
 
 
 _TEXT = "\n".join(f"  {f'{verb} {usage}':<24}{text}" for verb, (_, usage, text, _, _) in VERBS.items())
+_TEXT += "\n\nAs with Docker, too: joey images, rmi, load, save, import, tag, history."
 
 COMMANDS = {
     "image": {

@@ -7,6 +7,7 @@ from joey.cli.connect import engine
 from joey.cli.foreground import exit_code, follow
 from joey.cli.options import UsageError
 from joey.cli.output import complain, is_terminal, say
+from joey.client.transport import Problem
 
 DEFAULT_KEYS = "ctrl-p,ctrl-q"
 
@@ -26,11 +27,11 @@ def run(values, arguments):
     keys = _keys(values) if tty and interactive else None
     with _IdFile(values.get("cidfile")) as id_file, engine() as connection:
         if detach:
-            made = connection.call("POST", "/v1/sandboxes", body)
+            made = _made(connection, connection.call, body)
             id_file.write(made["id"])
             say(made["id"])
             return 0
-        sock, headers, rest = connection.upgrade("POST", "/v1/sandboxes", body)
+        sock, headers, rest = _made(connection, connection.upgrade, body)
         box = headers["joey-sandbox"]
         id_file.write(box)
         proxy = values.get("sig_proxy", True)
@@ -40,6 +41,34 @@ def run(values, arguments):
     if end.get("oom") and end["code"] == 137:
         complain("the program was killed: it wanted more memory than its limit (resources.memory)", "a larger -m")
     return exit_code(end)
+
+
+def _made(connection, send, body):
+    """What send(POST, path, body) returns. On a terminal a pull that it takes shows its progress: the image is asked
+    for as one that is here, and pulled if it is not, so that it costs nothing where it is.
+    """
+    policy = body.get("pull", "missing")
+    if policy == "never" or not body.get("image") or not is_terminal(2):
+        return send("POST", "/v1/sandboxes", body)
+    if policy == "missing":
+        try:
+            return send("POST", "/v1/sandboxes", {**body, "pull": "never"})
+        except Problem as problem:
+            if problem.field != "image" or not problem.remedy.startswith("joey pull"):
+                raise
+    if body["image"] != "host":
+        _pull(connection, body)
+        body = {**body, "pull": "missing"}
+    return send("POST", "/v1/sandboxes", body)
+
+
+def _pull(connection, body):
+    from joey.cli import progress
+
+    asked = {"reference": body["image"]}
+    if body.get("platform"):
+        asked["platform"] = body["platform"]
+    progress.follow(connection.request("POST", "/v1/images/pull", asked))
 
 
 def _keys(values):
