@@ -138,9 +138,9 @@ def test_a_slots_cgroup_is_removed_under_us(lab, before, monkeypatch):
     engine = lab.engine
     start = engine.machine.launching.start
 
-    async def late(request, prepared, key):
+    async def late(request, prepared, *more):
         os.rmdir(engine.machine.cgroup.path(engine.machine.layout.of("memory"), prepared.slot.name))
-        return await start(request, prepared, key)
+        return await start(request, prepared, *more)
 
     monkeypatch.setattr(engine.machine.launching, "start", late)
     error = lab.do(refused(engine))
