@@ -162,10 +162,27 @@ static void exited(struct child *child, int status, const struct rusage *usage)
 	child->state = CHILD_EXITED;
 	list_append(&unsent, child);
 }
+/* Of a launcher with one client: what has executed is the caller's to reap, who becomes its parent when this one ends, unless the client
+ * wants to hear of it here. */
+static void reap_some(void)
+{
+	struct rusage usage;
+	int status;
+	for (uint32_t i = 1; i < used; i++) {
+		struct child *child = &table[i];
+		if (child->state == CHILD_PENDING) child_report(i);
+		if (child->state == CHILD_FREE || child->exited || (child->state == CHILD_RUNNING && !subscribed())) continue;
+		if (wait4(child->info.pid, &status, WNOHANG | __WALL, &usage) > 0) exited(child, status, &usage);
+	}
+}
 void children_reap(void)
 {
 	struct rusage usage;
 	int status;
+	if (single_client) {
+		reap_some();
+		return;
+	}
 	for (pid_t pid; (pid = wait4(-1, &status, WNOHANG | __WALL, &usage)) > 0;) {
 		struct child *child = find_pid(pid);
 		if (child) exited(child, status, &usage);

@@ -156,6 +156,8 @@ bool exit_status(int pidfd, pid_t pid, int *status);
 /* messages.c */
 void messages_init(int listener);
 void messages_single(int client);
+extern bool single_client;
+bool subscribed(void);
 void client_accept(void);
 void client_event(uint32_t index, uint32_t events);
 void child_settled(struct child *child);

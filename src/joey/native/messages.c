@@ -21,7 +21,9 @@ static int listener, spare;
 static struct msg_child page[PAGE];
 static struct { struct msg_header head; char body[MSG_INLINE]; } packet __attribute__((aligned(8)));
 
+bool single_client;
 unsigned client_count(void) { return connected; }
+bool subscribed(void) { return subscriber; }
 static struct client *client_find(uint32_t serial)
 {
 	for (struct client *c = clients; c < clients + CLIENTS; c++)
@@ -100,6 +102,7 @@ void exits_send(void)
 void subscribe(const struct client *c)
 {
 	subscriber = c->serial;
+	children_reap();
 	child_send_again();
 }
 /* roles in ascending order */
@@ -280,6 +283,7 @@ void messages_single(int fd)
 	clients_none();
 	if (fcntl(fd, F_SETFL, O_NONBLOCK) || watch(EPOLL_CTL_ADD, fd, EPOLLIN, FROM_CLIENT, 0)) die("--client-fd", errno);
 	clients[0] = (struct client){.fd = fd, .serial = ++serials};
+	single_client = true;
 	connected++;
 }
 void messages_init(int fd)

@@ -158,12 +158,15 @@ def _facts(container, bundle, config, options, fds, steps):
     if linux.get("mountLabel") and not os.path.isdir("/sys/fs/selinux/booleans"):
         raise Invalid("linux.mountLabel", "SELinux is not enabled on this host")
     filter_, listen = prepare.filter_of(linux, container.root)
-    return oci.Facts(
+    facts = oci.Facts(
         rootfs=container.data["rootfs"], cgroups=_seen(container.data["cgroups"]), paths=paths, kinds=kinds,
         core=os.path.exists("/proc/kcore"), held=held, seccomp=filter_, listen=listen, preserved=preserved,
         home=prepare.home(container.data["rootfs"], process.get("user", {}).get("uid", 0)), pivot=options.pivot,
         labels=prepare.labels(process),
     )  # fmt: skip
+    if "user" in container.data["namespaces"]:
+        facts.nodes |= prepare.nodes(linux.get("devices", []))
+    return facts
 
 
 def _seen(groups):

@@ -120,6 +120,30 @@ def filter_of(linux, root):
     return seccomp.build(profile, root) if profile else (None, False)
 
 
+def nodes(devices):
+    """"c 1:3" -> path of the host's device with these numbers, whatever the container calls it (sysfs(5))."""
+    found = {}
+    for device in devices:
+        kind, major, minor = device["type"], device.get("major", 0), device.get("minor", 0)
+        names = [device["path"]]
+        try:
+            kinds = "block" if kind == "b" else "char"
+            with open(f"/sys/dev/{kinds}/{major}:{minor}/uevent", encoding="utf-8") as file:
+                names += [f"/dev/{line[8:].strip()}" for line in file if line.startswith("DEVNAME=")]
+        except OSError:
+            pass
+        for name in names:
+            try:
+                is_ = os.stat(name)
+            except OSError:
+                continue
+            block = (is_.st_mode & 0o170000) == 0o060000
+            if is_.st_rdev == os.makedev(major, minor) and block == (kind == "b"):
+                found[f"{'b' if kind == 'b' else 'c'} {major}:{minor}"] = name
+                break
+    return found
+
+
 def home(rootfs, uid):
     """The user's home by the image's /etc/passwd, which is read without following a link: it could lead out."""
     fd = -1

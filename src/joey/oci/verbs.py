@@ -91,11 +91,14 @@ def do_exec(call):
             log.error(str(error))
             return 255  # as runc: 1 could be the program's
         if detach:
+            # The launcher ends after this process, so that whoever called has the number of the new one from the file
+            # before it can end as his child.
             return 0
         terminal = options.tty or _has_terminal(options)
         return foreground.attend(launcher, key, pid, console.receive() if console and terminal else -1)
     finally:
-        launcher.close()
+        if not detach:
+            launcher.close()
 
 
 def _has_terminal(options):

@@ -15,7 +15,7 @@ from __future__ import annotations
 from joey.plan import flags as f
 from joey.plan import oci_process as proc
 from joey.plan import ops as op
-from joey.plan.oci_mounts import EMPTY, ROOT, USERNS, Filesystems, id_map, inner
+from joey.plan.oci_mounts import DEVICES, EMPTY, ROOT, USERNS, Filesystems, id_map, inner
 from joey.plan.oci_process import GATE, SLAVE, STDERR, STDIN, STDOUT, SYNC, Refused
 from joey.plan.ops import Reg
 
@@ -46,10 +46,11 @@ class Facts:
     """What of the host a plan depends on.
 
     rootfs: absolute path; cgroups: (name below /sys/fs/cgroup or "" for v2, directory) of the container; paths:
-    namespace type -> register of the descriptor that came for it; kinds: "dir" or "file" of every mount source; core:
-    the host has /proc/kcore; held: the runtime's own bounding set; seccomp: the filter and its flags; listen: the
-    filter asks somebody; home: of the user; preserved: registers of descriptors 3 and up; pivot: pivot_root, rather
-    than MS_MOVE; labels: (file of /proc/self, text) for AppArmor and SELinux.
+    namespace type -> register of the descriptor that came for it; kinds: "dir" or "file" of every mount source; nodes:
+    "c 1:3" -> the host's device of these numbers; core: the host has /proc/kcore; held: the runtime's own bounding set;
+    seccomp: the filter and its flags; listen: the filter asks somebody; home: of the user; preserved: registers of
+    descriptors 3 and up; pivot: pivot_root, rather than MS_MOVE; labels: (file of /proc/self, text) for AppArmor and
+    SELinux.
     """
 
     def __init__(self, **given: Any) -> None:
@@ -57,6 +58,7 @@ class Facts:
         self.cgroups: list[tuple[str, str]] = []
         self.paths: dict[str, Reg] = {}
         self.kinds: dict[str, str] = {}
+        self.nodes = {f"c {major}:{minor}": path for path, major, minor in DEVICES}
         self.core = False
         self.held = (1 << 41) - 1
         self.seccomp: tuple[bytes, int] | None = None
@@ -79,7 +81,7 @@ def create(config: Json, facts: Facts) -> op.Plan:
     env = proc.environment(process, facts.home)
     early, late = proc.rlimits(process)
 
-    files = Filesystems("user" in kinds, facts.kinds, maps)
+    files = Filesystems("user" in kinds, facts.kinds, maps, facts.nodes)
     _fill(files, config, facts, linux)
     before: list[op.Op] = [op.Userns(USERNS, maps["uid"], maps["gid"])] if "user" in made else []
     before += [op.OpenTree(ROOT, facts.rootfs, flags=f.OPEN_TREE_CLONE | f.AT_RECURSIVE)]

@@ -43,10 +43,11 @@ _LINKS = (
 class Filesystems:
     """Operations of the two sides, in the order of the configuration."""
 
-    def __init__(self, user: bool, kinds: dict[str, str], maps: dict[str, str]) -> None:
+    def __init__(self, user: bool, kinds: dict[str, str], maps: dict[str, str], nodes: dict[str, str]) -> None:
         """user: whether the container has a user namespace of its own; kinds: "dir" or "file" of every source;
-        maps: "uid" and "gid", the container's own mappings.
+        maps: "uid" and "gid", the container's own mappings; nodes: what the host has for "c 1:3".
         """
+        self.nodes = nodes
         self.before: list[op.Op] = []
         self.inside: list[op.Op] = []
         self.user, self.kinds, self.maps = user, kinds, maps
@@ -157,9 +158,12 @@ class Filesystems:
             self.inside += [*parents(target), op.Mknod(target, _NODES[kind] | mode, device(major, minor), ROOT, True)]
             self.inside += [op.Chown(target, uid, gid, at=ROOT)] if uid or gid else []
             return
-        # A user namespace may not make nodes; the host's, of the same name, stands in for it.
+        # A user namespace may not make nodes; the host's, of the same numbers, stands in for it.
+        node = self.nodes.get(f"{'b' if kind == 'b' else 'c'} {major}:{minor}")
+        if node is None:
+            raise Refused("linux.devices", f"{path}: the host has no {major}:{minor} for a user namespace")
         reg = self.tree()
-        self.before += [op.OpenTree(reg, path)]
+        self.before += [op.OpenTree(reg, node)]
         self.inside += [*point(target, False), op.MoveMount(reg, target, at=ROOT)]
 
     # --- what nobody shall see, or write -------------------------------------------------------------------------
