@@ -26,7 +26,7 @@ from joey.model.network import EgressRule, NetworkPolicy, NetworkSpec, PrivateNe
 from joey.model.ports import PublishedPort
 from joey.model.spec import Process, SandboxSpec, Update
 from joey.model.views import Sandbox
-from root import net_lab
+from root import net_lab, oci_lab
 from root.net_lab import HOST_LAN, HOST_OUTSIDE, INTERNET, INTERNET_DNS, LAN, METADATA, Lab
 
 pytestmark = [
@@ -202,6 +202,30 @@ def test_a_policy_changes_while_it_runs_and_what_cannot_be_is_refused(lab: Lab, 
             await run(engine, NetworkSpec(mode="nat", policy=v6))
         with pytest.raises(NotFound, match="nowhere"):
             await run(engine, "nowhere")
+
+    shared(work)
+
+
+@pytest.mark.parametrize("network", ["none", "nat", "joined"])
+def test_an_image_without_etc_hosts_knows_localhost(lab: Lab, shared: Shared, tmp_path: Path, network: str) -> None:
+    """As most images of registries are. What we write is no change of the sandbox's own."""
+    oci_lab.make_rootfs(tmp_path / "rootfs")
+    tmp_path.chmod(0o755)
+
+    async def start(engine: Engine, network: str) -> Sandbox:
+        process = Process(argv=("/bin/sleep", "600"))
+        spec = SandboxSpec(rootfs=str(tmp_path / "rootfs"), process=process, network=network, hostname="box.corp")
+        return (await engine.run(spec)).sandbox
+
+    async def work(engine: Engine) -> None:
+        box = await start(engine, "none" if network == "joined" else network)
+        if network == "joined":
+            box = await start(engine, f"container:{box.id}")
+        found = await inside_box(engine, box, "/bin/cat", "/etc/hosts")
+        assert found.startswith("127.0.0.1\tlocalhost\n::1\tlocalhost") and "box.corp box" in found
+        assert await engine.snapshots.changes(box.id) == []
+        await inside_box(engine, box, "/bin/sh", "-c", "echo > /etc/mine")
+        assert [one.path for one in await engine.snapshots.changes(box.id)] == ["/etc", "/etc/mine"]
 
     shared(work)
 

@@ -283,7 +283,7 @@ class Networks:
         """
         spec = as_spec(box.spec.network) if mode_of(box.spec.network) != "none" else None
         if spec is None or spec.mode == "host" or spec.joins:
-            return self._etc_without_link(box, spec)
+            return self._etc_without_link(box, spec, image)
         wire, fabric = self._wires[box.id], self.fabric
         assert fabric is not None
         wire.netns = netns
@@ -357,16 +357,16 @@ class Networks:
         hostname = box.spec.hostname or box.slot.name
         return _files(spec, hostname, str(wire.address), str(self.fabric.gateway))
 
-    def _etc_without_link(self, box: Box, spec: NetworkSpec | None) -> Mapping[str, str]:
-        if spec is None or box.slot is None:
+    def _etc_without_link(self, box: Box, spec: NetworkSpec | None, image: Image) -> Mapping[str, str]:
+        if box.slot is None or (spec is not None and spec.mode == "host"):
             return {}
-        if spec.joins:
+        if spec is not None and spec.joins:
             other = self._engine.find(spec.joins, box.owner or None)
             if other.link is not None and self.fabric is not None and other.slot is not None:
                 hostname = other.spec.hostname or other.slot.name
                 return _files(as_spec(other.spec.network), hostname, other.link.address, str(self.fabric.gateway))
-        if spec.extra_hosts and spec.mode != "host":
-            return {"hosts": names.hosts(spec, box.spec.hostname or box.slot.name)}
+        if (spec is not None and spec.extra_hosts) or etc_files.lacks_hosts(tuple(one.source for one in image.layers)):
+            return {"hosts": names.hosts(spec or NetworkSpec(), box.spec.hostname or box.slot.name)}
         return {}
 
     # --- while it runs -----------------------------------------------------------------------------------------------

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 MOST = 1000
 """Snapshots that one owner of a key may have."""
 MOST_CHANGES = 200_000
+_OURS = ("/etc/hosts", "/etc/hostname", "/etc/resolv.conf")
 """What one answer tells of."""
 _AT_ONCE = 4
 """Copies and walks under way, of an owner one: they take threads that others wait for, for as long as trees like."""
@@ -137,6 +138,7 @@ class Snapshots:
             found = await asyncio.to_thread(
                 lambda: list(itertools.islice(changes.changes(upper, layers, binds), MOST_CHANGES + 1))
             )
+        found = _without_ours(found)
         if len(found) > MOST_CHANGES:
             raise Conflict("changes", f"there are more than {MOST_CHANGES}", "joey export, and compare that")
         return found
@@ -379,3 +381,10 @@ def thaw_left(instance: Instance, cgroup: InstanceCgroup, paused: Iterable[str])
             with contextlib.suppress(CgroupError):
                 cgroup.thaw(slot)
         note.unlink(missing_ok=True)
+
+
+def _without_ours(found: list[FileChange]) -> list[FileChange]:
+    """But for the files of /etc that the engine writes itself, which Docker does not show either."""
+    kept = [one for one in found if one.path not in _OURS]
+    others = any(one.path.startswith("/etc/") for one in kept)
+    return kept if others or len(kept) == len(found) else [one for one in kept if one.path != "/etc"]

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import os
+import stat
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -42,6 +44,21 @@ def write(upper: Path, files: Mapping[str, str], owner: int) -> None:
             os.close(etc)
     finally:
         os.close(top)
+
+
+@functools.lru_cache(maxsize=512)
+def lacks_hosts(layers: tuple[str, ...]) -> bool:
+    """Whether an image (the directories of its layers, lowest first) has no /etc/hosts, or the empty one that is left
+    where a builder had mounted its own: without one `localhost` is no name. An /etc that is a link is left alone.
+    """
+    for layer in reversed(layers):
+        with contextlib.suppress(OSError):
+            if not stat.S_ISDIR(os.lstat(f"{layer}/etc").st_mode):
+                return False
+            found = os.lstat(f"{layer}/etc/hosts")
+            whiteout = stat.S_ISCHR(found.st_mode) and found.st_rdev == 0
+            return whiteout or (stat.S_ISREG(found.st_mode) and not found.st_size)
+    return True
 
 
 def _write(folder: int, name: str, data: bytes, owner: int) -> None:
