@@ -52,7 +52,7 @@ static bool up(char *path, int levels)
 	return true;
 }
 static bool runs(char *path) { return !access(path, X_OK); }
-/* the interpreter that has run the script last, that of the environment this is installed in, that of the checkout, any */
+/* the interpreter that has run the script last, that of the checkout, that of the environment this is installed in, any */
 static const char *interpreter(const char *self)
 {
 	static char path[8192];
@@ -69,9 +69,9 @@ static const char *interpreter(const char *self)
 		}
 	}
 	snprintf(path, sizeof path, "%s", self);
-	if (up(path, 7) && strcat(path, "/bin/python3") && runs(path)) return path;
-	snprintf(path, sizeof path, "%s", self);
 	if (up(path, 5) && strcat(path, "/.venv/bin/python") && runs(path)) return path;
+	snprintf(path, sizeof path, "%s", self);
+	if (up(path, 7) && strcat(path, "/bin/python3") && runs(path)) return path;
 	return "python3";
 }
 /* The launcher that the call will need begins while Python does: on the other CPU. It runs from a read-only mount of its own, as it would

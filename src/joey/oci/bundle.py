@@ -88,18 +88,19 @@ def make():
         with open(fresh, "xb") as out:
             marshal.dump((stamps, modules), out)
         os.replace(fresh, PATH)
-        with open(fresh, "x", encoding="utf-8") as out:
-            out.write("\n".join(_interpreter()) + "\n")
-        os.replace(fresh, INTERPRETER)
+        if lines := _interpreter():
+            with open(fresh, "x", encoding="utf-8") as out:
+                out.write("\n".join(lines) + "\n")
+            os.replace(fresh, INTERPRETER)
     except OSError:
         return
 
 
 def _interpreter():
-    """The lines of INTERPRETER."""
+    """The lines of INTERPRETER; none of a Python that lacks the libraries: another one may have them."""
     libraries()
     found = next((path for path in sys.path if os.path.isdir(f"{path}/msgspec")), "")
-    return os.path.realpath(sys.executable), found
+    return (os.path.realpath(sys.executable), found) if found else ()
 
 
 def libraries():
