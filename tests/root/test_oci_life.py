@@ -20,7 +20,7 @@ import pytest
 
 from joey.client import jsontext
 from joey.native import binary
-from root.oci_lab import Json, OciLab
+from root.oci_lab import Json, OciLab, reap_until
 
 pytestmark = pytest.mark.leak_scope("module")
 
@@ -378,6 +378,37 @@ def test_systemd_paths_are_understood(oci: OciLab) -> None:
     assert "/joeytest.slice/joey-c.scope" in done.out
     for path in Path("/sys/fs/cgroup").glob("*/joeytest.slice"):
         path.rmdir()
+
+
+V2 = """
+umount -l /sys/fs/cgroup/* 2>/dev/null; umount -l /sys/fs/cgroup; mount -t cgroup2 none /sys/fs/cgroup || exit 9
+set -e; "$@" run -d c < /dev/null
+"$@" exec c sh -c 'mount | grep " /sys/fs/cgroup "; ! head -c 1 /tmp/kmsg && echo denied'
+cat "/sys/fs/cgroup$GROUP/c/cgroup.max.depth"; "$@" pause c; cat "/sys/fs/cgroup$GROUP/c/cgroup.freeze"; "$@" resume c
+"$@" events --stats c | grep -c '"usage"'; "$@" kill c KILL
+while "$@" state c | grep -q running; do :; done; "$@" delete c
+rmdir "/sys/fs/cgroup$GROUP"
+"""
+
+
+def test_cgroup_v2_alone(oci: OciLab) -> None:
+    """As much of it as a host has whose controllers are v1's: devices by eBPF, freezing, unified files, figures."""
+    config = oci.config("sh", "-c", "mknod /tmp/kmsg c 1 11; sleep 60")
+    config["process"]["capabilities"] = {kind: ["CAP_MKNOD"] for kind in ("bounding", "effective", "permitted")}
+    config["linux"]["resources"]["unified"] = {"cgroup.max.depth": "7"}
+    oci.write(config)
+    argv = ["unshare", "-m", "sh", "-c", V2, "sh", str(binary("joey-oci")), "--root", str(oci.root)]
+    with (oci.home / "v2").open("wb+") as out:
+        env = {**os.environ, "GROUP": oci.cgroup}
+        with subprocess.Popen(argv, cwd=oci.bundle, env=env, stdout=out, stderr=out) as running:
+            reap_until(running, 30)
+        out.seek(0)
+        text = out.read().decode()
+    assert running.returncode == 0, text
+    assert "type cgroup2" in text
+    assert "denied" in text
+    assert text.splitlines()[-3:] == ["7", "1", "1"], text
+    assert oci.left() == []
 
 
 def test_features_tells_what_is_there(oci: OciLab) -> None:
