@@ -121,7 +121,7 @@ def filter_of(linux, root):
 
 
 def nodes(devices):
-    """"c 1:3" -> path of the host's device with these numbers, whatever the container calls it (sysfs(5))."""
+    """The path of the host's device with numbers such as "c 1:3", whatever the container calls it (sysfs(5))."""
     found = {}
     for device in devices:
         kind, major, minor = device["type"], device.get("major", 0), device.get("minor", 0)
