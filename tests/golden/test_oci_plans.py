@@ -14,7 +14,7 @@ from joey.plan import oci
 from joey.plan.encode import encode
 from joey.plan.ops import Plan, Reg
 
-PLANS = Path(__file__).parent / "plans"
+PLANS = Path(__file__).parent / "oci"
 CGROUPS = [("memory", "/sys/fs/cgroup/memory/c"), ("cpu,cpuacct", "/sys/fs/cgroup/cpu,cpuacct/c")]
 
 
@@ -57,11 +57,11 @@ def exec_() -> Plan:
 
 
 MADE = {
-    "oci-create": lambda: oci.create(config(), facts()),
-    "oci-create-users": users,
-    "oci-create-terminal": terminal,
-    "oci-exec": exec_,
-    "oci-hook": lambda: oci.hook("/bin/hook", ("hook",), (), facts(paths={"mount": Reg(6)})),
+    "create": lambda: oci.create(config(), facts()),
+    "create-users": users,
+    "create-terminal": terminal,
+    "exec": exec_,
+    "hook": lambda: oci.hook("/bin/hook", ("hook",), (), facts(paths={"mount": Reg(6)})),
 }
 
 
@@ -88,7 +88,7 @@ def test_the_kernels_files_are_written_while_proc_is_the_hosts() -> None:
 
 def test_nothing_of_the_host_is_open_when_the_directory_is_entered() -> None:
     """CVE-2024-21626"""
-    for plan in (MADE["oci-create"](), exec_()):
+    for plan in (MADE["create"](), exec_()):
         lines = plan.describe().splitlines()
         last = max(n for n, line in enumerate(lines) if "chdir" in line)
         assert position(plan, "close_range") < last
@@ -98,3 +98,7 @@ def test_the_filter_is_the_last_thing_before_the_program() -> None:
     lines = terminal().describe().splitlines()
     assert "seccomp" in lines[-2]
     assert "execve" in lines[-1]
+
+
+def test_no_golden_file_is_left_over() -> None:
+    assert {path.stem for path in PLANS.glob("*.txt")} == set(MADE)
