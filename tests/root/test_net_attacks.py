@@ -86,13 +86,18 @@ def frames(netns: int, kind: int, payloads: list[bytes]) -> None:
     inside(netns, body)
 
 
+def header(length: int, source: str, target: str, protocol: int) -> bytes:
+    """Of IPv4, with its checksum."""
+    made = struct.pack(">BBHHHBBH", 0x45, 0, length, 1, 0, 64, protocol, 0)
+    made += socket.inet_aton(source) + socket.inet_aton(target)
+    words = sum(struct.unpack(">10H", made))
+    words = (words & 0xFFFF) + (words >> 16)
+    return made[:10] + struct.pack(">H", ~(words + (words >> 16)) & 0xFFFF) + made[12:]
+
+
 def udp_packet(source: str, target: str, port: int, protocol: int = 17) -> bytes:
     body = struct.pack(">4H", 999, port, 9, 0) + b"x"
-    header = struct.pack(">BBHHHBBH", 0x45, 0, 20 + len(body), 1, 0, 64, protocol, 0)
-    header += socket.inet_aton(source) + socket.inet_aton(target)
-    words = sum(struct.unpack(">10H", header))
-    words = (words & 0xFFFF) + (words >> 16)
-    return header[:10] + struct.pack(">H", ~(words + (words >> 16)) & 0xFFFF) + header[12:] + body
+    return header(20 + len(body), source, target, protocol) + body
 
 
 def spoofed(scene: Scene) -> int:
@@ -103,6 +108,19 @@ def test_the_internet_is_reached(scene):
     assert reaches(scene.netns, INTERNET, 80)
     assert asks(scene.netns, INTERNET, 81) == b"hello"
     assert scene.seen[INTERNET][0][-1] == HOST_OUTSIDE  # by the host's address, not the sandbox's
+
+
+def test_the_gateway_answers_a_ping(scene):
+    """So that people see that the link works; nothing else of the host answers."""
+
+    def ping(address: str) -> bytes:
+        with socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP) as made:
+            made.settimeout(0.3)
+            made.sendto(struct.pack(">BBHHH", 8, 0, 0xF7FD, 1, 1), (address, 0))
+            return made.recv(100)[20:21]
+
+    assert inside(scene.netns, lambda: ping(scene.address("gateway"))) == b"\0"
+    assert inside(scene.netns, lambda: ping(HOST_OUTSIDE)) == b"\3"  # unreachable, prohibited
 
 
 @pytest.mark.parametrize("name", NEVER)
@@ -306,6 +324,63 @@ def test_members_of_a_private_network_do_not_pass_through_the_host(scene):
         assert lab.fabric.refused(one)[0] >= before + 3
     finally:
         lab.fabric.release(wires)
+
+
+def test_marks_that_somebody_else_sets_open_nothing(scene):
+    """Another table of the host marks packets with what happens to be a private network's number, and connections with
+    that of a policy.
+    """
+    lab = scene.lab
+    wires = lab.fabric.wire_many([lab.sandbox() for _ in range(3)])
+    member, allowed, denied = wires
+    try:
+        lab.fabric.admit(member, NetworkPolicy(), 78)
+        lab.fabric.admit(allowed, NetworkPolicy(internet=False, rules=(parse_rule("r", "allow", INTERNET),)))
+        lab.fabric.admit(denied, NetworkPolicy.deny_all())
+        seen = lab.serve(member.netns, "0.0.0.0", 81, udp=True)
+        lab.run(
+            lab.host,
+            "nft 'add table ip others; add chain ip others c { type filter hook prerouting priority mangle; };"
+            " add rule ip others c meta mark set 78;"
+            f" add rule ip others c ct direction original ct mark set {allowed.seat.group}'",
+        )
+        assert asks(scene.netns, str(member.address), 81, timeout=0.1) is None
+        assert seen == []
+        assert not reaches(denied.netns, INTERNET, 80)
+        assert reaches(allowed.netns, INTERNET, 80)
+    finally:
+        lab.run(lab.host, "nft delete table ip others", check=False)
+        lab.fabric.release(wires)
+
+
+def test_no_rule_opens_another_sandbox(scene):
+    policy = NetworkPolicy(rules=(parse_rule("r", "allow", "100.64.0.0/10"),))
+    scene.lab.fabric.change(scene.wire, policy)
+    try:
+        heard = scene.heard()
+        assert not reaches(scene.netns, str(scene.other.address), 80)
+        assert asks(scene.netns, str(scene.other.address), 81, timeout=0.1) is None
+        assert scene.heard() == heard
+    finally:
+        scene.lab.fabric.change(scene.wire, NetworkPolicy())
+
+
+def test_packets_of_no_connection_do_not_leave_with_an_address_of_ours(scene):
+    """What connection tracking finds invalid is not translated: outside, it would show a sandbox's own address."""
+    lab, own = scene.lab, str(scene.wire.address)
+    segment = struct.pack(">HHIIBBHHH", 999, 80, 1, 0, 0x50, 0, 99, 0, 0)  # no flag at all
+    packet = header(40, own, INTERNET, 6) + segment
+
+    def listen() -> socket.socket:
+        made = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_TCP)
+        made.settimeout(0.2)
+        return made
+
+    with inside(lab.internet, listen) as made:
+        frames(scene.netns, 0x0800, [packet])
+        with pytest.raises(TimeoutError):
+            while socket.inet_ntoa(made.recv(100)[12:16]) != own:
+                pass
 
 
 def test_with_rules_by_name_no_other_resolver(scene):

@@ -230,6 +230,16 @@ def test_an_address_of_a_name_ends_by_itself(lab):
 # ---- what is left
 
 
+def test_a_connection_outlives_what_its_name_opened(lab):
+    """The address of a name is for the connection to be made; a long download does not end with its lifetime."""
+    with sandboxes(lab, allow("x.com")) as [wire]:
+        lab.fabric.table.learn(wire.seat, "x.com", [socket.inet_aton(INTERNET)], 0.3)
+        with connect(wire.netns, INTERNET, 80) as made:
+            assert net_lab.eventually(lambda: not reaches(wire.netns, INTERNET, 80))
+            made.sendall(b"1")
+            assert made.recv(1) == b"1"
+
+
 def state(lab: Lab) -> str:
     """Links, routes, neighbours, and every element and chain of the table but counters."""
     return lab.run(lab.host, "ip -br link; ip route; ip neigh show nud permanent; nft -s list table inet joey-lab")
