@@ -1,8 +1,8 @@
 """API keys: who calls, and whose sandboxes they see. What a key may not ask for: joey.api.tenant.
 
-A key is `joey_` and 256 random bits in hexadecimal. Only its SHA-256 is kept: nothing can be guessed from random bits
-of that size, so a slow hash would protect nothing. A caller's sandboxes are those made with the same key; of others
-nothing is told (404). An administrator's key may do all that the unix socket may.
+A key is `joey_` (or `e2b_`) and 256 random bits in hexadecimal. Only its SHA-256 is kept: nothing can be guessed
+from random bits of that size, so a slow hash would protect nothing. A caller's sandboxes are those made with the
+same key; of others nothing is told (404). An administrator's key may do all that the unix socket may.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import hashlib
 import hmac
 import secrets
 import time
+from typing import Literal
 
 import msgspec
 
@@ -21,7 +22,6 @@ from joey.model.errors import Invalid, NotFound, NotPermitted
 from joey.model.limits import NO_LIMITS, Limits
 from joey.model.value import Value
 
-PREFIX = "joey_"
 ADMINISTRATOR = "come by the unix socket, or with a key made with --admin"
 
 
@@ -42,11 +42,12 @@ class NewKey(Key, frozen=True, kw_only=True):
 
 
 class KeyBody(Value, frozen=True, kw_only=True):
-    """A key to make."""
+    """A key to make. form: how it begins; E2B's clients want `e2b_`."""
 
     name: str = ""
     admin: bool = False
     limits: Limits = Limits()
+    form: Literal["joey", "e2b"] = "joey"
 
     def __post_init__(self) -> None:
         if len(self.name) > 200 or not self.name.isprintable():
@@ -77,7 +78,7 @@ class Access:
 
     def create(self, body: KeyBody) -> NewKey:
         """Make a key and keep its hash."""
-        secret = PREFIX + secrets.token_hex(32)
+        secret = f"{body.form}_" + secrets.token_hex(32)
         key = Key(id=secrets.token_hex(6), name=body.name, created=time.time(), admin=body.admin, limits=body.limits)
         limits = msgspec.json.encode(key.limits).decode()
         digest = _digest(secret)

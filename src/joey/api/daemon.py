@@ -211,6 +211,7 @@ async def serve(engine: Engine, instance: Any, settings: Settings, ready: Callab
         await engine.open()
         await tidy(engine)
         await service.doorway.open()
+        await service.e2b.open()
         _end_on_signal(service.ended)
         async with contextlib.AsyncExitStack() as stack:
             for local in (True, False):
@@ -238,6 +239,7 @@ async def serve(engine: Engine, instance: Any, settings: Settings, ready: Callab
             listener.sock.close()
             if listener.path is not None:
                 listener.path.unlink(missing_ok=True)
+        await service.e2b.close()
         await service.doorway.close()
         service.database.close()
         await engine.close(stop_launcher=True)

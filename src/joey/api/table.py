@@ -23,6 +23,7 @@ from joey.api import (
     snapshots,
     volumes,
 )
+from joey.api.facades.e2b import entry as e2b
 from joey.api.routes import Route
 
 MODULES = (
@@ -45,6 +46,7 @@ MODULES = (
     access,
     backup,
     documents,
+    e2b,
 )
 
 TAGS = {

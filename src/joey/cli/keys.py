@@ -14,8 +14,8 @@ def keys(values, arguments):
     verb, *words = arguments
     if verb not in _VERBS:
         raise UsageError(f"unknown verb {verb!r}", f"joey keys {closest(verb, _VERBS) or 'ls'}")
-    if verb != "create" and (values.keys() & {"name", "admin", "limit"}):
-        raise UsageError("--name, --admin and --limit belong to create", "joey keys create --help")
+    if verb != "create" and (values.keys() & {"name", "admin", "limit", "e2b"}):
+        raise UsageError("--name, --admin, --limit and --e2b belong to create", "joey keys create --help")
     if verb == "revoke":
         return _revoke(words)
     if words:
@@ -25,6 +25,8 @@ def keys(values, arguments):
 
 def _create(values):
     body = {"name": values.get("name", ""), "admin": bool(values.get("admin")), "limits": limits(values)}
+    if values.get("e2b"):
+        body["form"] = "e2b"
     with engine() as connection:
         made = connection.call("POST", "/v1/keys", body)
     if values.get("json"):
@@ -82,6 +84,7 @@ COMMANDS = {
         "options": (
             ("--name", "NAME", "create: what it is for"),
             ("--admin", "", "create: it may do all that the unix socket may"),
+            ("--e2b", "", "create: of the form that E2B's clients want"),
             ("--limit", "sandboxes=N,memory=SIZE,starts=N…", "create: what it may use at a time"),
             ("--json", "", "As JSON"),
         ),

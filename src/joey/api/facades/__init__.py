@@ -1,0 +1,1 @@
+"""Other systems' APIs, as translations onto the engine: their clients work unchanged."""

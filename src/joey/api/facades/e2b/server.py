@@ -1,0 +1,171 @@
+"""The one place every request of an E2B client goes through: which half it is for, who calls, errors."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import re
+from collections.abc import Awaitable, Callable
+from weakref import WeakSet
+
+from joey.api import streams
+from joey.api.facades.e2b import control, envd, errors, filesystem, process
+from joey.api.facades.e2b.call import EnvdCall, Owned
+from joey.api.facades.e2b.entry import E2B
+from joey.api.facades.e2b.errors import GONE, Failure
+from joey.api.keys import ACTIVITY, ENDED, ENGINE, SERVICE, STREAMS
+from joey.api.light import web
+from joey.api.requests import MAX_BODY
+from joey.api.routes import Call, NoSuchPath, Route, Router, WrongMethod
+from joey.api.service import Service
+from joey.model.errors import JoeyError, NotFound, TooMany
+from joey.model.views import Detail
+
+_HOST = re.compile(r"49983-([0-9a-f]{24})\.")
+_ID = re.compile(r"[0-9a-f]{24}")
+ENVD = ("/health", "/files", "/metrics", "/envs", "/init", "/process.Process/", "/filesystem.Filesystem/")
+
+
+def application(service: Service, e2b: E2B) -> web.Application:
+    """What serves on the façade's socket."""
+    app = web.Application(client_max_size=MAX_BODY)
+    app[SERVICE], app[ENGINE], app[ENDED], app[ACTIVITY] = service, service.engine, service.ended, service.activity
+    app[STREAMS] = WeakSet()
+    app.on_shutdown.append(streams.end_all)
+    app.router.add_route("*", r"/{tail:[\s\S]*}", Server(service, e2b).handle)
+    return app
+
+
+class Server:
+    """Handles requests. Answers as Joey's own API does to whom it must be fair to: by key."""
+
+    def __init__(self, service: Service, e2b: E2B) -> None:
+        self.service, self.e2b = service, e2b
+        self.control = Router(control.ROUTES)
+        self.envd = Router((*envd.ROUTES, *process.ROUTES, *filesystem.ROUTES))
+        self.state = envd.State()
+
+    async def handle(self, request: web.Request) -> web.StreamResponse:
+        activity = self.service.activity
+        activity.open += 1
+        path = request.raw_path.partition("?")[0]
+        answer: Callable[[Exception], web.Response] = errors.response
+        try:
+            if path.startswith(ENVD):
+                if path.count("/") == 2:
+                    answer = errors.connect
+                return await self._envd(request, path)
+            return await self._control(request, path)
+        except (ConnectionError, asyncio.CancelledError):
+            raise
+        except Exception as error:
+            return answer(error)
+        finally:
+            activity.done()
+
+    async def _control(self, request: web.Request, path: str) -> web.StreamResponse:
+        key = self.service.access.find(request.headers.get("X-API-KEY", ""))
+        if key is None:
+            raise Failure(401, "the API key (E2B_API_KEY) is missing, wrong or revoked: joey keys create --e2b")
+        route, variables = _found(self.control, request.method, path)
+        call = Owned(request, route, self.service, variables, self.e2b)
+        call.key, call.owner = key, "" if key.admin else key.id
+        if call.ref:
+            call.ref = self._id(call.ref, call.visible)
+        return await self._counted(call)
+
+    async def _envd(self, request: web.Request, path: str) -> web.StreamResponse:
+        route, variables = _found(self.envd, request.method, path)
+        call = EnvdCall(request, route, self.service, variables, self.e2b)
+        call.state = self.state
+        id = await self._sandbox(request, path)
+        call.detail = await self._detail(id)
+        if path != "/health":
+            self._admit(call)
+        call.ref = call.detail.sandbox.id
+        call.owner = call.detail.sandbox.owner
+        await envd.awake(call)
+        return await self._counted(call)
+
+    async def _sandbox(self, request: web.Request, path: str) -> str:
+        """Of the headers that SDKs send, of the host, or of the signature of a link."""
+        if id := request.headers.get("E2b-Sandbox-Id"):
+            port = request.headers.get("E2b-Sandbox-Port", "49983")
+            if port != "49983":
+                raise errors.lacking(f"port {port} by this address (use get_host)")
+            return id
+        if match := _HOST.match(request.headers.get("Host", "")):
+            return match[1]
+        if path == "/files" and (signature := request.query.get("signature")):
+            return await envd.signed_for(self.service.engine, self.e2b, request, signature)
+        raise Failure(400, "no sandbox is named: send the header E2b-Sandbox-Id")
+
+    async def _detail(self, id: str) -> Detail:
+        try:
+            if not _ID.fullmatch(id):
+                raise NotFound("", GONE)
+            detail = await self.service.engine.inspect(id)
+        except NotFound:
+            raise Failure(502, GONE) from None
+        if detail.sandbox.state not in ("running", "paused"):
+            raise Failure(502, GONE)
+        return detail
+
+    def _admit(self, call: EnvdCall) -> None:
+        id = call.detail.sandbox.id
+        given = call.request.headers.get("X-Access-Token")
+        if given is None and (signature := call.request.query.get("signature")):
+            if envd.signature_holds(call.request, self.e2b.token(id), signature):
+                return
+            raise Failure(401, "the signature is wrong or has expired")
+        if given is None or not hmac.compare_digest(given.encode(), self.e2b.token(id).encode()):
+            raise Failure(401, "the sandbox's access token (X-Access-Token) is missing or wrong")
+
+    def _id(self, ref: str, owner: str | None) -> str:
+        """Whole ids only, as E2B has them."""
+        try:
+            if not _ID.fullmatch(ref):
+                raise NotFound("", "")
+            return self.service.engine.resolve(ref, owner)
+        except NotFound:
+            raise Failure(404, f"Sandbox \"{ref}\" doesn't exist or you don't have access to it") from None
+
+    async def _counted(self, call: Owned) -> web.StreamResponse:
+        """A key's requests count together with those to Joey's own API."""
+        service, owner = self.service, call.owner
+        mine = service.by_owner.get(owner, 0)
+        if owner and mine >= service.max_per_key:
+            raise TooMany("key", f"{mine} requests of this key are under way", "wait for some", retry_after=1)
+        service.by_owner[owner] = mine + 1
+        try:
+            value = await _called(call)
+        finally:
+            left = service.by_owner[owner] - 1
+            if left:
+                service.by_owner[owner] = left
+            else:
+                del service.by_owner[owner]
+            if call.held:
+                service.budget.give(owner, call.held)
+        if isinstance(value, web.StreamResponse):
+            return value
+        if value is None:
+            return web.Response(status=call.route.status)
+        return call.reply(value)
+
+
+async def _called(call: Owned) -> object:
+    handler: Callable[[Call], Awaitable[object]] = call.route.handler
+    try:
+        return await handler(call)
+    except JoeyError as error:
+        failures = call.service.counters.failures
+        failures[error.code] = failures.get(error.code, 0) + 1
+        raise
+
+
+def _found(router: Router, method: str, path: str) -> tuple[Route, dict[str, str]]:
+    try:
+        return router.find(method, path)
+    except (NoSuchPath, WrongMethod):
+        raise errors.lacking(f"{method} {path}") from None
