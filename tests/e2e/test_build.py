@@ -394,3 +394,29 @@ def test_the_same_in_python(folder):
     with pytest.raises(Invalid, match="Image:2: RUN ended with status 3"):
         Image.from_("bb:1").run("exit 3").build()
     assert "USER" not in first.render()
+
+
+def test_what_an_image_says_of_its_sandboxes(folder):
+    """HEALTHCHECK and VOLUME hold for them, not for the steps of a build on it."""
+    settings = 'HEALTHCHECK --interval=100ms --retries=1 CMD test -e /well\nVOLUME /data\nCMD ["sleep", "60"]\n'
+    folder.build(f"FROM bb:1\n{settings}", "-t", "said:1")
+    text = "FROM said:1\nRUN if test -e /data; then exit 1; fi; touch /step; sleep 0.4; date > /file\n"
+    folder.build(text, "-t", "said:2")
+    assert "/data" not in joey("image", "diff", "said:1", "said:2")
+    for options in ([], ["-v", f"{folder.path}:/data"], ["--read-only"]):
+        assert joey("run", "--rm", *options, "said:2", "test", "-d", "/data") == ""
+    joey("run", "-d", "--name", "said", "said:2")
+    joey("run", "-d", "--name", "unsaid", "--no-healthcheck", "said:2")
+    assert _health("said", "unhealthy") and json.loads(joey("inspect", "unsaid"))[0]["sandbox"]["health"] is None
+    joey("exec", "said", "touch", "/well")
+    assert _health("said", "healthy")
+    joey("rm", "-f", "said", "unsaid")
+
+
+def _health(name, wanted):
+    deadline = time.monotonic() + 5
+    while time.monotonic() < deadline:
+        if json.loads(joey("inspect", name))[0]["sandbox"]["health"] == wanted:
+            return True
+        time.sleep(0.05)
+    return False

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import codecs
 import contextlib
+import dataclasses
 import os
 import posixpath
 import secrets
@@ -99,7 +100,7 @@ class RunStep:
     async def make(self) -> MadeLayer:
         """Run it; → its layer. Raises Invalid naming the line when it fails. Nothing is left when it is cancelled."""
         shop = self.shop
-        image = await shop.thread(lambda: shop.put(self.state))
+        image = await shop.thread(lambda: shop.put(_for_step(self.state)))
         shop.hold(*self.state.diff_ids)
         async with contextlib.AsyncExitStack() as stack:
             spec = await self._spec(image.digest, stack)
@@ -206,6 +207,12 @@ class RunStep:
             raise from_os("clear mount points away", error) from error
         shop = self.shop
         return commit.upper_layer(shop.store, upper, hold=shop.hold, shift=slot.base, epoch=shop.options.epoch)
+
+
+def _for_step(state: State) -> State:
+    """What is said of sandboxes of the image is not of this one: its health, and directories to be there."""
+    run = {name: value for name, value in state.config["config"].items() if name not in ("Volumes", "Healthcheck")}
+    return dataclasses.replace(state, config={**state.config, "config": run})
 
 
 def _remove_ours(upper: Path, base: Tree, target: str) -> None:

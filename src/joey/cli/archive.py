@@ -130,8 +130,13 @@ def _all(fd, data):
 
 
 VERBS = {
-    "load": (load, "[FILE|DIR]", "Read images: docker save's, OCI's", (0, 1),
-             ("input", "name", "platform", "quiet", "json")),
+    "load": (
+        load,
+        "[FILE|DIR]",
+        "Read images: docker save's, OCI's",
+        (0, 1),
+        ("input", "name", "platform", "quiet", "json"),
+    ),
     "save": (save, "IMAGE…", "Write images, for docker load and others", (1, None), ("output", "format")),
     "import": (import_, "FILE|DIR NAME", "An image of a root file system", (2, 2), ("platform", "json")),
     "export": (export, "IMAGE", "The root file system of an image", (1, 1), ("output",)),

@@ -19,6 +19,7 @@ OPTIONS = (
     ("--health-retries", "NUMBER", "Failures in a row that make it unhealthy (3)"),
     ("--health-start-period", "TIME", "Failures of so long do not count (0s)"),
     ("--health-start-interval", "TIME", "Between checks until then (5s)"),
+    ("--no-healthcheck", "", "Not the check that the image brings either"),
 )  # fmt: skip
 _CHECKS = ("health_cmd", "health_http", "health_tcp")
 _TIMES = ("interval", "timeout", "start_period", "start_interval")
@@ -81,6 +82,10 @@ def _health(values):
     if len(given) > 1:
         names = " and ".join("--" + name.replace("_", "-") for name in given)
         raise UsageError(f"{names}: there is one check for a sandbox")
+    if values.get("no_healthcheck"):
+        if given or others:
+            raise UsageError(f"--no-healthcheck with --{(given or others)[0].replace('_', '-')}", "leave out one")
+        return {"command": ["NONE"]}
     if not given:
         if others:
             raise UsageError(f"--{others[0].replace('_', '-')}: there is no check", "--health-cmd COMMAND")

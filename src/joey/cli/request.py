@@ -79,7 +79,6 @@ REFUSED = {
     "--link": ("", "a private network: joey network create, --network NAME"),
     "--domainname": ("", "--hostname with the domain in it, --dns-search"),
     **dict.fromkeys(("--disable-content-trust", "-q", "--quiet"), "every digest is verified; progress: joey pull"),
-    "--no-healthcheck": "a check of the image is not taken over anyway",
     **dict.fromkeys(("--volumes-from", "--volume-driver"), "volumes have names: -v NAME:/path"),
     **dict.fromkeys(("--log-driver", "--log-opt"), "joey keeps logs itself: joey logs"),
     **dict.fromkeys(("--ipc", "--pid", "--uts", "--userns", "--cgroupns", "--cgroup-parent"), "shared namespaces"),

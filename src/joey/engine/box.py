@@ -14,7 +14,7 @@ from typing import Any, Literal, Protocol, TypeVar
 
 from msgspec import UNSET
 
-from joey.engine import events, health, update
+from joey.engine import events, health, restart, update
 from joey.engine.admission import Admission
 from joey.engine.attached import Attached
 from joey.engine.clocks import Clocks
@@ -64,6 +64,8 @@ from joey.model.views import Exit, Sandbox
 from joey.plan import flags as f
 
 T = TypeVar("T")
+_LEAST_SECONDS, _KEYS_SECONDS = 0.01, 1.0
+"""Between health checks that images bring: at the least, and where it is the sandbox of a key."""
 _log = logging.getLogger(__name__)
 
 
@@ -188,7 +190,23 @@ class Box:
                 self.tell(type, **data)
             if not self.removed.done():
                 self.promise()
-                self.clocks.follow(self.record, self.spec.health)
+                self._follow()
+
+    def _follow(self) -> None:
+        check = self.spec.health
+        self.clocks.follow(self.record, None if check is None or check.none else check)
+
+    def complete(self, request: Request) -> None:
+        """It is to be started so. What its image says of its health is its own from now on."""
+        self.request = request
+        spec = self._looked_after(self.spec, request)
+        if spec is not self.spec:
+            self.spec, self._encoded = spec, codec.encode(spec)
+
+    def _looked_after(self, spec: SandboxSpec, request: Request) -> SandboxSpec:
+        if self.pool:
+            return spec
+        return restart.with_health(spec, request.image.health, least=_KEYS_SECONDS if self.owner else _LEAST_SECONDS)
 
     def promise(self) -> None:
         """Enter what memory it may take now."""
@@ -433,12 +451,13 @@ class Box:
         self.apply(event)
         self.promise()
         self.clocks.rearm()
-        self.clocks.follow(self.record, spec.health)
+        self._follow()
         self._context.store.save(self.row())
 
     def become(self, spec: SandboxSpec, request: Request) -> None:
         """A warm one is handed out as `spec`, but for its limits, which `limit` changes. Its clocks begin now."""
         deadline = None if spec.timeout is None else time.time() + spec.timeout
+        spec = self._looked_after(spec, request)
         self._is_now(request, spec, Changed(update.policy(spec, self.record.policy.stop_signal), deadline))
 
     async def limit(self, old: Resources) -> None:

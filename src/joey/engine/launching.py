@@ -76,7 +76,8 @@ class Request:
         argv = ("?",) if self.spec.process.argv else ()
         process = msgspec.structs.replace(self.spec.process, argv=argv, env={})
         spec = msgspec.structs.replace(self.spec, name="", labels={}, process=process, network=self._network, **_LIFE)
-        return codec.encode(spec), self.image.layers, self.image.binds, self.image.cwd, self.identity, self.files
+        image = self.image
+        return codec.encode(spec), image.layers, image.binds, image.cwd, image.volumes, self.identity, self.files
 
     @property
     def _network(self) -> str:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import math
 
+import msgspec
+
 from joey.model.errors import Invalid
 from joey.model.spec import HealthCheck, Restart, SandboxSpec
 from joey.model.views import Exit
@@ -55,6 +57,17 @@ def check_seconds(field: str, seconds: float | None) -> None:
     """Raises Invalid for what is no length of time."""
     if seconds is not None and not (math.isfinite(seconds) and seconds > 0):
         raise Invalid(field, f"{seconds} is not a number of seconds above 0", "give null for none")
+
+
+def with_health(spec: SandboxSpec, image: HealthCheck | None, *, least: float) -> SandboxSpec:
+    """A spec that says nothing of health with the check of its image, not more often than every `least` seconds."""
+    if spec.health is not None or image is None:
+        return spec
+    check = msgspec.structs.replace(
+        image, interval=max(image.interval, least), start_interval=max(image.start_interval, least),
+        timeout=max(image.timeout, least), start_period=max(image.start_period, 0.0), retries=max(image.retries, 1),
+    )  # fmt: skip
+    return msgspec.structs.replace(spec, health=check)
 
 
 def _check_health(health: HealthCheck) -> None:

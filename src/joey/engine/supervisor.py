@@ -231,7 +231,7 @@ class Engine(WithNetworks):
         if box.record.phase is Phase.REMOVING:
             raise Conflict("state", "it was removed while its image was pulled")
         await self.volumes.prepare(box)
-        box.request = self.machine.launching.complete(box.spec, box.id)
+        box.complete(self.machine.launching.complete(box.spec, box.id))
 
     async def start(self, ref: str) -> Sandbox:
         box = self._touched(ref)

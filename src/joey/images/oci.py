@@ -5,8 +5,9 @@ Image and back. Pure.
 from __future__ import annotations
 
 import hashlib
+import posixpath
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Annotated, Any
 
 import msgspec
@@ -78,8 +79,12 @@ def image(name: str, config: bytes, layers: Sequence[Layer]) -> Image:
         name=name, layers=tuple(layers), env=_environment(run.env or ()), entrypoint=tuple(run.entrypoint or ()),
         argv=tuple(run.cmd or ()), cwd=cwd if not cwd or cwd.startswith("/") else f"/{cwd}", user=run.user or "",
         stop_signal=_signal(name, run.stop_signal or ""), labels=run.labels or {}, health=_health(run.healthcheck),
-        ports=tuple(sorted(run.exposed_ports or ())), volumes=tuple(sorted(run.volumes or ())),
+        ports=tuple(sorted(run.exposed_ports or ())), volumes=_directories(run.volumes or ()),
     )  # fmt: skip
+
+
+def _directories(paths: Iterable[str]) -> tuple[str, ...]:
+    return tuple(sorted({posixpath.normpath("/" + path.lstrip("/")) for path in paths}))
 
 
 def _refuse_nul(name: str, value: Any) -> None:

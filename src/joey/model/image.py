@@ -47,7 +47,7 @@ class Image(Value, frozen=True, kw_only=True):
     stop_signal   a name such as SIGTERM, "" for the spec's
     health        as the image's author wants it to be looked after, None for not
     ports         "80/tcp": what listens, for people (ExposedPorts)
-    volumes       absolute paths whose content is not the image's own, for people (Volumes)
+    volumes       absolute paths of directories that its sandboxes have, empty ones if need be (Volumes)
     """
 
     name: str

@@ -113,6 +113,8 @@ class HealthCheck(Value, frozen=True, kw_only=True):
     http            a URL whose host is the sandbox's loopback, e.g. http://127.0.0.1:8080/health; 200 to 399 is healthy
     tcp             a port of the sandbox's loopback that accepts
     start_period    failures in it do not count; until the first success in it it looks every start_interval
+
+    A sandbox whose spec has none takes over its image's. The command ("NONE",), as in Docker's API: it shall not.
     """
 
     command: tuple[str, ...] = ()
@@ -123,6 +125,11 @@ class HealthCheck(Value, frozen=True, kw_only=True):
     retries: int = 3
     start_period: float = 0.0
     start_interval: float = 5.0
+
+    @property
+    def none(self) -> bool:
+        """Whether it says that there is to be no check."""
+        return self.command == ("NONE",)
 
 
 class SandboxSpec(Value, frozen=True, kw_only=True):

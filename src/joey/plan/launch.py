@@ -336,6 +336,7 @@ def _contents(spec: SandboxSpec, image: Image, slot: Slot, cwd: str, files: froz
     (CVE-2024-21626).
     """
     ops: list[op.Op] = []
+    taken = {mount.target for mount in spec.mounts}  # may be files
     for number, bind in enumerate(image.binds):
         ops += [op.MoveMount(Reg(_BINDS + number), bind.target, at=_ROOT)]
     for number, tmpfs in enumerate(spec.tmpfs):
@@ -350,8 +351,9 @@ def _contents(spec: SandboxSpec, image: Image, slot: Slot, cwd: str, files: froz
         reg, target = Reg(_FIRST_TREE + len(spec.mounts) + number), device.target or device.path
         made = [] if target.startswith("/dev/") else _target(target, True, slot.base)
         ops += [*made, op.MoveMount(reg, target, at=_ROOT)]
-    if cwd not in ("", "/"):
-        ops += [op.Mkdir(cwd, at=_ROOT, exist_ok=True, parents=True, owner=slot.base)]
+    for path in (*(one for one in image.volumes if one not in taken), cwd):
+        if path not in ("", "/"):
+            ops += [op.Mkdir(path, at=_ROOT, exist_ok=True, parents=True, owner=slot.base)]
     return ops + ([op.MountSetattr(_ROOT, set=f.MOUNT_ATTR_RDONLY)] if spec.read_only else [])
 
 
