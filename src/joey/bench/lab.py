@@ -96,6 +96,7 @@ def make_rootfs(path: Path) -> Path:
         (path / name).mkdir(parents=True)
     for name in ("hosts", "hostname", "resolv.conf", "passwd", "group"):
         (path / "etc" / name).touch()
+    (path / "etc/hosts").write_text("127.0.0.1\tlocalhost\n")  # one that is empty counts as none
     (path / "run/.containerenv").touch()
     shutil.copy(binary("joey-probe"), path / PROBE[1:])
     (path / PROBE[1:]).chmod(0o755)
