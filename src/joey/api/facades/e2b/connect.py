@@ -166,6 +166,6 @@ def seconds(call: Call, header: str, unit: float) -> float | None:
     text = call.request.headers.get(header, "")
     if not text:
         return None
-    if not (text.isascii() and text.isdigit() and len(text) <= 10):
+    if not (text.isascii() and text.replace(".", "", 1).isdigit() and len(text) <= 16):
         raise Invalid(header, f"{text!r} is no number")
-    return int(text) * unit or None
+    return float(text) * unit or None

@@ -67,8 +67,8 @@ class E2B:
         return E2BAccess(url=f"http://127.0.0.1:{self._kept.port}", key=self._kept.key)
 
     def token(self, id: str) -> str:
-        """What a client of a sandbox's envd must show, in X-Access-Token."""
-        return hmac.new(bytes.fromhex(self._kept.secret), id.encode(), hashlib.sha256).hexdigest()
+        """What a client of a sandbox's envd must show, in X-Access-Token: the id and what proves it."""
+        return id + hmac.new(bytes.fromhex(self._kept.secret), id.encode(), hashlib.sha256).hexdigest()
 
     async def close(self) -> None:
         """Stop serving."""

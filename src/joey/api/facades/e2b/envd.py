@@ -10,6 +10,7 @@ import binascii
 import hashlib
 import hmac
 import posixpath
+import re
 import time
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any
@@ -33,6 +34,7 @@ RESUME = "joey.e2b.resume"
 _PASSWD_BYTES = 1 << 18
 _KEPT = 4096
 _PIECE = 1 << 18
+_FILENAME = re.compile(r'\bfilename="((?:[^"\\]|\\.)*)"')
 
 
 class State:
@@ -190,7 +192,7 @@ async def write(call: EnvdCall) -> Any:
         try:
             form = await call.request.multipart()
             async for part in form:
-                name = query.get("path") or getattr(part, "filename", "") or ""
+                name = query.get("path") or _filename(part.headers.get("Content-Disposition", ""))
                 if not name:
                     raise Invalid("path", "is missing")
                 await store(name, _part(part))
@@ -207,6 +209,15 @@ async def write(call: EnvdCall) -> Any:
     else:
         raise Failure(415, f"{call.request.content_type}: send multipart/form-data or {BINARY}")
     return written
+
+
+def _filename(header: str) -> str:
+    """Of a part of a form, whole: as browsers and SDKs escape it (HTML, multipart/form-data encoding algorithm)."""
+    match = _FILENAME.search(header)
+    name = match[1] if match else ""
+    for escaped, character in (("%22", '"'), ("%0D", "\r"), ("%0A", "\n"), ('\\"', '"')):
+        name = name.replace(escaped, character)
+    return name
 
 
 async def _part(part: Any) -> AsyncIterator[bytes]:

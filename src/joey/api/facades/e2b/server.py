@@ -23,6 +23,7 @@ from joey.model.views import Detail
 
 _HOST = re.compile(r"49983-([0-9a-f]{24})\.")
 _ID = re.compile(r"[0-9a-f]{24}")
+_ID_LENGTH = 24
 ENVD = ("/health", "/files", "/metrics", "/envs", "/init", "/process.Process/", "/filesystem.Filesystem/")
 
 
@@ -96,6 +97,8 @@ class Server:
             return id
         if match := _HOST.match(request.headers.get("Host", "")):
             return match[1]
+        if token := request.headers.get("X-Access-Token"):
+            return token[:_ID_LENGTH]  # 2.10 says no more of a sandbox that it has connected to
         if path == "/files" and (signature := request.query.get("signature")):
             return await envd.signed_for(self.service.engine, self.e2b, request, signature)
         raise Failure(400, "no sandbox is named: send the header E2b-Sandbox-Id")
