@@ -240,7 +240,7 @@ def test_a_listener_gets_the_filters_questions(oci: OciLab) -> None:
         with server.accept()[0] as client:
             text, control, _, _ = client.recvmsg(65536, socket.CMSG_LEN(16))
     (oci.home / "listen").unlink()
-    assert oci.call("delete", "c").code == 0
+    assert oci.call("delete", "-f", "c").code == 0
     said = json.loads(text)
     assert said["fds"] == ["seccompFd"]
     assert said["metadata"] == "meta"

@@ -126,7 +126,11 @@ def test_exit_status_and_signals(oci: OciLab) -> None:
 def test_delete_of_a_created_one_and_force(oci: OciLab) -> None:
     oci.write(oci.config("sleep", "60"))
     assert oci.call("create", "c").code == 0
-    assert oci.call("delete", "c").code == 0
+    refused = oci.call("delete", "c")
+    assert refused.code == 1
+    assert "not stopped: created" in refused.err
+    assert oci.call("start", "c").code == 0
+    assert oci.call("delete", "-f", "c").code == 0
     assert oci.call("run", "-d", "c").code == 0
     assert oci.call("delete", "--force", "c").code == 0
     assert oci.call("delete", "--force", "c").code == 0
@@ -322,7 +326,7 @@ def test_two_creates_with_one_id(oci: OciLab) -> None:
 
     with ThreadPoolExecutor(6) as pool:
         assert sorted(pool.map(create, range(6))) == [0, 1, 1, 1, 1, 1]
-    assert oci.call("delete", "c").code == 0
+    assert oci.call("delete", "-f", "c").code == 0
     assert oci.left() == []
 
 

@@ -23,17 +23,30 @@ class Console:
         return int.from_bytes(control[0][2][:4], "little")
 
 
-def attend(launcher, key, pid, master=-1):
+class Signals:
+    """From here on signals are collected, to be passed on: begun before the program runs, none is lost, nor ends us."""
+
+    def __init__(self):
+        self.wake, self._poke = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        _signal.set_wakeup_fd(self._poke, warn_on_full_buffer=False)
+        self._old = {number: _signal.signal(number, lambda *_: None) for number in _PASSED}
+
+    def close(self):
+        for number, handler in self._old.items():
+            _signal.signal(number, handler)
+        _signal.set_wakeup_fd(-1)
+        os.close(self.wake)
+        os.close(self._poke)
+
+
+def attend(launcher, key, pid, signals, master=-1):
     """Until the process ends; its exit status as a shell has it."""
-    wake, poke = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-    _signal.set_wakeup_fd(poke, warn_on_full_buffer=False)
-    old = {number: _signal.signal(number, lambda *_: None) for number in _PASSED}
     raw = _raw() if master >= 0 else None
     launcher.watch()
     try:
         if master >= 0:
             _resize(master)
-        _loop(launcher, key, pid, master, wake)
+        _loop(launcher, key, pid, master, signals.wake)
         if master >= 0:
             _drain(master)
     finally:
@@ -41,8 +54,7 @@ def attend(launcher, key, pid, master=-1):
             import termios
 
             termios.tcsetattr(0, termios.TCSADRAIN, raw)
-        for number, handler in old.items():
-            _signal.signal(number, handler)
+        signals.close()
     status = os.waitstatus_to_exitcode(launcher.exits[key])
     return status if status >= 0 else 128 - status
 

@@ -63,9 +63,10 @@ def delete(root, name, force):
             return _delete_missing(root, name, force)
         raise
     status = container.status()
-    if status in ("running", "paused") and not force:
+    # A created one is not stopped, either: runtime.md, "Delete" (runc is laxer). One that is still "creating" is left
+    # by a `create` that was killed: its lock was free.
+    if status not in ("stopped", "creating") and not force:
         raise OciError(f"cannot delete container {name} that is not stopped: {status}")
-    # a created one is no program yet: its first process goes with it
     cgroups.kill(container.data["cgroups"])
     _wait_end(container)
     cgroups.remove(container.data["cgroups"])

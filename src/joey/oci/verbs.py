@@ -53,9 +53,10 @@ def do_run(call):
         if console and container.data["terminal"]:
             master = console.receive()
         try:
+            signals = foreground.Signals()
             create.start(container)
             container.unlock()  # others may do things to it while it runs
-            return foreground.attend(launcher, 1, container.pid, master)
+            return foreground.attend(launcher, 1, container.pid, signals, master)
         finally:
             if not call.flag("--keep", False):
                 container.unlock()
@@ -84,6 +85,7 @@ def do_exec(call):
         console = foreground.Console()
         options.console_fd = console.theirs.fileno()
     launcher = Launcher()
+    signals = None if detach else foreground.Signals()
     try:
         try:
             key, pid = execute.begin(container, options, launcher)
@@ -95,7 +97,7 @@ def do_exec(call):
             # before it can end as his child.
             return 0
         terminal = options.tty or _has_terminal(options)
-        return foreground.attend(launcher, key, pid, console.receive() if console and terminal else -1)
+        return foreground.attend(launcher, key, pid, signals, console.receive() if console and terminal else -1)
     finally:
         if not detach:
             launcher.close()
