@@ -26,6 +26,14 @@ events_logger = "file"
 """
 
 
+def remove_parents(*names: str) -> None:
+    """Cgroups above those of containers stay, as with runc: they may be others', too."""
+    for name in names:
+        for path in [*Path("/sys/fs/cgroup").glob(f"*/{name}"), Path("/sys/fs/cgroup") / name]:
+            if path.is_dir():
+                path.rmdir()
+
+
 class Podman:
     def __init__(self, home: Path) -> None:
         self.home = home
@@ -58,6 +66,7 @@ def podman(homes: Path) -> Iterator[Podman]:
     yield found
     found("rm", "-fa", "-t", "0")
     found("pod", "rm", "-fa")
+    remove_parents("libpod_parent")
     shutil.rmtree(home)
 
 
@@ -152,6 +161,7 @@ def ctr(homes: Path) -> Iterator[list[str]]:
     daemon.terminate()
     daemon.wait(20)
     shutil.rmtree(home)
+    remove_parents(space)
     shutil.rmtree(f"/run/containerd/runc/{space}", ignore_errors=True)  # --root of joey-oci: compiled filters
 
 
