@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import subprocess
@@ -27,11 +28,12 @@ events_logger = "file"
 
 
 def remove_parents(*names: str) -> None:
-    """Cgroups above those of containers stay, as with runc: they may be others', too."""
+    """Cgroups above those of containers stay, as with runc: they may be others', too, who may be in them."""
     for name in names:
-        for path in [*Path("/sys/fs/cgroup").glob(f"*/{name}"), Path("/sys/fs/cgroup") / name]:
-            if path.is_dir():
-                path.rmdir()
+        for top in [*Path("/sys/fs/cgroup").glob(f"*/{name}"), Path("/sys/fs/cgroup") / name]:
+            for path in (*sorted((p for p in top.rglob("*") if p.is_dir()), reverse=True), top):
+                with contextlib.suppress(OSError):
+                    path.rmdir()
 
 
 class Podman:
