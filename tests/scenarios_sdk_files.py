@@ -87,6 +87,19 @@ def test_a_file(sandbox: Sandbox) -> None:
     assert caught.value.where == "path"
 
 
+def test_reading_beyond_the_end_gives_nothing(sandbox: Sandbox) -> None:
+    sandbox.files.write("/tmp/short", "12345")
+    assert sandbox.files.read("/tmp/short", offset=5) == ""
+    assert sandbox.files.read("/tmp/short", "bytes", offset=9, length=2) == b""
+    assert list(sandbox.files.read("/tmp/short", "stream", offset=9)) == []
+
+
+def test_a_path_as_long_as_paths_can_be(sandbox: Sandbox) -> None:
+    assert not sandbox.files.exists("/é" * 1365)  # 4,095 bytes, and 9,555 on the wire
+    with pytest.raises(joey.Invalid, match=r"^path: has 4098 bytes"):
+        sandbox.files.exists("/é" * 1366)
+
+
 def test_large_files_and_pieces(sandbox: Sandbox) -> None:
     data = os.urandom(3 << 20)
     sandbox.files.write("/tmp/large", (data[at : at + 100_000] for at in range(0, len(data), 100_000)))

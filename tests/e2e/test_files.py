@@ -60,6 +60,8 @@ def test_bytes(api: Api) -> None:
         status, headers, body = ask(api, "GET", f"{FILES}?path=/tmp/a/f", headers=f"Range: bytes={asked}\r\n")
         assert (status, body, headers["content-range"]) == (206, expected, told)
     assert ask(api, "GET", f"{FILES}?path=/tmp/a/f", headers="Range: bytes=10-\r\n")[0] == 416
+    told = ask(api, "GET", f"{FILES}?path=/tmp/a/f", headers="Range: bytes=10-\r\n")
+    assert told[1]["content-range"] == "bytes */10" and b"has 10 bytes" in told[2]
     for bad in ("4-2", "x", "1-2,4-5"):
         assert ask(api, "GET", f"{FILES}?path=/tmp/a/f", headers=f"Range: bytes={bad}\r\n")[0] == 400
     large = os.urandom(5 << 20)

@@ -19,6 +19,7 @@ from typing import Any
 
 import pytest
 
+import joey
 from joey.api import config
 from joey.api.config import Settings
 from joey.api.listeners import handed_over, open_all
@@ -253,6 +254,10 @@ def test_tls(tmp_path: Path) -> None:
         assert fetch(f"https://{where}/v1/sandboxes", context=trust)[0] == 401
         with pytest.raises((urllib.error.URLError, ConnectionError)):
             fetch(f"http://{where}/v1/health")
+        begun = time.monotonic()
+        with pytest.raises(joey.Unreachable) as caught:  # not tried again: it is as untrusted a second later
+            list(joey.Sandbox.list(url=f"https://{where}", api_key="joey_0"))
+        assert "JOEY_CA" in caught.value.remedy and time.monotonic() - begun < 5
     assert "tls_cert: " in refused(home, "--tls-cert", str(key), "--tls-key", str(key))
 
 

@@ -5,6 +5,7 @@ import tarfile
 
 import pytest
 
+import joey
 from joey.client import bodies, endpoint, trees
 from joey.client.errors import Invalid
 from joey.client.mapping import filled
@@ -35,6 +36,14 @@ def test_a_url_that_is_none(url):
     with pytest.raises(Invalid) as caught:
         endpoint.find(url, "")
     assert caught.value.where == "url"
+
+
+@pytest.mark.parametrize("field", ["cpus", "timeout", "idle_timeout"])
+def test_what_is_no_number_does_not_become_no_limit(field, monkeypatch, tmp_path):
+    monkeypatch.setenv("JOEY_HOME", str(tmp_path))
+    with pytest.raises(Invalid) as caught:
+        joey.Sandbox.create(**{field: float("nan")})
+    assert caught.value.where == field
 
 
 @pytest.mark.parametrize("key", ["a b", "a\r\nX: y", "é"])

@@ -38,7 +38,9 @@ async def read(call: Call) -> web.StreamResponse:
         status, headers = 200, {"Content-Type": BINARY, "Accept-Ranges": "bytes"}
         if first is not None:
             if first >= size:
-                raise web.HTTPRequestRangeNotSatisfiable(headers={"Content-Range": f"bytes */{size}"})
+                raise web.HTTPRequestRangeNotSatisfiable(
+                    headers={"Content-Range": f"bytes */{size}"}, text=f"Range: the file has {size} bytes"
+                )
             end = size - 1 if last is None else min(last, size - 1)
             status, headers["Content-Range"] = 206, f"bytes {first}-{end}/{size}"
             size = end - first + 1

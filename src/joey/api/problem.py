@@ -19,7 +19,7 @@ from joey.model.errors import Busy, JoeyError, LaunchFailed
 log = logging.getLogger("joey.api")
 MEDIA_TYPE = "application/problem+json"
 
-_KEPT = ("Allow", "Retry-After", "Upgrade", "WWW-Authenticate")
+_KEPT = ("Allow", "Content-Range", "Retry-After", "Upgrade", "WWW-Authenticate")
 KEY_REMEDY = "send Authorization: Bearer KEY; the administrator makes one with joey keys create"
 
 

@@ -22,6 +22,9 @@ from joey.engine.interface import Engine
 
 __all__ = ["listen", "make_app", "running", "serving"]
 
+_MAX_LINE = 16384
+"""Of a request's first line: room for the longest path the kernel takes (4,095 bytes), every byte as %XX."""
+
 
 def make_app(engine: Engine, service: Service | None = None, *, local: bool = True) -> web.Application:
     """The application of one listener. `app[ENDED]` is set to make the server end.
@@ -46,6 +49,7 @@ def make_app(engine: Engine, service: Service | None = None, *, local: bool = Tr
 async def _close_doorway(app: web.Application) -> None:
     await app[SERVICE].doorway.close()
     await app[SERVICE].e2b.close()
+    await app[SERVICE].docker.close()
 
 
 @contextlib.asynccontextmanager
@@ -72,6 +76,7 @@ async def serving(
         lingering_time=1.0,
         keepalive_timeout=settings.header_timeout,
         max_headers=64,
+        max_line_size=_MAX_LINE,
     )
     servers: list[asyncio.Server] = []
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -23,6 +24,13 @@ def size(value: Size | None, field: str) -> int | None:
         return parse_size(str(value), field)
     except ValueError as error:
         raise Invalid(field, str(error).removeprefix(f"{field}: ")) from None
+
+
+def number(value: float | None, field: str) -> float | None:
+    """As it is. Raises Invalid for what JSON has no word for: it would arrive as none at all."""
+    if isinstance(value, float) and not math.isfinite(value):
+        raise Invalid(field, f"{value} is not a number", "None for no limit")
+    return value
 
 
 def argv(command: Command) -> list[str]:
@@ -64,7 +72,7 @@ def sandbox(
     it has in common only what was given is sent. Raises Invalid.
     """
     process: dict[str, Any] = {"env": dict(envs or {}), "cwd": cwd, "user": user}
-    resources = {"cpus": cpus, "memory": size(memory, "memory"), "disk": size(disk, "disk")}
+    resources = {"cpus": number(cpus, "cpus"), "memory": size(memory, "memory"), "disk": size(disk, "disk")}
     body: dict[str, Any] = {
         "image": image,
         "name": name,
@@ -76,8 +84,8 @@ def sandbox(
         "mounts": mounts(volumes),
         "volumes": named(volumes),
         "read_only": read_only or None,
-        "timeout": timeout,
-        "idle_timeout": idle_timeout,
+        "timeout": number(timeout, "timeout"),
+        "idle_timeout": number(idle_timeout, "idle_timeout"),
         "on_timeout": on_timeout if on_timeout != "kill" else None,
         "restart": {"policy": restart} if isinstance(restart, str) else restart,
         "remove": restart is None or restart == "no",

@@ -61,7 +61,11 @@ def find(url: str | None = None, api_key: str | None = None) -> Endpoint:
 def unreachable(endpoint: Endpoint, error: OSError) -> Unreachable:
     """What to raise when connecting failed."""
     remedy = "joey doctor" if endpoint.local else "is the engine running there, and the address right?"
+    kinds = [kind.__name__ for kind in type(error).__mro__]  # without importing ssl, which is dear
+    if "SSLCertVerificationError" in kinds:
+        remedy = "if it signs its own certificate, name that file in JOEY_CA"
     problem = Unreachable("engine", f"no engine answers at {endpoint}: {error.strerror or error}", remedy)
+    problem.lasting = "SSLError" in kinds
     problem.errno = error.errno
     return problem
 

@@ -71,6 +71,8 @@ class Unreachable(ConnectionLost):
 
     code = "unreachable"
     title = "Unreachable"
+    lasting = False
+    """Whether it is no use to try again: who answers there is not trusted, or speaks no TLS."""
 
 
 class Timeout(JoeyError, TimeoutError):

@@ -10,7 +10,7 @@ import msgspec
 from joey.client._async.handle import LIMIT, CommandHandle, number_of
 from joey.client._async.net import Callback
 from joey.client._async.service import Service, query, quote
-from joey.client.bodies import process
+from joey.client.bodies import number, process
 from joey.client.errors import CommandExit, Conflict, Invalid, NotFound, Timeout
 from joey.client.types import Command, CommandResult, Envs, Exit, ProcessInfo
 
@@ -173,7 +173,8 @@ class Commands:
 
     async def _ran(self, body: dict[str, Any], data: bytes, timeout: float | None, limit: int) -> CommandResult:
         """In one round trip."""
-        more = {"input": data or None, "timeout": timeout, "limit": limit if limit != LIMIT else None}
+        seconds = number(timeout, "timeout")
+        more = {"input": data or None, "timeout": seconds, "limit": limit if limit != LIMIT else None}
         body = body | {name: value for name, value in more.items() if value is not None}
         ran: _Ran = await self._service.call("POST", f"{self._base}/run", body, _Ran)
         if ran.timed_out:

@@ -10,12 +10,14 @@ from joey.client import trees
 from joey.client._async.http import Response
 from joey.client._async.net import in_thread
 from joey.client._async.service import Service, decode, query
-from joey.client.errors import NotFound
+from joey.client.errors import Invalid, NotFound
 from joey.client.types import FileEvent, FileInfo
 
 _RAW = "Content-Type: application/octet-stream\r\n"
 _TAR = "Content-Type: application/x-tar\r\n"
 _PIECE = 1 << 20
+_BEYOND = 416
+"""Reading where a file has ended gives nothing, as of any file."""
 
 
 class Files:
@@ -59,7 +61,12 @@ class Files:
                 return "" if format == "text" else b""
             last = "" if length is None else str(offset + length - 1)
             headers = f"Range: bytes={offset}-{last}\r\n"
-        response = await self._service.open("GET", self._base + query({"path": path}), headers=headers)
+        try:
+            response = await self._service.open("GET", self._base + query({"path": path}), headers=headers)
+        except Invalid as error:
+            if error.status != _BEYOND:
+                raise
+            return self._nothing() if format == "stream" else "" if format == "text" else b""
         if format == "stream":
             return response.pieces()
         data = await response.read()
@@ -180,6 +187,10 @@ class Files:
         return target
 
     # ---- below
+
+    async def _nothing(self) -> AsyncIterator[bytes]:
+        for piece in ():
+            yield piece
 
     async def _info(self, method: str, verb: str, **values: Any) -> FileInfo:
         info: FileInfo = await self._service.call(method, self._base + verb + query(values), kind=FileInfo)

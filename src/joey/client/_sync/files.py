@@ -11,12 +11,14 @@ from joey.client import trees
 from joey.client._sync.http import Response
 from joey.client._sync.net import in_thread
 from joey.client._sync.service import Service, decode, query
-from joey.client.errors import NotFound
+from joey.client.errors import Invalid, NotFound
 from joey.client.types import FileEvent, FileInfo
 
 _RAW = "Content-Type: application/octet-stream\r\n"
 _TAR = "Content-Type: application/x-tar\r\n"
 _PIECE = 1 << 20
+_BEYOND = 416
+"""Reading where a file has ended gives nothing, as of any file."""
 
 
 class Files:
@@ -58,7 +60,12 @@ class Files:
                 return "" if format == "text" else b""
             last = "" if length is None else str(offset + length - 1)
             headers = f"Range: bytes={offset}-{last}\r\n"
-        response = self._service.open("GET", self._base + query({"path": path}), headers=headers)
+        try:
+            response = self._service.open("GET", self._base + query({"path": path}), headers=headers)
+        except Invalid as error:
+            if error.status != _BEYOND:
+                raise
+            return self._nothing() if format == "stream" else "" if format == "text" else b""
         if format == "stream":
             return response.pieces()
         data = response.read()
@@ -177,6 +184,9 @@ class Files:
         return target
 
     # ---- below
+
+    def _nothing(self) -> Iterator[bytes]:
+        yield from ()
 
     def _info(self, method: str, verb: str, **values: Any) -> FileInfo:
         info: FileInfo = self._service.call(method, self._base + verb + query(values), kind=FileInfo)

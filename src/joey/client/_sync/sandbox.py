@@ -354,10 +354,11 @@ class Sandbox(Snapshots):
 
         timeout: counted from now. metadata: added to what it has, None removes one.
         """
-        resources = {"cpus": cpus, "pids": pids}
+        resources = {"cpus": bodies.number(cpus, "cpus"), "pids": pids}
         if memory is not _UNSET:
             resources["memory"] = bodies.size(memory, "memory")
-        body: dict[str, Any] = {"timeout": timeout, "idle_timeout": idle_timeout}
+        body: dict[str, Any] = {"timeout": bodies.number(timeout, "timeout")}
+        body["idle_timeout"] = bodies.number(idle_timeout, "idle_timeout")
         body["restart"] = {"policy": restart} if isinstance(restart, str) else restart
         body = {field: value for field, value in body.items() if value is not _UNSET}
         if changed := {field: value for field, value in resources.items() if value is not _UNSET}:

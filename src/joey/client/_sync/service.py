@@ -114,7 +114,9 @@ class Service:
         """Whether what failed so may be sent again."""
         if isinstance(error, Busy):
             return error.status == 503  # a full queue; a key's limit does not pass by waiting
-        return safe or isinstance(error, Unreachable)
+        if isinstance(error, Unreachable):
+            return not error.lasting
+        return safe
 
     def upgrade(
         self, path: str, value: Any = None, *, headers: str = "", safe: bool = False
