@@ -374,7 +374,7 @@ def test_what_a_killed_engine_leaves_is_gone_with_the_next_start(folder, module_
 
 
 def test_the_same_in_python(folder):
-    from joey import Image, Sandbox
+    from joey import Image, Pool, Sandbox
     from joey.client.errors import Invalid
 
     folder.write("src/a", "a")
@@ -391,8 +391,11 @@ def test_the_same_in_python(folder):
     assert joey("run", "--rm", "py:1") == 'from x "y" $z\n[\n'
     with Sandbox.create(image=made) as sandbox:
         assert sandbox.commands.run("pwd; id -u").stdout == "/w dir\n1000\n"
-    with pytest.raises(Invalid, match="Image:2: RUN ended with status 3"):
-        Image.from_("bb:1").run("exit 3").build()
+    with Pool(made, size=1) as pool, pool.create() as sandbox:
+        assert sandbox.commands.run("pwd").stdout == "/w dir\n"
+    with pytest.raises(Invalid, match="Image:2: RUN ended with status 3") as refused:
+        Image.from_("bb:1").run("echo because >&2; exit 3").build()
+    assert str(refused.value).endswith("\n    because")  # what it said
     assert "USER" not in first.render()
 
 

@@ -7,9 +7,11 @@ from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from joey.client import bodies
+from joey.client._async.images import named
 from joey.client._async.sandbox import AsyncSandbox
 from joey.client._async.service import query, quote, service
 from joey.client.errors import JoeyError, NotFound
+from joey.client.image import Image
 from joey.client.types import Envs, PoolInfo, Size, Volumes
 
 Self = TypeVar("Self", bound="AsyncPool")
@@ -28,7 +30,7 @@ class AsyncPool:
 
     def __init__(
         self,
-        image: str | None = None,
+        image: str | Image | None = None,
         size: int = 8,
         *,
         name: str | None = None,
@@ -49,9 +51,10 @@ class AsyncPool:
     ) -> None:
         self.name = name or f"pool-{secrets.token_hex(6)}"
         self._where: dict[str, Any] = {"url": url, "api_key": api_key}
+        self._image = image
         self._path = f"/v1/pools/{quote(self.name)}"
         made_of = bodies.sandbox(
-            image,
+            image if isinstance(image, str) else None,
             cpus=cpus,
             memory=memory,
             disk=disk,
@@ -87,7 +90,11 @@ class AsyncPool:
         await self.remove()
 
     async def start(self, *, filled: bool = True) -> PoolInfo:
-        """Make it, and wait until it is full. Raises JoeyError if one cannot be started, or does not stay."""
+        """Make it, its image too if it is to be built, and wait until it is full. Raises JoeyError if one cannot be
+        started, or does not stay.
+        """
+        if isinstance(self._image, Image):
+            self._body["spec"]["image"] = await named(service(**self._where), self._image)
         info: PoolInfo = await service(**self._where).call(
             "PUT", self._path + query({"filled": filled}), self._body, PoolInfo
         )

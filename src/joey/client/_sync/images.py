@@ -11,6 +11,8 @@ from joey.client.errors import ConnectionLost, from_problem
 from joey.client.image import Image
 
 _TAR = "Content-Type: application/x-tar\r\n"
+_SAID, _SAID_LINES = 4096, 20
+"""Of what a step printed, characters and lines that the error of its failure shows."""
 
 
 def build(
@@ -23,11 +25,12 @@ def build(
     """Have `image` built; → its id. Raises JoeyError."""
     engine.call("GET", "/v1/health")  # an archive is sent only once: who is to take it has to be there
     response = engine.open("POST", f"/v1/images/build{query(asked)}", _pieces(image.archive(secrets)), headers=_TAR)
-    found = ""
+    found = said = ""
     for text in response.lines():
         line: dict[str, Any] = decode(dict, text)
         if line.get("error"):
-            raise from_problem(int(line["error"].get("status", 500)), line["error"])
+            raise from_problem(int(line["error"].get("status", 500)), _explained(line["error"], said))
+        said = "" if line.get("step") else (said + line.get("output", ""))[-_SAID:]
         if line.get("image"):
             found = str(line["image"]["id"])
         elif progress is not None:
@@ -35,6 +38,12 @@ def build(
     if not found:
         raise ConnectionLost("", "the engine's answer was cut off")
     return found
+
+
+def _explained(problem: dict[str, Any], said: str) -> dict[str, Any]:
+    """With the end of what the step that failed has printed."""
+    lines = [line for line in said.splitlines() if line.strip()][-_SAID_LINES:]
+    return {**problem, "detail": "\n".join([str(problem.get("detail", "")), *(f"    {line}" for line in lines)])}
 
 
 def _pieces(pieces: Iterator[bytes]) -> Iterator[bytes]:

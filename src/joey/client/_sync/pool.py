@@ -8,9 +8,11 @@ from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from joey.client import bodies
+from joey.client._sync.images import named
 from joey.client._sync.sandbox import Sandbox
 from joey.client._sync.service import query, quote, service
 from joey.client.errors import JoeyError, NotFound
+from joey.client.image import Image
 from joey.client.types import Envs, PoolInfo, Size, Volumes
 
 Self = TypeVar("Self", bound="Pool")
@@ -29,7 +31,7 @@ class Pool:
 
     def __init__(
         self,
-        image: str | None = None,
+        image: str | Image | None = None,
         size: int = 8,
         *,
         name: str | None = None,
@@ -50,9 +52,10 @@ class Pool:
     ) -> None:
         self.name = name or f"pool-{secrets.token_hex(6)}"
         self._where: dict[str, Any] = {"url": url, "api_key": api_key}
+        self._image = image
         self._path = f"/v1/pools/{quote(self.name)}"
         made_of = bodies.sandbox(
-            image,
+            image if isinstance(image, str) else None,
             cpus=cpus,
             memory=memory,
             disk=disk,
@@ -88,7 +91,11 @@ class Pool:
         self.remove()
 
     def start(self, *, filled: bool = True) -> PoolInfo:
-        """Make it, and wait until it is full. Raises JoeyError if one cannot be started, or does not stay."""
+        """Make it, its image too if it is to be built, and wait until it is full. Raises JoeyError if one cannot be
+        started, or does not stay.
+        """
+        if isinstance(self._image, Image):
+            self._body["spec"]["image"] = named(service(**self._where), self._image)
         info: PoolInfo = service(**self._where).call(
             "PUT", self._path + query({"filled": filled}), self._body, PoolInfo
         )
