@@ -71,6 +71,10 @@ def install():
 
 def make():
     """Write the file; nothing happens where that is not possible."""
+    directory = os.path.dirname(PATH)
+    if not os.access(directory if os.path.isdir(directory) else _HERE, os.W_OK):
+        return
+    os.makedirs(directory, exist_ok=True)
     files = [f"{file}.py" for file in _FILES]
     for folder in _FOLDERS:
         files += [f"{folder}/{name}" for name in sorted(os.listdir(f"{PACKAGE}/{folder}")) if name.endswith(".py")]
