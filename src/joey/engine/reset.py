@@ -67,6 +67,7 @@ def _remove_files(instance: Instance) -> int:
     for path in [
         *instance.home.glob("state.db*"),
         instance.home / "proxy.port",
+        instance.home / "e2b.json",
         instance.run / "launcher.log",
         instance.run / "facts.json",
     ]:

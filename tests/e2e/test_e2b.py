@@ -1,0 +1,105 @@
+"""The unmodified E2B SDK against the real engine (tests/scenarios_e2b.py), and what only the command line shows."""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from scenarios_cli import PROGRAM
+
+pytestmark = pytest.mark.leak_scope("module")
+SCENARIOS = Path(__file__).parents[1] / "scenarios_e2b.py"
+
+
+@pytest.fixture(scope="module")
+def home(homes: Path) -> Iterator[Path]:
+    found = Path(tempfile.mkdtemp(prefix="e", dir=homes))
+    yield found
+    subprocess.run(
+        [*PROGRAM, "system", "reset", "-f"], env=of(found), check=True, stdout=subprocess.DEVNULL, timeout=60
+    )
+    assert list(found.glob("**/*")) == [], "reset left something"
+
+
+def of(home: Path) -> dict[str, str]:
+    return {**os.environ, "JOEY_HOME": str(home)}
+
+
+def told(home: Path) -> dict[str, str]:
+    """What `eval "$(joey env e2b)"` sets."""
+    out = subprocess.run([*PROGRAM, "env", "e2b"], env=of(home), check=True, capture_output=True, text=True, timeout=60)
+    assert out.stderr == ""
+    lines = [line.removeprefix("export ").split("=", 1) for line in out.stdout.splitlines()]
+    assert [name for name, _ in lines] == ["E2B_API_URL", "E2B_SANDBOX_URL", "E2B_API_KEY"]
+    return dict(lines)
+
+
+@pytest.mark.parametrize("which", ["sync", "asynchronous"])
+def test_the_sdk(home: Path, which: str) -> None:
+    done = subprocess.run(
+        [sys.executable, str(SCENARIOS), which], env={**os.environ, **told(home)}, capture_output=True, text=True,
+        timeout=50, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+
+
+def test_env_is_the_same_after_a_restart_and_revocable(home: Path) -> None:
+    before = told(home)
+    assert before["E2B_API_KEY"].startswith("e2b_") and (home / "e2b.json").stat().st_mode & 0o777 == 0o600
+    pid = int((home / "run/daemon.lock").read_text())
+    subprocess.run(["kill", str(pid)], check=True)
+    while Path(f"/proc/{pid}/status").exists() and "State:\tZ" not in Path(f"/proc/{pid}/status").read_text():
+        pass
+    assert told(home) == before
+    subprocess.run([*PROGRAM, "keys", "revoke", "joey env e2b"], env=of(home), check=True, stdout=subprocess.DEVNULL)
+    after = told(home)
+    assert after["E2B_API_URL"] == before["E2B_API_URL"] and after["E2B_API_KEY"] != before["E2B_API_KEY"]
+
+
+def test_what_is_wrong_is_said_as_e2b_says_it(home: Path) -> None:
+    url, key = told(home)["E2B_API_URL"], told(home)["E2B_API_KEY"]
+
+    def answer(method: str, path: str, body: bytes = b"", **headers: str) -> tuple[int, dict[str, object]]:
+        named = {name.replace("_", "-"): value for name, value in headers.items()}
+        request = urllib.request.Request(url + path, body or None, named, method=method)
+        try:
+            with urllib.request.urlopen(request) as found:
+                return found.status, json.load(found)
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code, json.load(error)
+
+    assert answer("GET", "/v2/sandboxes")[0] == 401
+    status, document = answer("GET", "/v2/sandboxes?state=dead", X_API_KEY=key)
+    assert status == 400 and document["code"] == 400 and "state" in str(document["message"])
+    for path in ("/v2/sandboxes?limit=0", "/v2/sandboxes?nextToken=x"):
+        assert answer("GET", path, X_API_KEY=key)[0] == 400
+    status, document = answer("POST", "/v3/templates", b"{}", X_API_KEY=key)
+    assert status == document["code"] == 501 and "not supported" in str(document["message"])
+    assert answer("POST", "/sandboxes", b'{"templateID": 7}', X_API_KEY=key)[0] == 400
+    assert answer("DELETE", "/sandboxes/" + "0" * 24, X_API_KEY=key)[0] == 404
+    assert answer("GET", "/health", E2b_Sandbox_Id="0" * 24)[0] == 502
+    made = answer("POST", "/v2/sandboxes", b'{"templateID": "base"}', X_API_KEY=key, Idempotency_Key="one")[1]
+    assert answer("POST", "/v2/sandboxes", b'{"templateID": "base"}', X_API_KEY=key, Idempotency_Key="one")[1] == made
+    id, token = str(made["sandboxID"]), str(made["envdAccessToken"])
+    for given in ({}, {"X_Access_Token": "x"}, {"X_Access_Token": token[:-1] + "é".encode().decode("latin-1")}):
+        assert answer("GET", "/files?path=/etc/passwd", E2b_Sandbox_Id=id, **given)[0] == 401
+    method, right = "/process.Process/", {"E2b_Sandbox_Id": id, "X_Access_Token": token}
+    json_type = {"Content_Type": "application/json"}
+    status, document = answer("POST", method + "SendSignal", b'{"process": {"pid": 1}}', **right, **json_type)
+    assert status == 404 and document["code"] == "not_found"
+    status, document = answer("POST", method + "SendSignal", b"{}", **right, **json_type)
+    assert status == 400 and document["code"] == "invalid_argument"
+    status, document = answer("POST", method + "List", b"", **right, Content_Type="application/proto")
+    assert document["code"] == "unimplemented"
+    assert answer("POST", method + "Start", b"\0\0\0\0\5{}", **right, Content_Type="application/connect+json")[0] == 400
+    request = urllib.request.Request(f"{url}/sandboxes/{id}", headers={"X-API-KEY": key}, method="DELETE")
+    with urllib.request.urlopen(request) as gone:
+        assert gone.status == 204
