@@ -68,7 +68,7 @@ async def save_images(call: Call) -> web.StreamResponse:
     """An archive of images that other tools load."""
     own = library_of(call)
     names = [seen(call, name) for name in call.query["name"]]
-    return await _sent(call, archive_write.save(own.store, names, call.query.get("format", "docker")))
+    return await send(call, archive_write.save(own.store, names, call.query.get("format", "docker")))
 
 
 async def export_image(call: Call) -> web.StreamResponse:
@@ -81,7 +81,7 @@ async def send_tree(call: Call, own: Library, image: StoredImage) -> web.StreamR
     """All files of an image as the answer."""
     tree = await asyncio.to_thread(_tree, own, image)
     with own.store.busy(image.digest, *image.diff_ids):
-        return await _sent(call, pack.pack(tree))
+        return await send(call, pack.pack(tree))
 
 
 async def diff_images(call: Call) -> Any:
@@ -105,7 +105,8 @@ def _tree(own: Library, image: StoredImage) -> Path:
     return Path(found[0].source)
 
 
-async def _sent(call: Call, pieces: Iterator[bytes]) -> web.StreamResponse:
+async def send(call: Call, pieces: Iterator[bytes]) -> web.StreamResponse:
+    """An archive as the answer."""
     first = await asyncio.to_thread(_some, pieces)  # what is wrong is said before the answer begins
     response = web.StreamResponse(headers={"Content-Type": TAR})
     await response.prepare(call.request)

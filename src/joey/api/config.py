@@ -23,6 +23,7 @@ class Settings(Value, frozen=True, kw_only=True):
     proxy           where the reverse proxy of sandboxes' ports listens: HOST:PORT; auto: on a port of the loopback that
                     stays the same, from when somebody first asks for it; off
     proxy_domain    what stands behind PORT-ID in its hosts, instead of localhost:PORT: [https://]NAME[:PORT]
+    docker_socket   absolute path: serve the Docker API there from the start (docs/docker.md)
     proxy_connections   to it at a time; of more the one that has been idle for longest is closed
     idle_exit       seconds without a sandbox and without a request after which it ends; None for never
     max_requests    in flight at a time; more are told to come back (503)
@@ -43,6 +44,7 @@ class Settings(Value, frozen=True, kw_only=True):
     tls_key: str = ""
     proxy: str = "auto"
     proxy_domain: str = ""
+    docker_socket: str = ""
     proxy_connections: int = 2048
     idle_exit: float | None = None
     max_requests: int = 4096

@@ -1,7 +1,7 @@
 """The engine's process: `joey daemon`, and what the command line starts when no engine answers.
 
     python -P -m joey.api.daemon [--listen WHERE]… [--socket-group GROUP] [--tls-cert FILE --tls-key FILE]
-        [--proxy HOST:PORT|auto|off] [--proxy-domain DOMAIN] [--idle-exit SECONDS] [--detached] [--ready-fd N]
+        [--proxy HOST:PORT|auto|off] [--proxy-domain DOMAIN] [--docker-socket PATH] [--idle-exit SECONDS] [--detached] [--ready-fd N]
     python -P -m joey.api.daemon --reset | --doctor
 
 One engine serves an instance: it holds run/daemon.lock. When it listens it writes `ready` to the descriptor --ready-fd
@@ -39,7 +39,7 @@ from joey.model.errors import Conflict, JoeyError
 LOCK_SECONDS = 1.0
 log = logging.getLogger("joey.daemon")
 DATABASE = "api.db"
-OPTIONS = ("listen", "socket_group", "tls_cert", "tls_key", "proxy", "proxy_domain", "idle_exit")
+OPTIONS = ("listen", "socket_group", "tls_cert", "tls_key", "proxy", "proxy_domain", "docker_socket", "idle_exit")
 """Settings (joey.api.config) that are options too."""
 
 
@@ -79,6 +79,7 @@ def _options(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--tls-key")
     parser.add_argument("--proxy")
     parser.add_argument("--proxy-domain")
+    parser.add_argument("--docker-socket")
     parser.add_argument("--idle-exit", type=float, default=None)
     parser.add_argument("--detached", action="store_true")
     parser.add_argument("--ready-fd", type=int, default=None)
@@ -212,6 +213,7 @@ async def serve(engine: Engine, instance: Any, settings: Settings, ready: Callab
         await tidy(engine)
         await service.doorway.open()
         await service.e2b.open()
+        await service.docker.open()
         _end_on_signal(service.ended)
         async with contextlib.AsyncExitStack() as stack:
             for local in (True, False):
@@ -240,6 +242,7 @@ async def serve(engine: Engine, instance: Any, settings: Settings, ready: Callab
             if listener.path is not None:
                 listener.path.unlink(missing_ok=True)
         await service.e2b.close()
+        await service.docker.close()
         await service.doorway.close()
         service.database.close()
         await engine.close(stop_launcher=True)

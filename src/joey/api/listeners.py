@@ -69,7 +69,7 @@ def open_all(settings: Settings, home: Path, own: Path, has_keys: bool, handed: 
 
     Raises Invalid naming `listen` (or tls_cert, socket_group), OSError. Nothing stays open then.
     """
-    group = _group(settings.socket_group)
+    group = group_of(settings.socket_group)
     tls = _tls(settings)
     found: list[Listener] = []
     try:
@@ -177,7 +177,8 @@ def _said(sock: socket.socket) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-def _group(text: str) -> int | None:
+def group_of(text: str) -> int | None:
+    """The number of the setting socket_group, None for none. Raises Invalid."""
     if not text:
         return None
     if text.isdigit():

@@ -23,6 +23,7 @@ from joey.api import (
     snapshots,
     volumes,
 )
+from joey.api.facades.docker import entry as docker
 from joey.api.facades.e2b import entry as e2b
 from joey.api.routes import Route
 
@@ -47,6 +48,7 @@ MODULES = (
     backup,
     documents,
     e2b,
+    docker,
 )
 
 TAGS = {

@@ -45,7 +45,7 @@ VERBS = {
     "volume": ("volume", "Directories that outlive sandboxes: create, ls, inspect, rm, prune"),
     "daemon": ("daemon", "Run the engine in the foreground"),
     "keys": ("keys", "API keys, for clients that come by TCP"),
-    "env": ("env", "Print what other systems' clients need to use Joey: e2b"),
+    "env": ("env", "Print what other systems' clients need to use Joey: e2b, docker"),
     "backup": ("backup", "Copy the engine's state to a file, while it goes on"),
     "system": ("system", "The instance as a whole: info, df, reset"),
     "doctor": ("doctor", "Say what this host can do, what it lacks, and how to get it"),

@@ -12,9 +12,9 @@ def daemon(values, arguments):
     argv = command()
     for place in values.get("listen", ()):
         argv += ["--listen", place]
-    for name in ("socket_group", "tls_cert", "tls_key", "proxy", "proxy_domain"):
+    for name in ("socket_group", "tls_cert", "tls_key", "proxy", "proxy_domain", "docker_socket"):
         if name in values:
-            path = name.startswith("tls") and not os.path.isabs(values[name])
+            path = name.startswith(("tls", "docker")) and not os.path.isabs(values[name])
             argv += ["--" + name.replace("_", "-"), os.path.abspath(values[name]) if path else values[name]]
     if "idle_exit" in values:
         decimal(values["idle_exit"], "--idle-exit")
@@ -48,6 +48,7 @@ COMMANDS = {
             ("--tls-key", "FILE", "Its private key (PEM)"),
             ("--proxy", "HOST:PORT|auto|off", "Where ports of sandboxes are reached by HTTP: joey url"),
             ("--proxy-domain", "DOMAIN", "Their hosts are PORT-ID.DOMAIN instead of PORT-ID.localhost:PORT"),
+            ("--docker-socket", "PATH", "Serve the Docker API there: docs/docker.md"),
             ("--idle-exit", "SECONDS", "End after so long without a sandbox and without a request"),
         ),
         "run": daemon,

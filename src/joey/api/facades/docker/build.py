@@ -1,0 +1,148 @@
+"""docker build by the classic builder's API. BuildKit's session is not served: DOCKER_BUILDKIT=0 docker build."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import tempfile
+from collections import deque
+from pathlib import Path
+from typing import Any
+
+from joey.api.facades.docker.base import Refused, Req, Route
+from joey.api.light import web
+from joey.build import session
+from joey.build.workshop import NETWORKS, Options, Workshop
+from joey.model import codec
+from joey.model.errors import Invalid, JoeyError, from_os
+
+_USUAL: dict[str, tuple[str, ...]] = {
+    "rm": ("0", "1", "true", "false"), "forcerm": ("0", "1", "true", "false"), "version": ("1",), "q": ("1", "0"),
+    "cachefrom": ("[]", "null"), "ulimits": ("[]", "null"), "buildid": (), "cgroupparent": (),
+    "cpuperiod": ("0",), "cpuquota": ("0",), "cpusetcpus": (), "cpusetmems": (), "cpushares": ("0",), "memory": ("0",),
+    "memswap": ("0",), "shmsize": ("0",), "squash": ("0",), "extrahosts": ("[]", "null"), "securityopt": ("[]", "null"),
+    "isolation": ("default",), "remote": (), "session": (), "outputs": ("[]", "null"),
+}  # fmt: skip
+_READ = {"t", "dockerfile", "nocache", "pull", "buildargs", "labels", "target", "networkmode", "platform"}
+_WAITING = 256
+
+
+class _News:
+    def __init__(self) -> None:
+        self.lines: deque[dict[str, Any]] = deque()
+        self.changed, self.drained = asyncio.Event(), asyncio.Event()
+
+    def tell(self, event: dict[str, Any]) -> None:
+        if line := _said(event):
+            self.lines.append(line)
+            self.changed.set()
+
+    async def room(self) -> None:
+        while len(self.lines) > _WAITING:
+            self.drained.clear()
+            await self.drained.wait()
+
+    async def send(self, response: web.StreamResponse) -> None:
+        self.changed.clear()
+        while self.lines:
+            await response.write(json.dumps(self.lines.popleft()).encode() + b"\r\n")
+            self.drained.set()
+
+
+def _said(event: dict[str, Any]) -> dict[str, Any] | None:
+    """An event of the builder's in the words of Docker's stream."""
+    if "instruction" in event:
+        return {"stream": f"Step {event['step']}/{event['total']} : {event['instruction']}\n"}
+    if "output" in event:
+        return {"stream": event["output"]}
+    if event.get("cached"):
+        return {"stream": " ---> Using cache\n"}
+    if "warning" in event:
+        return {"stream": f"[Warning] {event['warning']}\n"}
+    return None
+
+
+async def build(r: Req) -> web.StreamResponse:
+    """The context is the body, the answer a stream of what happens."""
+    options, name = _options(r)
+    own = r.images
+    engine: Any = r.engine
+    async with session.folder(own.store) as place:
+        extras = await _receive(r, place)
+        file = await asyncio.to_thread(session.read, place, name, extras.dockerfile)
+        plan = session.plan(file, options)
+        news = _News()
+        shop = Workshop(engine, own, place, options, news.tell, news.room)
+        task = asyncio.ensure_future(session.carry_out(shop, file, plan))
+        task.add_done_callback(lambda _: news.changed.set())
+        try:
+            response = await r.stream()
+            while not task.done():
+                await news.changed.wait()
+                await news.send(response)
+            await news.send(response)
+            await session.remove(place)
+            await response.write(b"".join(json.dumps(line).encode() + b"\r\n" for line in _outcome(task, r, options)))
+            await response.write_eof()
+            return response
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+
+def _outcome(task: asyncio.Future[Any], r: Req, options: Options) -> list[dict[str, Any]]:
+    failure = task.exception()
+    if failure is not None:
+        text = str(failure) if isinstance(failure, JoeyError) else f"defect in the engine: {type(failure).__name__}"
+        return [{"errorDetail": {"message": text}, "error": text}]
+    r.images.changed()
+    id = r.images.store.find(task.result().digest).config.digest
+    lines: list[dict[str, Any]] = [{"aux": {"ID": id}}, {"stream": f"Successfully built {id[7:19]}\n"}]
+    if r.flag("q"):
+        lines[1] = {"stream": f"{id}\n"}
+    return lines + [{"stream": f"Successfully tagged {tag}\n"} for tag in options.tags]
+
+
+async def _receive(r: Req, place: Path) -> session.Extras:
+    try:
+        with tempfile.TemporaryFile(dir=place) as file:
+            async for piece in r.chunks():
+                await asyncio.to_thread(file.write, piece) if len(piece) > 1 << 20 else file.write(piece)
+            return await r.whole(asyncio.to_thread(session.receive, file, place))
+    except OSError as failure:
+        raise from_os("keep the context", failure) from failure
+
+
+def _options(r: Req) -> tuple[Options, str]:
+    from urllib.parse import parse_qs
+
+    if r.query.get("version") == "2":
+        raise Refused("version", "Joey has the classic builder, not BuildKit: DOCKER_BUILDKIT=0 docker build")
+    for field, value in r.query.items():
+        if field not in _READ and value and value not in _USUAL.get(field, ()) and field != "buildid":
+            raise Refused(field, f"{value!r} is not supported by Joey's builder")
+    network = r.query.get("networkmode", "") or "default"
+    network = {"bridge": "default"}.get(network, network)
+    if network not in NETWORKS:
+        raise Refused("networkmode", f"{network!r} is none of {', '.join(NETWORKS)}")
+    options = Options(
+        tags=tuple(tag for tag in parse_qs(r.request.query_string).get("t", []) if tag),
+        target=r.query.get("target", ""), arguments=_object(r, "buildargs"), labels=_object(r, "labels"),
+        no_cache=r.flag("nocache"), pull=r.flag("pull"), network=network, platform=r.query.get("platform", ""),
+    )  # fmt: skip
+    return options, r.query.get("dockerfile", "") or "Dockerfile"
+
+
+def _object(r: Req, name: str) -> dict[str, str]:
+    text = r.query.get(name, "")
+    found = codec.decode(dict[str, Any], text) if text and text != "null" else {}
+    if bad := [key for key, value in found.items() if not isinstance(value, str)]:
+        raise Invalid(name, f"{bad[0]} has no value")
+    return found
+
+
+async def prune(r: Req) -> Any:
+    raise Refused("build", "caches of builds go with docker image prune")
+
+
+ROUTES = (Route("POST", "/build", build), Route("POST", "/build/prune", prune))

@@ -1,0 +1,332 @@
+"""/containers: create, list, inspect, and what is done to them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+import time
+from typing import Any
+
+from joey.api.facades.docker import request, views
+from joey.api.facades.docker.base import Refused, Req, Route, error
+from joey.api.facades.docker.hostconfig import resources, restart
+from joey.api.light import web
+from joey.api.requests import signal_number
+from joey.engine.interface import Filter
+from joey.model import codec
+from joey.model.errors import Conflict, Invalid, JoeyError, LaunchFailed, NotFound
+from joey.model.image import Image
+from joey.model.snapshots import CommitBody
+from joey.model.spec import SandboxSpec, Update
+from joey.model.views import Exit, Sandbox
+
+_STATES: dict[str, str] = {
+    "created": "created",
+    "running": "running",
+    "paused": "paused",
+    "exited": "exited",
+    "dead": "dead",
+}
+_FILTERS = ("id", "name", "label", "status", "ancestor", "exited", "network", "volume", "health", "before", "since")
+
+
+async def create(r: Req) -> web.Response:
+    """201 {"Id", "Warnings"}; 404 where the image is not here, upon which the client pulls it."""
+    spec, stays = request.spec(await r.json(), r.query.get("name", "").removeprefix("/"), r.query.get("platform", ""))
+    try:
+        made = await r.whole(r.engine.create(spec))
+    except Invalid as failure:
+        if failure.status == 404:
+            raise NotFound("", f"No such image: {spec.image}") from None
+        raise
+    except Conflict as failure:
+        if spec.name and "name" in str(failure):
+            text = f'Conflict. The container name "/{spec.name}" is already in use. You have to remove (or rename) that container'
+            raise Conflict("", text) from None
+        raise
+    if stays:
+        r.state.stdin_stays.add(made.id)
+    return web.json_response({"Id": made.id, "Warnings": []}, status=201)
+
+
+async def start(r: Req) -> web.Response:
+    """304 if it runs already."""
+    id = r.id
+    if (await r.engine.inspect(id)).sandbox.state in ("running", "paused"):
+        return web.Response(status=304)
+    try:
+        await r.whole(r.engine.start(id))
+    except LaunchFailed as failure:
+        # The command line makes its exit code (127, 126) of these words.
+        words = {127: "executable file not found in $PATH", 126: "permission denied"}.get(failure.exit_code, "")
+        text = f"failed to create task for container: {failure}{': ' + words if words else ''}"
+        return error(400 if words else 500, text)
+    return web.Response(status=204)
+
+
+async def stop(r: Req) -> web.Response:
+    id, seconds = r.id, r.number("t")
+    if r.query.get("signal"):
+        await _quietly(r, id, signal_of(r))
+    elif (await r.engine.inspect(id)).sandbox.state not in ("running", "paused"):
+        return web.Response(status=304)
+    # -1 is "never kill": a day is longer than any client waits.
+    await r.whole(r.engine.stop(id, None if seconds is None else 86400.0 if seconds < 0 else float(seconds)))
+    return web.Response(status=204)
+
+
+async def _quietly(r: Req, id: str, number: int) -> None:
+    with contextlib.suppress(Conflict):
+        await r.whole(r.engine.kill(id, number))
+
+
+def signal_of(r: Req, default: str = "KILL") -> int:
+    """Raises Invalid in Docker's words."""
+    text = r.query.get("signal") or default
+    try:
+        return signal_number(text)
+    except ValueError:
+        raise Invalid("", f"invalid signal: {text}") from None
+
+
+async def restart_container(r: Req) -> web.Response:
+    seconds = r.number("t")
+    await r.whole(r.engine.stop(r.id, None if seconds is None or seconds < 0 else float(seconds)))
+    return await start(r)
+
+
+async def kill(r: Req) -> web.Response:
+    id, number = r.id, signal_of(r)
+    if (await r.engine.inspect(id)).sandbox.state not in ("running", "paused"):
+        raise Conflict("", f"cannot kill container: {r.path['id']}: container {id} is not running")
+    await r.whole(r.engine.kill(id, number))
+    return web.Response(status=204)
+
+
+async def pause(r: Req) -> None:
+    await r.whole(r.engine.pause(r.id))
+
+
+async def unpause(r: Req) -> None:
+    await r.whole(r.engine.resume(r.id))
+
+
+async def rename(r: Req) -> None:
+    name = r.query.get("name", "").removeprefix("/")
+    if not name:
+        raise Invalid("", "Neither old nor new names may be empty")
+    await r.whole(r.engine.rename(r.id, name))
+
+
+async def remove(r: Req) -> None:
+    if r.flag("link"):
+        raise Refused("link", "Joey has no links: use a network")
+    id = r.id
+    try:
+        await r.whole(r.engine.remove(id, force=r.flag("force")))
+    except Conflict as failure:
+        text = f'cannot remove container "{r.path["id"]}": {failure}: container is running: stop it, or force'
+        raise Conflict("", text) from None
+    r.state.forget(id)
+
+
+async def wait(r: Req) -> web.StreamResponse:
+    """The head is sent at once: the client starts the container after that."""
+    id, condition = r.id, r.query.get("condition") or "not-running"
+    if condition not in ("not-running", "next-exit", "removed"):
+        raise Invalid("", f"invalid condition: {condition!r}")
+    detail = await r.engine.inspect(id)
+    if condition == "not-running" and detail.sandbox.state == "created":
+        return web.json_response({"StatusCode": 0})
+    task = asyncio.ensure_future(r.engine.wait(id))
+    try:
+        await asyncio.sleep(0)  # it waits before the head is on its way
+        response = await r.stream()
+        text: dict[str, Any]
+        try:
+            end: Exit = await task
+            text = {"StatusCode": end.code}
+            if end.error:
+                text["Error"] = {"Message": end.error}
+            if condition == "removed":
+                await _gone(r, id)
+        except JoeyError as failure:
+            text = {"StatusCode": 125, "Error": {"Message": str(failure)}}
+        await response.write(codec.encode(text))
+        await response.write_eof()
+        return response
+    finally:
+        task.cancel()
+
+
+async def _gone(r: Req, id: str) -> None:
+    """Returns when a container that is removed at its end is: its name is free then."""
+    with contextlib.suppress(NotFound):
+        while True:
+            r.engine.resolve(id)
+            await asyncio.sleep(0.005)
+
+
+async def index(r: Req) -> Any:
+    """Newest first. Filters hold all; of one filter's values any."""
+    filters = r.filters(*_FILTERS)
+    limit = r.number("limit", 0) or 0
+    asked = Filter(
+        all=r.flag("all") or bool(limit > 0), states=_states(filters.get("status", [])), limit=0,
+        labels=_labels(filters.get("label", [])), ids=tuple(filters.get("id", ())),
+    )  # fmt: skip
+    if "exited" in filters:
+        asked = Filter(all=True, states=frozenset(("exited",)), labels=asked.labels, ids=asked.ids)
+    found = [one for one in await r.engine.list(asked) if await _chosen(r, one, filters)]
+    now = time.time()
+    rows = []
+    for one in found[: limit if limit > 0 else None]:
+        with contextlib.suppress(NotFound):
+            detail = await r.engine.inspect(one.id)
+            rows.append(views.row(one, image_id(r, one), views.mounts(detail.spec), now))
+    return rows
+
+
+def _states(wanted: list[str]) -> frozenset[Any]:
+    for state in wanted:
+        if state not in (*_STATES, "restarting", "removing"):
+            raise Invalid("", f"invalid filter 'status={state}'")
+    return frozenset(
+        {"exited" if state == "restarting" else "dead" if state == "removing" else state for state in wanted}
+    )
+
+
+def _labels(texts: list[str]) -> dict[str, str | None]:
+    return {key: value if equals else None for key, equals, value in (text.partition("=") for text in texts)}
+
+
+async def _chosen(r: Req, one: Sandbox, filters: dict[str, list[str]]) -> bool:
+    tests = {
+        "name": lambda value: re.search(value, "/" + one.name) is not None or value.removeprefix("/") == one.name,
+        "ancestor": lambda value: value in (one.image, image_id(r, one)) or f"{value}:latest" == one.image,
+        "exited": lambda value: one.exit is not None and str(one.exit.code) == value,
+        "network": lambda value: value == views.network_name(one.network),
+        "health": lambda value: value == (one.health or "none"),
+        "status": lambda value: value == views.state(one) or value == "removing",
+    }  # fmt: skip
+    for name, values in filters.items():
+        if name in ("before", "since"):
+            times = await _times(r, values)
+            if not any(one.created < at if name == "before" else one.created > at for at in times):
+                return False
+        elif name == "volume":
+            kept = views.mounts((await r.engine.inspect(one.id)).spec)
+            if not any(value in (mount.get("Name"), mount["Destination"]) for mount in kept for value in values):
+                return False
+        elif name in tests:
+            try:
+                if not any(tests[name](value) for value in values):
+                    return False
+            except re.error as failure:
+                raise Invalid("", f"invalid filter '{name}': {failure}") from None
+    return True
+
+
+async def _times(r: Req, refs: list[str]) -> list[float]:
+    return [(await r.engine.inspect(r.find(ref))).sandbox.created for ref in refs]
+
+
+async def inspect(r: Req) -> Any:
+    id = r.id
+    detail = await r.engine.inspect(id)
+    return views.inspect(
+        detail, image_of(r, detail.spec, id), image_id(r, detail.sandbox), r.state.of(id), id in r.state.stdin_stays
+    )
+
+
+def image_of(r: Req, spec: SandboxSpec, id: str) -> Image | None:
+    """The image a container has; None for the host's and one that is gone."""
+    with contextlib.suppress(JoeyError):
+        return r.images.image(spec.image, id)
+    return None
+
+
+def image_id(r: Req, one: Sandbox) -> str:
+    """The image's id; the name of what has none (host)."""
+    with contextlib.suppress(JoeyError):
+        own = r.images
+        digest = own.held(one.id) or (own.store.find(one.image).digest if own.exists else "")
+        if digest:
+            return own.store.find(digest).config.digest
+    return one.image
+
+
+async def update(r: Req) -> Any:
+    """Limits and the restart policy."""
+    fields = request.Fields("HostConfig", await r.json())
+    change: dict[str, Any] = {"resources": resources(fields)}
+    policy = restart(fields)
+    body = await r.json()
+    if (body.get("RestartPolicy") or {}).get("Name"):
+        change["restart"] = policy
+    fields.refuse({"MemorySwappiness": (-1,), "OomKillDisable": (False,)}, {})
+    await r.whole(r.engine.update(r.id, codec.convert(Update, change)))
+    return {"Warnings": []}
+
+
+async def commit(r: Req) -> web.Response:
+    request.Fields("", await r.json()).refuse({}, dict.fromkeys(("Cmd", "Env", "Labels", "User"), "say it by changes"))
+    id = r.find(r.query.get("container", ""))
+    name = r.query.get("repo", "")
+    if name and r.query.get("tag"):
+        name += f":{r.query['tag']}"
+    changes = tuple(line for line in r.query.get("changes", "").split("\n") if line)
+    wanted = CommitBody(
+        name=name, changes=changes, message=r.query.get("comment", ""), author=r.query.get("author", ""),
+        pause=r.flag("pause", True),
+    )  # fmt: skip
+    made = await r.whole(_snapshots(r).commit(id, wanted))
+    r.images.changed()
+    return web.json_response({"Id": r.images.store.find(made.id).config.digest}, status=201)
+
+
+def _snapshots(r: Req) -> Any:
+    found = getattr(r.engine, "snapshots", None)
+    if found is None:
+        raise Refused("snapshots", "this engine keeps no images")
+    return found
+
+
+async def changes(r: Req) -> Any:
+    kinds = {"C": 0, "A": 1, "D": 2}
+    return [{"Path": one.path, "Kind": kinds[one.kind]} for one in await _snapshots(r).changes(r.id)] or None
+
+
+async def prune(r: Req) -> Any:
+    filters = r.filters("label", "until")
+    if "until" in filters:
+        raise Refused("until", "Joey prunes by label, not by time")
+    gone = []
+    labels = _labels(filters.get("label", []))
+    for one in await r.engine.list(Filter(states=frozenset(("created", "exited", "dead")), labels=labels)):
+        with contextlib.suppress(NotFound, Conflict):
+            await r.whole(r.engine.remove(one.id))
+            r.state.forget(one.id)
+            gone.append(one.id)
+    return {"ContainersDeleted": gone, "SpaceReclaimed": 0}
+
+
+ROUTES = (
+    Route("POST", "/containers/create", create),
+    Route("GET", "/containers/json", index),
+    Route("POST", "/containers/prune", prune),
+    Route("GET", "/containers/{id}/json", inspect),
+    Route("GET", "/containers/{id}/changes", changes),
+    Route("POST", "/containers/{id}/start", start),
+    Route("POST", "/containers/{id}/stop", stop),
+    Route("POST", "/containers/{id}/restart", restart_container),
+    Route("POST", "/containers/{id}/kill", kill),
+    Route("POST", "/containers/{id}/pause", pause),
+    Route("POST", "/containers/{id}/unpause", unpause),
+    Route("POST", "/containers/{id}/wait", wait),
+    Route("POST", "/containers/{id}/rename", rename),
+    Route("POST", "/containers/{id}/update", update),
+    Route("DELETE", "/containers/{id}", remove),
+    Route("POST", "/commit", commit),
+)

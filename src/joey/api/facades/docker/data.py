@@ -1,0 +1,317 @@
+"""What comes out of containers: attach, logs, stats, top, events."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+from joey.api.facades.docker import hijack, views
+from joey.api.facades.docker.base import Refused, Req, Route
+from joey.api.light import web
+from joey.engine.interface import LogQuery
+from joey.model.errors import Conflict, Invalid, JoeyError, NotFound
+from joey.model.views import Event, LogEntry, Stats
+
+_TICKS = 100
+_HELPER = "joey-files"
+
+
+async def attach(r: Req) -> web.StreamResponse:
+    """Hijacked. With `logs` what was printed before comes first."""
+    data, collector = await hijack.body(r.request)
+    del data
+    id = r.id
+    detail = await r.engine.inspect(id)
+    tty = detail.spec.process.tty
+    out = (r.flag("stdout"), r.flag("stderr"))
+    past = b""
+    if r.flag("logs"):
+        async for entry in r.engine.logs(id, LogQuery(stdout=out[0], stderr=out[1])):
+            past += entry.data if tty else hijack.frame(entry.stream, entry.data)
+            if len(past) > 1 << 20:
+                raise Refused("logs", "there is more than 1 MiB: docker logs -f")
+    if not r.flag("stream"):
+        connection = hijack.take_over(r.request, collector, tty=tty)
+        await connection.send(past)
+        connection.close()
+        return hijack.Taken()
+    if detail.sandbox.state == "exited":
+        raise Conflict("", f"You cannot attach to a stopped container, start it first: {id}")
+    attachment = await r.engine.attach(id)
+    try:
+        connection = hijack.take_over(r.request, collector, tty=tty)
+        if past:
+            await connection.send(past)
+        stdin = r.flag("stdin") and detail.spec.process.stdin
+        once = id not in r.state.stdin_stays
+        return await hijack.serve(connection, attachment, tty=tty, stdin=stdin, out=(out[0] or tty, out[1]), once=once)
+    finally:
+        await attachment.close()
+
+
+async def resize(r: Req) -> web.Response:
+    """Only a container that runs has a terminal to size."""
+    id, rows, cols = r.id, r.number("h", 0) or 0, r.number("w", 0) or 0
+    detail = await r.engine.inspect(id)
+    if detail.sandbox.state not in ("running", "paused"):
+        raise Conflict("", f"container {id} is not running")
+    if rows and cols and detail.spec.process.tty:
+        attachment = await r.engine.attach(id)
+        try:
+            await attachment.resize(rows, cols)
+        finally:
+            await attachment.close()
+    return web.Response(status=200)
+
+
+async def logs(r: Req) -> web.StreamResponse:
+    """Frames, of a terminal's output raw bytes."""
+    id = r.id
+    out, err = r.flag("stdout"), r.flag("stderr")
+    if not out and not err:
+        raise Invalid("", "Bad parameters: you must choose at least one stream")
+    if r.flag("details"):
+        raise Refused("details", "Joey's log entries have none")
+    tail = r.query.get("tail", "all")
+    if tail != "all" and not tail.isdigit():
+        tail = "all"
+    tty = (await r.engine.inspect(id)).spec.process.tty
+    asked = LogQuery(
+        follow=r.flag("follow"), since=_time(r, "since"), until=_time(r, "until"), stdout=out, stderr=err,
+        tail=None if tail == "all" else int(tail),
+    )  # fmt: skip
+    entries = r.engine.logs(id, asked)
+    response = await r.stream(hijack.RAW if tty else hijack.MULTIPLEXED)
+    lines = _Lines(r.flag("timestamps"))
+    try:
+        async for entry in entries:
+            if piece := lines(entry):
+                await response.write(piece if tty else hijack.frame(entry.stream, piece))
+    except JoeyError as failure:
+        if not tty:
+            await response.write(hijack.frame(3, str(failure).encode()))
+    finally:
+        await _close(entries)
+    await response.write_eof()
+    return response
+
+
+class _Lines:
+    """Puts the time before every line if wanted, although entries are not whole lines."""
+
+    def __init__(self, stamps: bool) -> None:
+        self._stamps = stamps
+        self._within = {1: False, 2: False}
+
+    def __call__(self, entry: LogEntry) -> bytes:
+        if not self._stamps:
+            return entry.data
+        mark = views.stamp(entry.at).encode() + b" "
+        pieces = entry.data.splitlines(keepends=True) if b"\r" not in entry.data else _cut(entry.data)
+        within = self._within[entry.stream]
+        self._within[entry.stream] = not entry.data.endswith(b"\n")
+        return b"".join(piece if within and not at else mark + piece for at, piece in enumerate(pieces))
+
+
+def _cut(data: bytes) -> list[bytes]:
+    parts = data.split(b"\n")
+    return [part + b"\n" for part in parts[:-1]] + ([parts[-1]] if parts[-1] else [])
+
+
+def _time(r: Req, name: str) -> float | None:
+    """Seconds, or RFC 3339 with nanoseconds as the command line sends it: SECONDS.NANOSECONDS."""
+    text = r.query.get(name, "")
+    if text in ("", "0"):
+        return None
+    try:
+        return float(text)
+    except ValueError:
+        raise Invalid(name, f"{text!r} is not a number of seconds") from None
+
+
+async def _close(entries: Any) -> None:
+    close = getattr(entries, "aclose", None)
+    if close is not None:
+        await close()
+
+
+async def stats(r: Req) -> web.StreamResponse:
+    """An object a second, or one. Of a container that does not run all is zero."""
+    id = r.id
+    detail = await r.engine.inspect(id)
+    before: dict[str, Any] = {}
+    if not r.flag("stream", True):
+        if not r.flag("one-shot") and detail.sandbox.state == "running":
+            before = await _stats(r, id, {})
+            await asyncio.sleep(1.0)
+        return web.json_response(await _stats(r, id, before))
+    response = await r.stream()
+    while True:
+        try:
+            before = await _stats(r, id, before)
+        except NotFound:
+            break
+        await response.write(json.dumps(before).encode() + b"\r\n")
+        await asyncio.sleep(1.0)
+    await response.write_eof()
+    return response
+
+
+async def _stats(r: Req, id: str, before: dict[str, Any]) -> dict[str, Any]:
+    sandbox = (await r.engine.inspect(id)).sandbox
+    found = await r.engine.stats([id]) if sandbox.state in ("running", "paused") else []
+    cpu = {"cpu_usage": {"total_usage": 0, "usage_in_kernelmode": 0, "usage_in_usermode": 0}, "throttling_data": {
+        "periods": 0, "throttled_periods": 0, "throttled_time": 0}}  # fmt: skip
+    shown: dict[str, Any] = {
+        "id": id, "name": views.name(sandbox), "read": views.stamp(time.time()), "num_procs": 0, "storage_stats": {},
+        "preread": before.get("read", views.NEVER), "precpu_stats": before.get("cpu_stats", cpu), "cpu_stats": cpu,
+        "memory_stats": {}, "pids_stats": {}, "blkio_stats": {"io_service_bytes_recursive": None},
+    }  # fmt: skip
+    if found:
+        _fill(shown, found[0])
+    return shown
+
+
+def _fill(shown: dict[str, Any], found: Stats) -> None:
+    usage = found.usage
+    shown["cpu_stats"] = {
+        "cpu_usage": {
+            "total_usage": usage.cpu_ns or 0, "usage_in_kernelmode": usage.cpu_system_ns or 0,
+            "usage_in_usermode": usage.cpu_user_ns or 0,
+        },
+        "system_cpu_usage": _system(), "online_cpus": _cpus(),
+        "throttling_data": {
+            "periods": 0, "throttled_periods": usage.throttled_periods or 0, "throttled_time": usage.throttled_ns or 0,
+        },
+    }  # fmt: skip
+    shown["memory_stats"] = {
+        "usage": usage.memory_current or 0, "limit": usage.memory_limit or 0, "max_usage": usage.memory_peak or 0,
+        "stats": {"cache": usage.cache or 0, "rss": usage.rss or 0, "inactive_file": usage.cache or 0},
+    }  # fmt: skip
+    shown["pids_stats"] = {"current": usage.pids_current or 0, "limit": usage.pids_max or 0}
+    shown["blkio_stats"]["io_service_bytes_recursive"] = [
+        {"major": 0, "minor": 0, "op": "read", "value": usage.io_read_bytes or 0},
+        {"major": 0, "minor": 0, "op": "write", "value": usage.io_write_bytes or 0},
+    ]
+    if found.network:
+        net = found.network
+        shown["networks"] = {"eth0": {
+            "rx_bytes": net.received, "rx_packets": net.packets_received, "rx_errors": 0, "rx_dropped": 0,
+            "tx_bytes": net.sent, "tx_packets": net.packets_sent, "tx_errors": 0, "tx_dropped": net.refused_packets,
+        }}  # fmt: skip
+
+
+def _system() -> int:
+    """Nanoseconds of all CPUs of this machine (proc(5), /proc/stat)."""
+    with open("/proc/stat", encoding="ascii") as source:
+        ticks = sum(int(word) for word in source.readline().split()[1:9])
+    return ticks * (1_000_000_000 // _TICKS)
+
+
+def _cpus() -> int:
+    import os
+
+    return os.cpu_count() or 1
+
+
+async def top(r: Req) -> Any:
+    """What runs in a container, from its own /proc."""
+    if r.query.get("ps_args", "-ef") not in ("-ef", ""):
+        raise Refused("ps_args", "Joey shows what ps -ef shows, nothing else")
+    id = r.id
+    if (await r.engine.inspect(id)).sandbox.state not in ("running", "paused"):
+        raise Conflict("", f"container {id} is not running")
+    files, rows = r.engine.files(id), []
+    for entry in await files.list("/proc"):
+        if entry.name.isdigit() and (row := await _process(files, entry)):
+            rows.append(row)
+    rows.sort(key=lambda row: int(row[1]))
+    return {"Titles": ["UID", "PID", "PPID", "C", "STIME", "TTY", "TIME", "CMD"], "Processes": rows}
+
+
+async def _process(files: Any, entry: Any) -> list[str] | None:
+    """None if it has ended meanwhile, or is ours that looks."""
+    try:
+        stat = await _text(files, f"/proc/{entry.name}/stat")
+        words = (await _text(files, f"/proc/{entry.name}/cmdline")).split("\0")
+    except JoeyError:
+        return None
+    name, _, rest = stat.partition("(")[2].rpartition(")")
+    fields = rest.split()
+    if len(fields) < 22 or (words[0] == _HELPER and fields[1] == "0"):
+        return None
+    seconds = (int(fields[11]) + int(fields[12])) // _TICKS
+    spent = f"{seconds // 3600:02d}:{seconds // 60 % 60:02d}:{seconds % 60:02d}"
+    command = " ".join(words).strip() or f"[{name}]"
+    return [entry.user or str(entry.uid), entry.name, fields[1], "0", "-", "?", spent, command]
+
+
+async def _text(files: Any, path: str) -> str:
+    return b"".join([piece async for piece in files.read(path)]).decode("utf-8", "backslashreplace")
+
+
+_ACTIONS = {
+    "created": "create", "started": "start", "exited": "die", "paused": "pause", "resumed": "unpause",
+    "updated": "update", "renamed": "rename", "removed": "destroy", "oom": "oom", "restarting": "",
+}  # fmt: skip
+
+
+async def events(r: Req) -> web.StreamResponse:
+    """Of containers; `since` gives of the last 10,000 events those that are newer."""
+    filters = r.filters("container", "event", "type", "label", "image")
+    since, until = _time(r, "since"), _time(r, "until")
+    labels = {key: value if eq else None for key, eq, value in (t.partition("=") for t in filters.get("label", []))}
+    found = r.engine.events(
+        0 if since is not None else None, follow=until is None or until > time.time(), types=("sandbox.",),
+        refs=tuple(filters.get("container", ())), labels=labels or None,
+    )  # fmt: skip
+    response = await r.stream()
+    try:
+        async for event in _until(found, until):
+            if (since is None or event.at >= since) and (told := _told(event, filters)):
+                await response.write(json.dumps(told).encode() + b"\n")
+    finally:
+        await _close(found)
+    await response.write_eof()
+    return response
+
+
+async def _until(found: AsyncIterator[Event], until: float | None) -> AsyncIterator[Event]:
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(None if until is None else max(0.05, until - time.time())):
+            async for event in found:
+                yield event
+
+
+def _told(event: Event, filters: dict[str, list[str]]) -> dict[str, Any] | None:
+    action = _ACTIONS.get(event.type.partition(".")[2])
+    if action is None and event.type == "sandbox.health":
+        action = f"health_status: {event.data.get('health')}"
+    wanted, types = filters.get("event", []), filters.get("type", [])
+    if not action or (wanted and action.partition(":")[0] not in wanted) or (types and "container" not in types):
+        return None
+    data = event.data
+    attributes = {**event.labels, "name": event.name or event.sandbox}
+    if action == "die":
+        attributes["exitCode"] = str(data.get("code", ""))
+    if action == "rename":
+        attributes["oldName"] = "/" + str(data.get("before", ""))
+    return {
+        "status": action, "id": event.sandbox, "from": "", "Type": "container", "Action": action, "scope": "local",
+        "Actor": {"ID": event.sandbox, "Attributes": attributes}, "time": int(event.at),
+        "timeNano": int(event.at * 1e9),
+    }  # fmt: skip
+
+
+ROUTES = (
+    Route("POST", "/containers/{id}/attach", attach),
+    Route("POST", "/containers/{id}/resize", resize),
+    Route("GET", "/containers/{id}/logs", logs),
+    Route("GET", "/containers/{id}/stats", stats),
+    Route("GET", "/containers/{id}/top", top),
+    Route("GET", "/events", events),
+)

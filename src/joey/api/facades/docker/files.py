@@ -1,0 +1,135 @@
+"""docker cp and export: archives of a running container's files."""
+
+from __future__ import annotations
+
+import base64
+import json
+import posixpath
+from collections.abc import AsyncIterator
+from typing import Any
+
+from joey.api.archives import send_tree
+from joey.api.facades.docker import views
+from joey.api.facades.docker.base import Refused, Req, Route
+from joey.api.light import web
+from joey.model.errors import Conflict, Invalid, JoeyError, NotFound
+from joey.model.views import FileInfo
+
+TAR = "application/x-tar"
+_BLOCK = 512
+# Go's os.FileMode: permission bits as they are, kinds above them.
+_KINDS = {"directory": 1 << 31, "link": 1 << 27, "fifo": 1 << 25, "socket": 1 << 24, "block": 1 << 26,
+          "char": (1 << 26) | (1 << 21), "file": 0}  # fmt: skip
+
+
+async def _at(r: Req) -> tuple[str, str, FileInfo]:
+    """(id, path, what is there). A link is followed if the path ends with a slash."""
+    id, path = r.id, r.query.get("path", "")
+    if not path:
+        raise Invalid("", "missing query parameter: path")
+    state = (await r.engine.inspect(id)).sandbox.state
+    if state not in ("running", "paused"):
+        raise Conflict("", f"container {id} is not running: Joey reaches files of a running container only")
+    full = posixpath.normpath("/" + path)
+    try:
+        return id, full, await r.engine.files(id).stat(full, follow=path.endswith(("/", "/.")))
+    except NotFound:
+        raise NotFound("", f"Could not find the file {path} in container {r.path['id']}") from None
+
+
+def _header(info: FileInfo) -> dict[str, str]:
+    mode = info.mode & 0o777 | _KINDS[info.type]
+    for bit, go in ((0o4000, 1 << 23), (0o2000, 1 << 22), (0o1000, 1 << 20)):
+        mode |= go if info.mode & bit else 0
+    told = {
+        "name": info.name or "/", "size": info.size, "mode": mode, "mtime": views.stamp(info.modified),
+        "linkTarget": info.target,
+    }  # fmt: skip
+    return {"X-Docker-Container-Path-Stat": base64.b64encode(json.dumps(told).encode()).decode()}
+
+
+async def stat(r: Req) -> web.Response:
+    _, _, info = await _at(r)
+    return web.Response(headers=_header(info))
+
+
+async def read(r: Req) -> web.StreamResponse:
+    """A tree or a file as an archive whose first name is the last of the path."""
+    id, path, info = await _at(r)
+    response = web.StreamResponse(headers={"Content-Type": TAR, **_header(info)})
+    await response.prepare(r.request)
+    pieces = _renamed(r.engine.files(id), path, info)
+    try:
+        async for piece in pieces:
+            await response.write(piece)
+    except JoeyError:
+        if r.request.transport is not None:
+            r.request.transport.abort()
+        raise ConnectionResetError("the archive cannot be finished") from None
+    await response.write_eof()
+    return response
+
+
+async def _renamed(files: Any, path: str, info: FileInfo) -> AsyncIterator[bytes]:
+    """The engine's archive of a tree has names relative to it; Docker's begin with the tree's own name."""
+    import tarfile
+
+    from joey.api.facades.docker.tar import prefixed
+
+    if info.type == "directory":
+        async for piece in prefixed(files.pack(path), info.name or "."):
+            yield piece
+        return
+    member = tarfile.TarInfo(info.name)
+    member.mode, member.uid, member.gid, member.mtime = info.mode, info.uid, info.gid, int(info.modified)
+    if info.type == "link":
+        member.type, member.linkname = tarfile.SYMTYPE, info.target
+    elif info.type == "file":
+        member.size = info.size
+    else:
+        raise Refused("path", f"{path} is a {info.type}")
+    yield member.tobuf(tarfile.PAX_FORMAT)
+    if info.type == "file":
+        left = info.size
+        async for piece in files.read(path):
+            yield piece[:left]
+            left -= min(left, len(piece))
+        if left:
+            raise Conflict("path", f"{path} has shrunk while it was read")
+        yield bytes(-info.size % _BLOCK)
+    yield bytes(2 * _BLOCK)
+
+
+async def write(r: Req) -> web.Response:
+    """Unpack an archive, plain or compressed, into a directory."""
+    id, path, info = await _at(r)
+    if info.type == "link":
+        info = await r.engine.files(id).stat(path, follow=True)
+    if info.type != "directory":
+        raise Invalid("", f"extraction point is not a directory: {path}")
+    if r.request.headers.get("Content-Encoding", "identity") != "identity":
+        raise Refused("Content-Encoding", "send the archive as it is")
+    await r.whole(r.engine.files(id).unpack(path, r.chunks()))
+    return web.Response(status=200)
+
+
+async def export(r: Req) -> web.StreamResponse:
+    """The whole file system."""
+    id = r.id
+    snapshots = getattr(r.engine, "snapshots", None)
+    if snapshots is None:
+        raise Refused("export", "this engine keeps no images")
+    own = r.images
+    image = await r.whole(snapshots.for_forks(r.engine.find(id)))  # type: ignore[attr-defined]
+    try:
+        return await send_tree(r, own, image)  # type: ignore[arg-type]
+    finally:
+        snapshots.drop(image)
+
+
+ROUTES = (
+    Route("HEAD", "/containers/{id}/archive", stat),
+    Route("GET", "/containers/{id}/archive", read),
+    Route("PUT", "/containers/{id}/archive", write),
+    Route("GET", "/containers/{id}/export", export),
+)

@@ -1,0 +1,229 @@
+"""Connections that leave HTTP (attach, exec): raw bytes in, raw or multiplexed output out.
+
+Output of a process without a terminal is framed: stream (1 stdout, 2 stderr), three zero bytes, length (4 bytes, big
+endian), data. A client that closes its sending side ends standard input only; one that is gone ends the whole.
+Source: Docker Engine API 1.45, "Attach to a container".
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import select
+from collections import deque
+from collections.abc import Awaitable, Callable
+from typing import Any
+from weakref import WeakSet
+
+from joey.api.light import web
+from joey.api.streams import Taken
+from joey.engine.interface import Attachment
+from joey.model.errors import JoeyError
+
+RAW = "application/vnd.docker.raw-stream"
+MULTIPLEXED = "application/vnd.docker.multiplexed-stream"
+_HIGH_WATER = 1 << 18
+_READ_LIMIT = 1 << 18
+_LOOK = 1.0
+"""Seconds between looks whether a client that has closed its sending side is still there."""
+
+
+def frame(stream: int, data: bytes) -> bytes:
+    """One piece of output of a process without a terminal."""
+    return bytes((stream, 0, 0, 0)) + len(data).to_bytes(4, "big") + data
+
+
+class Body:
+    """Collects what comes after the head of a request that asks for an upgrade: aiohttp leaves it to us."""
+
+    def __init__(self) -> None:
+        self.held = bytearray()
+        self.changed = asyncio.Event()
+        self.ended = False
+
+    def feed_data(self, data: bytes) -> tuple[bool, bytes]:
+        self.held += data
+        self.changed.set()
+        return False, b""
+
+    def feed_eof(self) -> None:
+        self.ended = True
+        self.changed.set()
+
+    def set_exception(self, exc: BaseException, cause: BaseException | None = None) -> None:
+        self.feed_eof()
+
+
+class Connection(asyncio.Protocol):
+    """A connection that is no HTTP any more, with flow control both ways."""
+
+    def __init__(self, transport: asyncio.Transport, first: bytes) -> None:
+        self._transport = transport
+        self._before = transport.get_protocol()  # aiohttp's has to hear of the connection's end
+        self._received: deque[bytes] = deque([first] if first else [])
+        self._size = len(first)
+        self._paused = False
+        self._arrival, self._writable, self.gone = asyncio.Event(), asyncio.Event(), asyncio.Event()
+        self._ended = False
+        self._writable.set()
+        transport.set_write_buffer_limits(high=_HIGH_WATER)
+        transport.set_protocol(self)
+
+    def data_received(self, data: bytes) -> None:
+        self._received.append(data)
+        self._size += len(data)
+        if self._size > _READ_LIMIT and not self._paused:
+            self._paused = True
+            self._transport.pause_reading()
+        self._arrival.set()
+
+    def eof_received(self) -> bool:
+        self._ended = True
+        self._arrival.set()
+        return True
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._ended = True
+        self.gone.set()
+        self._arrival.set()
+        self._writable.set()
+        self._before.connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        self._writable.clear()
+
+    def resume_writing(self) -> None:
+        self._writable.set()
+
+    async def receive(self) -> bytes | None:
+        """The next piece; None when the client sends no more."""
+        while not self._received:
+            if self._ended:
+                return None
+            self._arrival.clear()
+            await self._arrival.wait()
+        piece = self._received.popleft()
+        self._size -= len(piece)
+        if self._paused and self._size <= _READ_LIMIT // 2 and not self._transport.is_closing():
+            self._paused = False
+            self._transport.resume_reading()
+        return piece
+
+    async def send(self, data: bytes) -> None:
+        """Returns when the socket has room again."""
+        if not self.gone.is_set() and not self._transport.is_closing():
+            self._transport.write(data)
+            await self._writable.wait()
+
+    async def left(self) -> None:
+        """Returns when the client is gone, also one that has closed its sending side before."""
+        while not self.gone.is_set():
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self.gone.wait(), _LOOK)
+            if self._ended and hung_up(self._transport.get_extra_info("socket")):
+                return
+
+    def close(self) -> None:
+        if not self._transport.is_closing():
+            self._transport.close()
+
+    def abort(self) -> None:
+        self._transport.abort()
+
+
+def hung_up(sock: Any) -> bool:
+    """Whether the other end has closed both ways."""
+    if sock is None or sock.fileno() < 0:
+        return True
+    poller = select.poll()
+    poller.register(sock.fileno(), 0)
+    return any(events & (select.POLLHUP | select.POLLERR) for _, events in poller.poll(0))
+
+
+CONNECTIONS: web.AppKey[WeakSet[Connection]] = web.AppKey("docker-connections", WeakSet)
+
+
+async def end_all(app: web.Application) -> None:
+    """Drop every stream, so that the server can end."""
+    for connection in list(app[CONNECTIONS]):
+        connection.abort()
+
+
+def upgrades(request: web.Request) -> bool:
+    return request.headers.get("Upgrade", "").lower() == "tcp"
+
+
+async def body(request: web.Request) -> tuple[bytes, Body | None]:
+    """The body of a request that may ask for an upgrade, and who collects what comes after it."""
+    if not upgrades(request):
+        return await request.read(), None
+    wanted = request.content_length or 0
+    collector = Body()
+    request.protocol.set_parser(collector)  # type: ignore[arg-type]
+    async with asyncio.timeout(30):
+        while len(collector.held) < wanted and not collector.ended:
+            collector.changed.clear()
+            await collector.changed.wait()
+    data = bytes(collector.held[:wanted])
+    del collector.held[:wanted]
+    return data, collector
+
+
+def take_over(request: web.Request, collector: Body | None, *, tty: bool) -> Connection:
+    """Answer, and take the connection. Raises ConnectionResetError if the client has gone."""
+    transport = request.transport
+    if transport is None or transport.is_closing():
+        raise ConnectionResetError("the client has gone")
+    assert isinstance(transport, asyncio.Transport)
+    connection = Connection(transport, bytes(collector.held) if collector else b"")
+    request.app[CONNECTIONS].add(connection)
+    media = RAW if tty else MULTIPLEXED
+    if collector is not None:
+        head = f"HTTP/1.1 101 UPGRADED\r\nContent-Type: {media}\r\nConnection: Upgrade\r\nUpgrade: tcp\r\n\r\n"
+    else:
+        head = f"HTTP/1.1 200 OK\r\nContent-Type: {media}\r\n\r\n"
+    transport.write(head.encode())
+    return connection
+
+
+async def serve(
+    connection: Connection, attachment: Attachment, *, tty: bool, stdin: bool, out: tuple[bool, bool] = (True, True),
+    once: bool = True, before_end: Callable[[], Awaitable[None]] | None = None,
+) -> web.StreamResponse:  # fmt: skip
+    """Move bytes until the process has ended or the client is gone. once: the end of input is told to the process.
+    before_end: what must be done before the client sees the end of a stream whose process has ended.
+    """
+    output = asyncio.ensure_future(_output(connection, attachment, tty, out))
+    feeder = asyncio.ensure_future(_input(connection, attachment if stdin else None, once))
+    gone = asyncio.ensure_future(connection.left())
+    try:
+        await asyncio.wait([output, gone], return_when=asyncio.FIRST_COMPLETED)
+        if not output.done():  # what was typed before it left still counts
+            await asyncio.wait([feeder], timeout=0.5)
+        elif before_end is not None and output.exception() is None:
+            await before_end()
+    finally:
+        for task in (output, feeder, gone):
+            task.cancel()
+        await asyncio.gather(output, feeder, gone, return_exceptions=True)
+        connection.close()
+    return Taken()
+
+
+async def _output(connection: Connection, attachment: Attachment, tty: bool, out: tuple[bool, bool]) -> None:
+    while (piece := await attachment.read()) is not None:
+        stream, data = piece
+        if out[stream - 1]:
+            await connection.send(data if tty else frame(stream, data))
+
+
+async def _input(connection: Connection, attachment: Attachment | None, once: bool) -> None:
+    with contextlib.suppress(JoeyError):
+        while (piece := await connection.receive()) is not None:
+            if attachment is not None:
+                await attachment.write(piece)
+        if attachment is not None and once:
+            await attachment.close_stdin()
+
+
+__all__ = ["CONNECTIONS", "Connection", "body", "end_all", "frame", "serve", "take_over", "upgrades"]

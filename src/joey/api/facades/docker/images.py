@@ -1,0 +1,298 @@
+"""/images: list, inspect, pull, push, load, save, import, tag, remove, history, prune."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fnmatch
+import json
+import tempfile
+import time
+from collections.abc import Callable, Coroutine
+from datetime import datetime
+from typing import Any, BinaryIO, TypeVar
+
+from joey.api import archives
+from joey.api.facades.docker.base import Refused, Req, Route, said_as
+from joey.api.light import web
+from joey.images import archive, archive_write, index, instructions, reference
+from joey.images.store import StoredImage
+from joey.model import codec
+from joey.model.errors import Invalid, JoeyError, from_os
+from joey.model.image import Image, Layer
+
+T = TypeVar("T")
+_EVERY = 0.1
+
+
+def _seconds(text: str) -> int:
+    """RFC 3339 → seconds since the epoch."""
+    with contextlib.suppress(ValueError):
+        return int(datetime.fromisoformat(text[:19] + "+00:00").timestamp())
+    return 0
+
+
+def _row(r: Req, one: StoredImage) -> dict[str, Any]:
+    found = r.images.summary(one)
+    config = codec.decode(dict[str, Any], r.images.store.read_blob(one.config.digest))
+    return {
+        "Id": found["config"], "ParentId": "", "RepoTags": found["names"], "RepoDigests": found["digests"],
+        "Created": _seconds(found["created"]), "Size": found["size"], "SharedSize": -1,
+        "Labels": (config.get("config") or {}).get("Labels") or {}, "Containers": found["sandboxes"],
+    }  # fmt: skip
+
+
+async def listed(r: Req) -> Any:
+    filters = r.filters("reference", "label", "dangling", "before", "since")
+    own = r.images
+    if not own.exists:
+        return []
+    rows = [_row(r, one) for one in own.store.all() if not one.source.startswith("fork:")]
+    for name in ("before", "since"):
+        for ref in filters.get(name, ()):
+            at = _seconds(own.store.find(ref).created)
+            rows = [row for row in rows if (row["Created"] < at) == (name == "before") and row["Created"] != at]
+    return [row for row in rows if _chosen(row, filters)]
+
+
+def _chosen(row: dict[str, Any], filters: dict[str, list[str]]) -> bool:
+    if patterns := filters.get("reference"):
+        names = [part for tag in row["RepoTags"] for part in (tag, tag.rpartition(":")[0])]
+        if not any(fnmatch.fnmatchcase(name, pattern) for name in names for pattern in patterns):
+            return False
+    if dangling := filters.get("dangling"):
+        if (not row["RepoTags"]) != (dangling[0] in ("true", "1")):
+            return False
+    for text in filters.get("label", ()):
+        key, equals, value = text.partition("=")
+        if key not in row["Labels"] or (equals and row["Labels"][key] != value):
+            return False
+    return True
+
+
+async def inspect(r: Req) -> Any:
+    name = r.path["name"]
+    with said_as("image", name):
+        found = r.images.detail(name)
+    config = found["oci"]
+    return {
+        "Id": found["config"], "RepoTags": list(found["names"]), "RepoDigests": list(found["digests"]), "Parent": "",
+        "Comment": "", "Created": config.get("created") or "", "DockerVersion": "", "Author": config.get("author", ""),
+        "Config": config.get("config") or {}, "Architecture": config.get("architecture", ""), "Os": config.get("os", ""),
+        "Size": found["size"], "GraphDriver": {"Name": "overlay", "Data": None},
+        "RootFS": {"Type": "layers", "Layers": [layer["diff_id"] for layer in found["layers"]]},
+        "Metadata": {"LastTagTime": "0001-01-01T00:00:00Z"},
+    }  # fmt: skip
+
+
+async def history(r: Req) -> Any:
+    name = r.path["name"]
+    with said_as("image", name):
+        steps, image = r.images.history(name), r.images.store.find(name)
+    rows = [
+        {"Id": "<missing>", "Created": _seconds(step["created"]), "CreatedBy": step["created_by"], "Tags": None,
+         "Size": step["size"], "Comment": step["comment"]}
+        for step in steps
+    ]  # fmt: skip
+    if rows:
+        rows[0]["Id"] = image.config.digest
+        rows[0]["Tags"] = [reference.parse(one).familiar for one in image.names] or None
+    return rows
+
+
+async def tag(r: Req) -> web.Response:
+    repo, name = r.query.get("repo", ""), r.path["name"]
+    if not repo:
+        raise Invalid("repo", "repository name must have at least one component")
+    with said_as("image", name):
+        r.images.tag(name, f"{repo}:{r.query['tag']}" if r.query.get("tag") else repo)
+    return web.Response(status=201)
+
+
+async def remove(r: Req) -> Any:
+    name = r.path["name"]
+    with said_as("image", name):
+        found = r.images.store.find(name)
+        names, gone = await r.whole(r.images.remove(name, force=r.flag("force")))
+    rows = [{"Untagged": reference.parse(one).familiar} for one in names]
+    return rows + ([{"Deleted": found.config.digest}] if gone else [])
+
+
+async def prune(r: Req) -> Any:
+    filters = r.filters("dangling")
+    everything = filters.get("dangling", ["true"])[0] in ("false", "0")
+    swept = await r.whole(r.images.prune(all=everything)) if r.images.exists else None
+    gone = [{"Untagged": name} for name in swept.names] + [{"Deleted": id} for id in swept.images] if swept else []
+    return {"ImagesDeleted": gone, "SpaceReclaimed": swept.bytes if swept else 0}
+
+
+async def create(r: Req) -> web.StreamResponse:
+    """Pull (fromImage) or import (fromSrc=-)."""
+    if r.query.get("fromSrc"):
+        return await _import(r)
+    name = r.query.get("fromImage", "")
+    if not name:
+        raise Invalid("fromImage", "no image is given")
+    if r.query.get("tag"):
+        name += ("@" if ":" in r.query["tag"] else ":") + r.query["tag"]
+    if name.partition(":")[0] == "host":
+        raise Invalid("fromImage", "host is this machine's own files: it is always there, and cannot be pulled")
+    platform = index.parse_platform(r.query["platform"]) if r.query.get("platform") else None
+    reference.parse(name, "fromImage")
+    own = r.images
+
+    async def work(listener: Callable[[Any], None]) -> list[dict[str, Any]]:
+        found = await own.obtain(name, "always", platform, listener)
+        return [{"status": f"Digest: {found.digest}"}, {"status": f"Status: Downloaded newer image for {name}"}]
+
+    return await _reported(r, work)
+
+
+async def push(r: Req) -> web.StreamResponse:
+    name, own = r.path["name"], r.images
+    target = f"{name}:{r.query['tag']}" if r.query.get("tag") else name
+    with said_as("image", target):
+        own.store.find(target)
+
+    async def work(listener: Callable[[Any], None]) -> list[dict[str, Any]]:
+        digest = await own.push(target, target, listener)
+        return [{"status": f"{target}: digest: {digest}"}]
+
+    return await _reported(r, work)
+
+
+async def _reported(
+    r: Req, work: Callable[[Callable[[Any], None]], Coroutine[Any, Any, list[dict[str, Any]]]]
+) -> web.StreamResponse:
+    """Lines of progress, then what came of it. What fails before anything was transferred is an ordinary error."""
+    news: dict[str, Any] = {}
+    changed = asyncio.Event()
+
+    def listen(progress: Any) -> None:
+        if progress.id:
+            news[progress.id] = progress
+            changed.set()
+
+    task = asyncio.ensure_future(work(listen))
+    task.add_done_callback(lambda _: changed.set())
+    try:
+        await changed.wait()
+        if task.done() and not news:
+            task.result()
+        response = await r.stream()
+        while not task.done() or news:
+            await changed.wait()
+            changed.clear()
+            for one in [news.pop(id) for id in list(news)]:
+                await response.write(_line(_progress(one)))
+            if not task.done():
+                await asyncio.wait([task], timeout=_EVERY)
+        try:
+            for line in task.result():
+                await response.write(_line(line))
+        except JoeyError as failure:
+            await response.write(_line({"errorDetail": {"message": str(failure)}, "error": str(failure)}))
+        await response.write_eof()
+        return response
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+_WORDS = {"downloading": "Downloading", "unpacking": "Extracting", "done": "Pull complete", "exists": "Already exists",
+          "waiting": "Waiting", "resolving": "Pulling fs layer"}  # fmt: skip
+
+
+def _progress(one: Any) -> dict[str, Any]:
+    return {
+        "id": one.id, "status": _WORDS.get(one.status, one.status.capitalize()),
+        "progressDetail": {"current": one.done, "total": one.total} if one.total else {},
+    }  # fmt: skip
+
+
+def _line(value: dict[str, Any]) -> bytes:
+    return json.dumps(value).encode() + b"\r\n"
+
+
+async def _import(r: Req) -> web.StreamResponse:
+    if r.query["fromSrc"] != "-":
+        raise Refused("fromSrc", "Joey fetches no URL here: send the archive")
+    repo = r.query.get("repo", "")
+    if not repo:
+        raise Refused("repo", "an image that is imported needs a name: docker import FILE NAME")
+    name = f"{repo}:{r.query['tag']}" if r.query.get("tag") else repo
+    reference.parse(name, "repo")
+    empty = Image(name=name, layers=(Layer("x", "/"),))
+    settings = instructions.change(empty, tuple(line for line in r.query.get("changes", "").split("\n") if line))
+    platform = index.parse_platform(r.query["platform"]) if r.query.get("platform") else None
+    comment, own = r.query.get("message", "") or "imported", r.images
+    created = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    found = await _received(
+        r, lambda file: archive.import_(
+            own.store, file, name, settings=settings, platform=platform, comment=comment, created=created
+        ),
+    )  # fmt: skip
+    response = await r.stream()
+    await response.write(_line({"status": found.config.digest}))
+    await response.write_eof()
+    return response
+
+
+async def load(r: Req) -> web.StreamResponse:
+    """Every image of an archive."""
+    own = r.images
+    platform = index.parse_platform(r.query["platform"]) if r.query.get("platform") else None
+    found = await _received(r, lambda file: archive.load(own.store, file, platform=platform))
+    response = await r.stream()
+    for one in found:
+        names = [f"Loaded image: {reference.parse(name).familiar}\n" for name in one.names]
+        for text in names or [f"Loaded image ID: {one.config.digest}\n"]:
+            await response.write(_line({"stream": text}))
+    await response.write_eof()
+    return response
+
+
+async def _received(r: Req, work: Callable[[BinaryIO], T]) -> T:
+    """The body in a file without a name, then `work` with it in a thread, to its end even if the client leaves."""
+    own = r.images
+    try:
+        with tempfile.TemporaryFile(dir=own.store.root) as file:
+            async for piece in r.chunks():
+                await asyncio.to_thread(file.write, piece) if len(piece) > 1 << 20 else file.write(piece)
+            file.seek(0)
+            done = await r.whole(asyncio.to_thread(work, file))
+    except OSError as failure:
+        raise from_os("keep the archive", failure) from failure
+    own.changed()
+    return done
+
+
+async def save(r: Req) -> web.StreamResponse:
+    """An archive of one image, or of those given by `names`."""
+    from urllib.parse import parse_qs
+
+    names = parse_qs(r.request.query_string).get("names", []) if "name" not in r.path else [r.path["name"]]
+    for name in names:
+        with said_as("image", name):
+            r.images.store.find(name)
+    return await archives.send(r, archive_write.save(r.images.store, names, "docker"))  # type: ignore[arg-type]
+
+
+async def search(r: Req) -> Any:
+    raise Refused("search", "registries are not searched: docker pull NAME")
+
+
+ROUTES = (
+    Route("GET", "/images/json", listed),
+    Route("POST", "/images/create", create),
+    Route("POST", "/images/load", load),
+    Route("GET", "/images/get", save),
+    Route("GET", "/images/search", search),
+    Route("POST", "/images/prune", prune),
+    Route("GET", "/images/{name}/json", inspect),
+    Route("GET", "/images/{name}/history", history),
+    Route("GET", "/images/{name}/get", save),
+    Route("POST", "/images/{name}/tag", tag),
+    Route("POST", "/images/{name}/push", push),
+    Route("DELETE", "/images/{name}", remove),
+)
