@@ -51,6 +51,9 @@ while True:
 """
 
 
+ALLOW_NEAR = EgressRule(action="allow", cidr="198.51.0.0/16")
+
+
 @pytest.fixture(scope="module")
 def lab() -> Iterator[Lab]:
     with net_lab.lab(fabric=False) as made:
@@ -442,6 +445,32 @@ def test_after_an_engine_was_killed_a_reset_leaves_nothing(bare: Lab, joey_home:
     inside(bare.host, lambda: asyncio.run(reset()))
     assert net_lab.eventually(lambda: left_in(bare) == [])
     assert not joey_home.exists() or list(joey_home.iterdir()) == []
+
+
+def test_a_network_that_the_host_gets_meanwhile_is_protected_and_leads_out(lab: Lab, shared: Shared) -> None:
+    """Another uplink with a public address. Of what is behind it only the neighbour is out of reach."""
+    other = lab.sandbox()
+    for address in ("198.51.100.1", "9.9.9.9"):
+        lab.run(other, f"ip address add {address}/32 dev lo")
+        lab.serve(other, address, 80)
+
+    async def work(engine: Engine) -> None:
+        box = await run(engine, NetworkSpec(mode="nat", policy=NetworkPolicy(rules=(ALLOW_NEAR,))))
+        await asyncio.to_thread(lab.join, other, "wan2", "198.51.100.1/24", "198.51.100.2/24")
+        try:
+            await asyncio.to_thread(lab.run, lab.host, "ip route add 9.9.9.9 via 198.51.100.1")
+            for _ in range(100):
+                if await asks(engine, box, "9.9.9.9") == "hello":
+                    break
+                await asyncio.sleep(0.05)
+            else:
+                raise AssertionError("it leads nowhere")
+            assert await asks(engine, box, "198.51.100.1") == "ConnectionRefusedError"
+            assert await asks(engine, box, INTERNET) == "hello"
+        finally:
+            await asyncio.to_thread(lab.run, lab.host, "ip link del wan2")
+
+    shared(work)
 
 
 def test_a_table_that_somebody_flushes_is_back_at_once(lab: Lab, shared: Shared) -> None:

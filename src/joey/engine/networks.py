@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from joey.engine.supervisor import Engine
 
 READY_WIRED = 16
+_LOOKS = 0.1, 1.0, 5.0
 _log = logging.getLogger(__name__)
 
 
@@ -82,6 +83,8 @@ class Networks:
         self._clients: dict[bytes, Client] = {}
         self._wires: dict[str, Wire] = {}
         self._fresh: set[str] = set()
+        self._looks: list[asyncio.TimerHandle] = []
+        self._following: set[asyncio.Task[None]] = set()
 
     def _save(self, kept: Kept) -> None:
         self._engine.store.save_network(kept.number, codec.encode(kept))
@@ -121,6 +124,7 @@ class Networks:
         self.fabric, self._forwarder, self._wiring.fabric = fabric, forwarder, fabric
         self.slots = WiredSlots(machine.pool, self._wiring, READY_WIRED, self._plain)
         loop.add_reader(fabric.watch.fileno(), self._heal)
+        loop.add_reader(fabric.moves.fileno(), self._moved)
 
     def _heal(self) -> None:
         """Something of nf_tables has changed, perhaps by `nft flush ruleset`."""
@@ -130,6 +134,28 @@ class Networks:
                 _log.error("somebody has deleted our table of nftables; it has been made again")
         except (OSError, JoeyError) as error:
             _log.error("our table of nftables cannot be made again, sandboxes with a network may reach all: %s", error)
+
+    def _moved(self) -> None:
+        """The host has got or lost an address. Its routes come with it or a moment later (DHCP, a VPN)."""
+        assert self.fabric is not None
+        for _ in self.fabric.moves.pending():
+            pass
+        for timer in self._looks:
+            timer.cancel()
+        self._looks = [asyncio.get_running_loop().call_later(seconds, self._look) for seconds in _LOOKS]
+
+    def _look(self) -> None:
+        task = asyncio.ensure_future(self._follow())
+        self._following.add(task)
+        task.add_done_callback(self._following.discard)
+
+    async def _follow(self) -> None:
+        assert self.fabric is not None
+        try:
+            if new := await self._wiring.run(self.fabric.follow):
+                _log.info("this host is now in %s: protected", ", ".join(map(str, new)))
+        except (OSError, JoeyError) as error:
+            _log.error("networks that this host has got are not protected: %s", error)
 
     def _note(self, number: int, switched: Switched) -> None:
         path = _note_path(self._engine.instance)
@@ -174,7 +200,12 @@ class Networks:
         """The engine closes. Sandboxes that run keep their network, but for names and what is learnt of them."""
         fabric = self.fabric
         if fabric is not None:
-            asyncio.get_running_loop().remove_reader(fabric.watch.fileno())
+            for watch in (fabric.watch, fabric.moves):
+                asyncio.get_running_loop().remove_reader(watch.fileno())
+            for timer in self._looks:
+                timer.cancel()
+            if self._following:
+                await asyncio.wait(self._following)
             await self.slots.close()
             await self._wiring.settled()
             if self._forwarder is not None:

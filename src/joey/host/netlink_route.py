@@ -18,6 +18,7 @@ from joey.host.netlink import (
     F_CREATE,
     F_EXCL,
     F_REPLACE,
+    NETLINK_ROUTE,
     Link,
     Message,
     NetlinkError,
@@ -215,6 +216,11 @@ def routes(link: Link) -> Iterator[Route]:
         oif = struct.unpack("=I", values[4])[0] if 4 in values else 0
         direct = 5 not in values and 9 not in values and 18 not in values
         yield Route(ipaddress.IPv4Network((address, length)), oif, direct, protocol, kind == 1)
+
+
+def open_watch() -> Link:
+    """A socket that hears of every IPv4 address that comes or goes in the calling thread's namespace."""
+    return Link(NETLINK_ROUTE, groups=1 << (5 - 1))  # RTNLGRP_IPV4_IFADDR
 
 
 def delete_together(link: Link, indices: Sequence[int], group: int) -> int:

@@ -69,7 +69,7 @@ class _Cached:
 class Forwarder:
     """`clients`: {address, four bytes: Client}, the caller's, looked at for every query. `upstreams`: (address, port)
     in the order they are asked. `open_socket(kind)` makes a socket where upstreams are reached. `near`: networks that
-    are protected besides PROTECTED.
+    are protected besides PROTECTED; the caller's, it may grow.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class Forwarder:
     ) -> None:
         self.clients = clients
         self.upstreams = tuple(upstreams)
-        self._near = tuple(near)
+        self._near = near
         self._open = open_socket
         self._busy = 0
         self._shunned: dict[tuple[str, int], float] = {}

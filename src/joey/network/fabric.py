@@ -7,6 +7,7 @@
     fabric.publish(wire, ports)                       → the ports as they are
     fabric.serve_dns(port)                            where the forwarder (network/dns.py) listens, once
     fabric.heal()                                     when fabric.watch is readable
+    fabric.follow()                                   a moment after fabric.moves was readable, in the thread that wires
     fabric.release([wire, …])                         takes everything down; the address goes to the end of the queue
     fabric.close()                                    the last: table, gateway address, what was switched on
     Fabric.again(…)                                   instead of open, for an engine that finds sandboxes running
@@ -104,6 +105,7 @@ class Fabric:
             self._filter = opened.enter_context(nft.open_link())
             self._track = opened.enter_context(nft.open_link())
             self.watch = opened.enter_context(nft.open_watch())
+            self.moves = opened.enter_context(route.open_watch())
             opened.pop_all()
         self.table = Table(self._filter, name)
 
@@ -203,6 +205,17 @@ class Fabric:
         if self.dns_port:
             self.table.serve_dns(self.gateway, self.dns_port)
         return True
+
+    def follow(self) -> list[ipaddress.IPv4Network]:
+        """The host has got an address (another uplink, a VPN): protect what it is in now, and let answers come in
+        there; → networks that are new. What it has left stays protected.
+        """
+        new = [network for network in _near(self._route) if network not in self.local]
+        if new:
+            self.table.protect(new)
+            self.local += new
+        self._forward()
+        return new
 
     def serve_dns(self, port: int) -> None:
         """Sandboxes' questions to the gateway's port 53 go to `port` there, where the forwarder listens."""
@@ -441,6 +454,7 @@ class Fabric:
             for link in (self._route, self._quick, self._filter, self._track):
                 link.close()
             self.watch.close()
+            self.moves.close()
             self.addresses.close()
 
 

@@ -110,6 +110,11 @@ class Table:
         # Adding first makes deleting possible whether it was there or not; all of it is one transaction.
         nft.load(f"table inet {self.name}\ndelete table inet {self.name}\n{text}")
 
+    def protect(self, networks: Sequence[ipaddress.IPv4Network]) -> None:
+        """More networks like private ones, for policies in effect too. As `install`."""
+        nft.load(f"add element inet {self.name} protected4 {{ {', '.join(map(str, networks))} }}\n")
+        self.local = (*self.local, *networks)
+
     @_one_at_a_time
     def exists(self) -> bool:
         return self._nft.exists(self.link)
