@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from joey.engine import output
 from joey.engine.logs import Logs
 from unit.test_output import every_descriptor_is_closed, rest, turns, world
 
@@ -71,3 +72,27 @@ async def test_a_client_too_far_behind_holds_the_program(start, monkeypatch):
         assert len((await reading)[1]) == total
         await slow.close()
         log.end()
+
+
+@world
+async def test_what_nobody_reads_is_poured_out_slowly(start, monkeypatch):
+    """Without a client a program that writes without end waits; whoever attaches gets all at full speed."""
+    pace = output.Pace()
+    monkeypatch.setattr(output.Pace, "RATE", 1 << 20)
+    monkeypatch.setattr(output, "_pace", pace)
+    pace._credit = 0.0
+    program = start()
+    began = asyncio.get_running_loop().time()
+    written = 0
+    os.set_blocking(program.stdout, False)
+    while asyncio.get_running_loop().time() - began < 0.4:
+        try:
+            written += os.write(program.stdout, bytes(1 << 16))
+        except BlockingIOError:
+            await asyncio.sleep(0.001)
+    assert written < 8 << 20, "hundreds of MiB if it did not wait"
+    client = program.attach()
+    assert await _pour(program, 8 << 20, client) == 8 << 20, "it is read at once"
+    program.end()
+    await rest(client)
+    await client.close()

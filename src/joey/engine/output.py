@@ -3,6 +3,7 @@
 A client that reads slowly catches up from the log, where there is one, and the process and all others go on; without
 one, or when the log would have to drop what that client has not read (some 20 MiB behind), we stop reading the
 process's pipes, so that the process waits and nothing is lost.
+A program that pours out more than anybody reads is slowed (`Pace`): it shall take neither the disk nor the engine.
 With neither log nor client output is read and dropped, or its last MiB kept for a client to come. A pipe that a
 grandchild still holds is read for a second after the process's end, then what is in it, and no more.
 """
@@ -28,6 +29,7 @@ _PIECES_A_TURN = 8  # then others get theirs
 _BUSY = 4  # full pieces in a row, after which a larger pipe saves waking up
 _BUSY_PIPE = 1 << 20
 _F_SETPIPE_SZ = fcntl.F_SETPIPE_SZ
+_POURING = 16  # full pieces in a row, after which it is slowed while nobody is attached
 _JOINED = 4096
 _dropped = bytearray(PIECE)
 
@@ -87,6 +89,25 @@ class Backlog:
         type(self).together -= self.size  # the module may be gone
 
 
+class Pace:
+    """How fast programs that pour out what nobody reads may go on, all of them together: RATE bytes a second."""
+
+    RATE = 64 << 20
+    SHORTEST, LONGEST = 0.02, 1.0
+
+    def __init__(self) -> None:
+        self._credit, self._at = float(self.RATE), 0.0
+
+    def spend(self, now: float, size: int) -> float:
+        """`size` bytes were read at `now`: the seconds to read no more from that program, 0 for none."""
+        self._credit = min(float(self.RATE), self._credit + (now - self._at) * self.RATE) - size
+        self._at = now
+        return 0.0 if self._credit >= 0 else min(max(-self._credit / self.RATE, self.SHORTEST), self.LONGEST)
+
+
+_pace = Pace()
+
+
 class Output:
     """Reads from now on, at the loop's next turn: an attachment made before that misses nothing.
 
@@ -96,8 +117,8 @@ class Output:
     """
 
     __slots__ = (
-        "_attached", "_backlog", "_blocked", "_exited", "_grace", "_log", "_loop", "_streams", "_terminal",
-        "closed", "input",
+        "_attached", "_backlog", "_blocked", "_exited", "_grace", "_log", "_loop", "_resting", "_streams",
+        "_terminal", "closed", "input",
     )  # fmt: skip
 
     def __init__(
@@ -120,6 +141,7 @@ class Output:
         self._blocked: set[Attached] = set()
         self._exited = False
         self._grace: asyncio.TimerHandle | None = None
+        self._resting: asyncio.TimerHandle | None = None
         self._terminal = terminal
         self._streams: list[_Stream] = []
         self.closed: asyncio.Future[None] = loop.create_future()
@@ -158,6 +180,7 @@ class Output:
             attached.end()
         else:
             self._attached = (*self._attached, attached)
+            self._go_on()
 
     def exited(self) -> None:
         """The process has ended. What it has written is still read, what others write for GRACE_SECONDS more."""
@@ -165,6 +188,7 @@ class Output:
             return
         self._exited = True
         self.input.close()
+        self._go_on()
         if self._streams:
             self._grace = self._loop.call_later(GRACE_SECONDS, self._grace_over)
         else:
@@ -173,6 +197,7 @@ class Output:
     def close(self) -> None:
         """Close all, reading no more: attachments get what is queued for them. Done again: nothing."""
         self._exited = True
+        self._wake()
         self.input.close()
         for stream in tuple(self._streams):
             self._end(stream)
@@ -240,6 +265,8 @@ class Output:
                 return  # most likely empty; if not, we are called again
             else:
                 self._enlarge(stream)
+                if self._rests(stream, size):
+                    return
         if stream.rest is not None:
             self._loop.call_soon(self._ready, stream)
 
@@ -288,6 +315,27 @@ class Output:
         if stream.full == _BUSY and self._terminal is None:
             with contextlib.suppress(OSError):  # EPERM: the user's pipes have enough (pipe(7), pipe-user-pages-soft)
                 fcntl.fcntl(stream.fd, _F_SETPIPE_SZ, _BUSY_PIPE)
+
+    def _rests(self, stream: _Stream, size: int) -> bool:
+        """Whether it is time to let the program wait, since nobody reads what it pours out."""
+        if self._attached or self._exited or stream.full < _POURING:
+            return False
+        seconds = _pace.spend(self._loop.time(), size)
+        if seconds:
+            self._pause()
+            self._resting = self._loop.call_later(seconds, self._go_on)
+        return bool(seconds)
+
+    def _wake(self) -> bool:
+        """End a rest; whether there was one."""
+        resting, self._resting = self._resting, None
+        if resting is not None:
+            resting.cancel()
+        return resting is not None
+
+    def _go_on(self) -> None:
+        if self._wake() and not self._blocked:
+            self._listen()
 
     # --- ends --------------------------------------------------------------------------------------------------------
 
