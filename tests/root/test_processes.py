@@ -132,17 +132,28 @@ def test_the_engine_comes_back(home):
         ends = await engine.exec(box, sh("sleep 0.3; echo meanwhile; exit 4"), keep=True)
         over = await engine.exec(box, sh("exit 5"), keep=True)
         mine = await engine.exec(box, sh("sleep 600"))
+        said = await engine.exec(box, sh("echo first; sleep 0.5; echo second; exit 6"), keep=True)
+        done = await engine.exec(box, sh("echo done"), keep=True)
+        await said.close()
+        await done.close()
         await over.wait()
+        await done.wait()
+        await asyncio.sleep(0.05)
         await engine.close()
         await asyncio.sleep(0.6)
         engine = Engine(Instance.open(home), slots=1)
         await engine.open()
         views = {view.id: view for view in await engine.processes(box)}
-        assert set(views) == {runs.id, ends.id, over.id}, "one that belonged to a client is nobody's now"
+        assert set(views) == {runs.id, ends.id, over.id, said.id, done.id}, (
+            "one that belonged to a client is nobody's now"
+        )
         assert views[runs.id].tag == "runs" and views[runs.id].exit is None and views[over.id].exit.code == 5
         assert (await ended(engine, box, ends.id)).code == 4
         reader = await engine.connect(box, ends.id)
         assert (await output(reader))[0] == b"meanwhile\n"
+        for id, text, code in ((said.id, b"first\nsecond\n", 6), (done.id, b"done\n", 0)):
+            reader = await engine.connect(box, id)
+            assert (await output(reader))[0] == text and (await reader.wait()).code == code
         reader = await engine.connect(box, runs.id)
         await reader.write(b"x\n")
         assert (await output(reader))[0].endswith(b"b\n") and (await reader.wait()).code == 3

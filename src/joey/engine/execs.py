@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Protocol
 import msgspec
 from msgspec.structs import replace
 
-from joey.engine.attached import Attached
+from joey.engine.attached import Attached, Piece
 from joey.engine.ends import UNSEEN, exit_of_child
 from joey.engine.fleet import Running
 from joey.engine.launching import Launched, Launching, Request, check_signal, send_signal
@@ -49,7 +49,9 @@ _TURNS, _TURN_SECONDS = 20, 0.01
 
 
 class Record(msgspec.Struct, frozen=True):
-    """What is on disk of a process that is kept: `exit` None while it runs."""
+    """What is on disk of a process that is kept: `exit` None while it runs. unread: output that an engine had read, and
+    nobody from it when it was ended.
+    """
 
     argv: tuple[str, ...]
     cwd: str
@@ -59,6 +61,7 @@ class Record(msgspec.Struct, frozen=True):
     pid: int
     started: float
     exit: Exit | None = None
+    unread: tuple[Piece, ...] = ()
 
 
 class Forget(Protocol):
@@ -78,6 +81,7 @@ class _Exec:
         self.launched: Launched | None = None
         self.output: Output | None = None
         self.listed = True
+        self.unread: Sequence[Piece] = ()
 
     @property
     def exit(self) -> Exit | None:
@@ -90,10 +94,14 @@ class _Exec:
             tty=process.tty, tag=self.tag, started=self.started, exit=self.exit,
         )  # fmt: skip
 
-    def record(self) -> bytes:
+    def record(self, unread: Sequence[Piece] = ()) -> bytes:
         process = self.process
-        one = Record(process.argv, process.cwd, process.user, process.tty, self.tag, self.pid, self.started, self.exit)
-        return msgspec.json.encode(one)
+        return msgspec.json.encode(
+            Record(
+                process.argv, process.cwd, process.user, process.tty, self.tag, self.pid, self.started, self.exit,
+                tuple(unread),
+            )
+        )  # fmt: skip
 
     async def wait(self) -> Exit:
         return self.ended.result() if self.ended.done() else await asyncio.shield(self.ended)
@@ -112,6 +120,8 @@ class _Exec:
             asyncio.get_running_loop(), fds.get(f.ROLE_STDIN), fds.get(f.ROLE_STDOUT), fds.get(f.ROLE_STDERR),
             fds.get(f.ROLE_TERMINAL), None, partial(launched.shard.end_input, self.key), keep=self.keep,
         )  # fmt: skip
+        self.output.restore(self.unread)
+        self.unread = ()
 
     def attachment(self) -> Attached:
         assert self.output is not None
@@ -127,6 +137,9 @@ class _Exec:
     def end(self, exit: Exit) -> None:
         if not self.ended.done():
             self.ended.set_result(exit)
+        if self.output is None and self.unread:  # nothing is left of it but that
+            self.output = Output(asyncio.get_running_loop(), keep=True)
+            self.output.restore(self.unread)
         if self.output is not None:
             self.output.exited()
 
@@ -284,11 +297,13 @@ class Execs:
     # --- ends --------------------------------------------------------------------------------------------------------
 
     def leave(self) -> None:
-        """The engine closes; what runs goes on without us."""
+        """The engine closes; what runs goes on without us, and what nobody has read yet waits for the next engine."""
         for some in self._of.values():
             for one in some.values():
                 if one.output is not None:
                     one.output.close()
+                    if one.keep and one.output.unread:
+                        self._store.save_process(one.key, one.sandbox, one.record(one.output.take()))
 
     def ended(self, child: Child) -> bool:
         """A child has ended; whether it was one of ours."""
@@ -368,12 +383,15 @@ class Execs:
             record = msgspec.json.decode(data, type=Record)
             process = Process(argv=record.argv, cwd=record.cwd, user=record.user, tty=record.tty)
             one = _Exec(key, sandbox, process, record.tag, True)
-            one.started, one.pid = record.started, record.pid
+            one.started, one.pid, one.unread = record.started, record.pid, record.unread
+            self._of.setdefault(sandbox, {})[key] = one
             if record.exit is None:
                 self._known[key] = one
-            else:
-                one.ended.set_result(record.exit)
-            self._of.setdefault(sandbox, {})[key] = one
+                continue
+            one.end(record.exit)
+            if record.unread:
+                self._count(one)
+                self._store.save_process(key, sandbox, one.record())
 
     @property
     def keys(self) -> frozenset[int]:

@@ -208,6 +208,16 @@ class Output:
         """Bytes kept for who attaches next."""
         return self._backlog.size if self._backlog is not None else 0
 
+    def take(self) -> Sequence[Piece]:
+        """What was kept, which is nobody's then."""
+        return self._backlog.take() if self._backlog is not None else ()
+
+    def restore(self, pieces: Sequence[Piece]) -> None:
+        """What an earlier engine has taken: it comes first."""
+        if self._backlog is not None:
+            for number, data in pieces:
+                self._backlog.add(number, data)
+
     def drop(self) -> None:
         """Nobody shall have them."""
         self._backlog = None
