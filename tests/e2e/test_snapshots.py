@@ -14,7 +14,7 @@ import pytest
 
 from e2e.test_image_cli import Joey
 
-WRITE = "mkdir -p /work; echo one > /work/f; rm -f /etc/hostname"
+WRITE = "mkdir -p /work; echo one > /work/f; rm -f /etc/nsswitch.conf"
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def joey(joey_home: Path) -> Iterator[Joey]:
 def test_the_commands(joey: Joey) -> None:
     joey("run", "-d", "--name", "box", "host", "sleep", "100")
     joey("exec", "box", "sh", "-c", WRITE)
-    assert joey("diff", "box").splitlines() == ["C /etc", "D /etc/hostname", "A /work", "A /work/f"]
+    assert joey("diff", "box").splitlines() == ["C /etc", "D /etc/nsswitch.conf", "A /work", "A /work/f"]
     assert joey("snapshot", "box", "mine:1") == "mine:1\n"
     assert joey("run", "--rm", "mine:1", "cat", "/work/f") == "one\n"
     listed = json.loads(joey("snapshots", "--json"))
@@ -49,7 +49,7 @@ def test_the_commands(joey: Joey) -> None:
     target = joey.home / "box.tar"
     joey("export", "-o", str(target), "box")
     with tarfile.open(target) as tar:
-        assert "work/f" in tar.getnames() and "etc/hostname" not in tar.getnames()
+        assert "work/f" in tar.getnames() and "etc/nsswitch.conf" not in tar.getnames()
     target.unlink()
 
 

@@ -193,11 +193,13 @@ def test_commit_keeps_settings(lab: Lab) -> None:
         body = CommitBody(
             name="made:1", changes=('CMD ["cat", "/etc/motd"]', "ENV C='d e'"), message="why", author="me"
         )
-        sh(lab, id, "echo from commit > /etc/motd")
+        sh(lab, id, "echo from commit > /etc/motd; echo mine > /etc/hostname")
         made = lab.do(lab.engine.snapshots.commit(id, body))
         with pytest.raises(Invalid, match=r"changes\[0\]"):
             lab.do(lab.engine.snapshots.commit(id, CommitBody(changes=("RUN true",))))
     config = json.loads(store(lab).read_blob(store(lab).find("made:1").config.digest))
+    top = store(lab).layer_path(store(lab).find("made:1").diff_ids[-1])
+    assert os.listdir(top / "etc") == ["motd"]  # the other is the engine's
     assert config["author"] == "me" and config["history"][-1]["comment"] == "why"
     assert config["config"]["WorkingDir"] == "/tmp" and "C=d e" in config["config"]["Env"]
     result = lab.do(lab.finish(SandboxSpec(image="made:1")))

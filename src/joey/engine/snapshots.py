@@ -41,8 +41,9 @@ if TYPE_CHECKING:
 MOST = 1000
 """Snapshots that one owner of a key may have."""
 MOST_CHANGES = 200_000
-_OURS = ("/etc/hosts", "/etc/hostname", "/etc/resolv.conf")
 """What one answer tells of."""
+_OURS = ("/etc/hosts", "/etc/hostname", "/etc/resolv.conf")
+"""Files the engine writes: no part of what a sandbox has changed, as with Docker, which mounts them."""
 _AT_ONCE = 4
 """Copies and walks under way, of an owner one: they take threads that others wait for, for as long as trees like."""
 _COLLECT_SECONDS = 0.5
@@ -191,8 +192,8 @@ class Snapshots:
         paused = 0.0
 
         def copy(stack: ExitStack) -> snapshot.Taken:
-            slot = box.slot
-            return stack.enter_context(snapshot.taken(store, self.upper(box), base=slot.base if slot else 0))
+            base, ours = box.slot.base if box.slot else 0, tuple(path.lstrip("/") for path in _OURS)
+            return stack.enter_context(snapshot.taken(store, self.upper(box), base=base, without=ours))
 
         def finish(taken: snapshot.Taken) -> StoredImage:
             with taken.kept() as layer:

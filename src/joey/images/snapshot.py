@@ -14,7 +14,7 @@ import datetime
 import hashlib
 import os
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 import msgspec
@@ -47,11 +47,13 @@ class StoredLayer(msgspec.Struct, frozen=True):
 
 
 @contextlib.contextmanager
-def taken(store: Store, source: Path | int | None, *, base: int = 0, epoch: int | None = None) -> Iterator[Taken]:
+def taken(
+    store: Store, source: Path | int | None, *, base: int = 0, epoch: int | None = None, without: Collection[str] = ()
+) -> Iterator[Taken]:
     """Copy a sandbox's upper directory now; inside the block it can be `kept`. What was not is removed at its end.
 
-    source: None for a sandbox that has none yet: an empty layer. base: the first id of its slot. Raises as
-    `joey.images.upper.copy`.
+    source: None for a sandbox that has none yet: an empty layer. base: the first id of its slot. without: files
+    to leave out. Raises as `joey.images.upper.copy`.
     """
     with store.busy(UNPACKING, INGESTING):
         directory = store.new_directory()
@@ -61,7 +63,7 @@ def taken(store: Store, source: Path | int | None, *, base: int = 0, epoch: int 
                 directory.chmod(0o755)
                 found = upper.Copied(0, 0)
             else:
-                found = upper.copy(source, directory, base=base, epoch=epoch)
+                found = upper.copy(source, directory, base=base, epoch=epoch, without=without)
             yield Taken(store, directory, found)
         finally:
             with contextlib.suppress(OSError):

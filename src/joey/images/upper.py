@@ -12,7 +12,7 @@ import errno
 import os
 import stat
 import struct
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -52,12 +52,14 @@ class Level(NamedTuple):
 
 
 def copy(
-    upper: Path | int, target: Path, *, base: int = 0, epoch: int | None = None, reserve: int = NORMAL.reserve
-) -> Copied:
+    upper: Path | int, target: Path, *, base: int = 0, epoch: int | None = None, reserve: int = NORMAL.reserve,
+    without: Collection[str] = (),
+) -> Copied:  # fmt: skip
     """Copy the tree `upper` (a path or a descriptor) as the new directory `target`. Blocks.
 
     base: the host's id of the sandbox's id 0; ids that are not its own become nobody. epoch: no time is later than
-    this, seconds. reserve: bytes that stay free on the disk. Raises ImageError naming what no layer can hold,
+    this, seconds. reserve: bytes that stay free on the disk. without: files
+    to leave out, paths without a slash in front. Raises ImageError naming what no layer can hold,
     Exhausted and its kin; what was written is the caller's to remove then.
     """
     try:
@@ -66,7 +68,7 @@ def copy(
             os.mkdir(target, 0o700)
             into = os.open(target, _DIRECTORY)
             try:
-                return Copier(base, epoch, reserve, into=into).tree(top)
+                return Copier(base, epoch, reserve, into=into, without=without).tree(top)
             finally:
                 os.close(into)
         finally:
@@ -78,7 +80,10 @@ def copy(
 class Copier:
     """Copies into the directory `into`."""
 
-    def __init__(self, base: int, epoch: int | None, reserve: int = NORMAL.reserve, *, into: int) -> None:
+    def __init__(
+        self, base: int, epoch: int | None, reserve: int = NORMAL.reserve, *, into: int, without: Collection[str] = ()
+    ) -> None:
+        self.without = without
         self.base, self.epoch, self.reserve, self.top = base, epoch, reserve, into
         self.links: dict[tuple[int, int], str] = {}
         self.size = self.entries = self.asked = 0
@@ -98,6 +103,8 @@ class Copier:
                 try:
                     found = os.stat(name, dir_fd=level.source, follow_symlinks=False)
                 except FileNotFoundError:  # it runs, and has removed it
+                    continue
+                if level.path + name in self.without and stat.S_ISREG(found.st_mode):
                     continue
                 self.entries += 1
                 if self.entries > NORMAL.entries:
