@@ -447,8 +447,13 @@ def test_after_an_engine_was_killed_a_reset_leaves_nothing(bare: Lab, joey_home:
     assert not joey_home.exists() or list(joey_home.iterdir()) == []
 
 
-def test_a_network_that_the_host_gets_meanwhile_is_protected_and_leads_out(lab: Lab, shared: Shared) -> None:
-    """Another uplink with a public address. Of what is behind it only the neighbour is out of reach."""
+def test_a_network_that_the_host_gets_meanwhile_is_protected_and_leads_out(
+    lab: Lab, shared: Shared, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another uplink with a public address, and its name servers. Of what is behind it only the neighbour is out of
+    reach.
+    """
+    monkeypatch.setattr("joey.engine.networks.host_upstreams", lambda: ((INTERNET_DNS, 53),))
     other = lab.sandbox()
     for address in ("198.51.100.1", "9.9.9.9"):
         lab.run(other, f"ip address add {address}/32 dev lo")
@@ -467,6 +472,8 @@ def test_a_network_that_the_host_gets_meanwhile_is_protected_and_leads_out(lab: 
                 raise AssertionError("it leads nowhere")
             assert await asks(engine, box, "198.51.100.1") == "ConnectionRefusedError"
             assert await asks(engine, box, INTERNET) == "hello"
+            forwarder = engine.networks._forwarder
+            assert forwarder is not None and forwarder.upstreams == ((INTERNET_DNS, 53),)
         finally:
             await asyncio.to_thread(lab.run, lab.host, "ip link del wan2")
 

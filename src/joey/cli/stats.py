@@ -7,7 +7,7 @@ from joey.cli.output import is_terminal, say, say_json, table, write
 from joey.client.transport import query
 
 PERIOD = 1.0
-HEAD = ("SANDBOX ID", "NAME", "CPU %", "MEM USAGE / LIMIT", "MEM %", "PIDS", "NET I/O", "BLOCK I/O")
+HEAD = ("SANDBOX ID", "NAME", "CPU %", "MEM USAGE / LIMIT", "MEM %", "PIDS", "NET I/O", "BLOCK I/O", "REFUSED")
 
 
 def stats(values, arguments):
@@ -62,6 +62,7 @@ def row(one):
         f"{'-' if usage['pids_current'] is None else usage['pids_current']}{top}",
         "-" if (net := one.get("network")) is None else f"{size(net['received'])} / {size(net['sent'])}",
         f"{size(usage['io_read_bytes'])} / {size(usage['io_write_bytes'])}",
+        "-" if net is None else f"{net['refused_packets']} / {net['names_refused']}",
     )
 
 

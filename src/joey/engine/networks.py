@@ -145,6 +145,8 @@ class Networks:
         self._looks = [asyncio.get_running_loop().call_later(seconds, self._look) for seconds in _LOOKS]
 
     def _look(self) -> None:
+        if self._forwarder is not None:
+            self._forwarder.upstreams = host_upstreams() or self._forwarder.upstreams
         task = asyncio.ensure_future(self._follow())
         self._following.add(task)
         task.add_done_callback(self._following.discard)
