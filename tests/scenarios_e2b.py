@@ -34,6 +34,7 @@ def sync() -> None:
     terminal(sandbox)
     files(sandbox)
     links(sandbox)
+    snapshots(sandbox)
     life(sandbox)
     refusals()
 
@@ -139,6 +140,23 @@ def links(sandbox: Sandbox) -> None:
             connection.close()
 
     until(served, "get_host does not lead to the port")
+
+
+def snapshots(sandbox: Sandbox) -> None:
+    unnamed, named = sandbox.create_snapshot(), sandbox.create_snapshot(name="mine")
+    made = Sandbox.create(named.snapshot_id, timeout=30)
+    assert made.files.read("a/2") == "hällo" and made.commands.run("id -un").stdout == "user\n"
+    assert made.kill()
+    assert {one.snapshot_id for one in sandbox.list_snapshots().next_items()} == {
+        unnamed.snapshot_id,
+        named.snapshot_id,
+    }
+    assert [one.snapshot_id for one in Sandbox.list_snapshots(limit=1).next_items()] == [named.snapshot_id]
+    assert Sandbox.delete_snapshot(unnamed.snapshot_id) and not Sandbox.delete_snapshot(unnamed.snapshot_id)
+    assert Sandbox.delete_snapshot(named.snapshot_id)
+    raises(e2b.SandboxException, lambda: sandbox.create_snapshot(mode="full"), "not supported")
+    forks = [one for one in sandbox.fork(count=2, timeout=30) if isinstance(one, Sandbox)]
+    assert [one.files.read("a/2") for one in forks] == ["hällo"] * 2 and all(one.kill() for one in forks)
 
 
 def life(sandbox: Sandbox) -> None:

@@ -75,9 +75,9 @@ async def create(call: Owned) -> web.StreamResponse:
 
     async def work() -> tuple[int, bytes]:
         begun = time.monotonic()
-        made = (await call.engine.run(spec, owner=call.owner)).sandbox
+        sandbox = (await call.engine.run(spec, owner=call.owner)).sandbox
         call.service.counters.launches.add(time.monotonic() - begun)
-        return 201, codec.encode(await _made(call, made))
+        return 201, codec.encode(await made(call, sandbox))
 
     key = call.request.headers.get(IDEMPOTENCY)
     if key is None:
@@ -106,7 +106,7 @@ def _spec(body: NewSandbox) -> SandboxSpec:
         process=Process(env={"E2B_SANDBOX": "true", **body.envVars}),
         labels=body.metadata | labels,
         network=network.of(body.network, body.allow_internet_access),
-        timeout=_seconds(DEFAULT_TIMEOUT if body.timeout is None else body.timeout),
+        timeout=seconds(DEFAULT_TIMEOUT if body.timeout is None else body.timeout),
         on_timeout="pause" if body.autoPause else "kill",
         remove=True,
     )
@@ -114,13 +114,13 @@ def _spec(body: NewSandbox) -> SandboxSpec:
     return spec
 
 
-def _seconds(value: float, name: str = "timeout") -> float:
+def seconds(value: float, name: str = "timeout") -> float:
     if not 0 <= value <= _LONGEST:
         raise Invalid(name, f"is not within 0 and {_LONGEST} seconds")
     return max(value, 0.001)
 
 
-async def _made(call: Owned, sandbox: Sandbox) -> Message:
+async def made(call: Owned, sandbox: Sandbox) -> Message:
     """How a client goes on with it."""
     host = await call.service.doorway.host(sandbox.id, 1)
     return {
@@ -160,7 +160,7 @@ def _time(at: float) -> str:
 
 async def inspect(call: Owned) -> Message:
     """One of them."""
-    detail = await _living(call)
+    detail = await living(call)
     lifecycle = {
         "onTimeout": "pause" if detail.spec.on_timeout == "pause" else "kill",
         "autoResume": RESUME in detail.sandbox.labels,
@@ -170,7 +170,7 @@ async def inspect(call: Owned) -> Message:
     return _view(detail) | {"envdAccessToken": token, "domain": domain, "lifecycle": lifecycle}
 
 
-async def _living(call: Owned) -> Detail:
+async def living(call: Owned) -> Detail:
     """Raises Failure for one that has ended: E2B knows no such thing."""
     detail = await call.engine.inspect(call.ref)
     if detail.sandbox.state not in ("running", "paused"):
@@ -250,7 +250,7 @@ async def _details(call: Owned, found: list[Sandbox]) -> list[Detail]:
 
 async def kill(call: Owned) -> None:
     """End it; nothing of it stays."""
-    await _living(call)
+    await living(call)
     await call.whole(call.engine.remove(call.ref, force=True))
 
 
@@ -259,14 +259,14 @@ async def timeout(call: Owned) -> None:
     body = codec.decode(_Timeout, await call.data() or b"{}")
     if body.timeout is None:
         raise Invalid("timeout", "is missing")
-    await _living(call)
-    await call.whole(call.engine.update(call.ref, Update(timeout=_seconds(body.timeout))))
+    await living(call)
+    await call.whole(call.engine.update(call.ref, Update(timeout=seconds(body.timeout))))
 
 
 async def refresh(call: Owned) -> None:
     """At least so many seconds more."""
     body = codec.decode(_Timeout, await call.data() or b"{}")
-    await _prolong(call, await _living(call), _seconds(body.duration or DEFAULT_TIMEOUT, "duration"))
+    await _prolong(call, await living(call), seconds(body.duration or DEFAULT_TIMEOUT, "duration"))
 
 
 async def _prolong(call: Owned, detail: Detail, seconds: float) -> None:
@@ -280,7 +280,7 @@ async def pause(call: Owned) -> None:
     body = codec.decode(_Timeout, await call.data() or b"{}")
     if body.memory is False:
         raise lacking("memory: false (pausing keeps memory here)")
-    if (await _living(call)).sandbox.state == "paused":
+    if (await living(call)).sandbox.state == "paused":
         raise Conflict("", f"sandbox {call.ref} is already paused")
 
     async def work() -> None:
@@ -295,17 +295,17 @@ async def connect(call: Owned) -> web.StreamResponse:
     body = codec.decode(_Timeout, await call.data() or b"{}")
     if body.memory is False:
         raise lacking("memory: false (a reboot)")
-    return await _again(call, _seconds(DEFAULT_TIMEOUT if body.timeout is None else body.timeout), must=False)
+    return await _again(call, seconds(DEFAULT_TIMEOUT if body.timeout is None else body.timeout), must=False)
 
 
 async def resume(call: Owned) -> web.StreamResponse:
     """A paused one goes on."""
     body = codec.decode(_Timeout, await call.data() or b"{}")
-    return await _again(call, _seconds(DEFAULT_TIMEOUT if body.timeout is None else body.timeout), must=True)
+    return await _again(call, seconds(DEFAULT_TIMEOUT if body.timeout is None else body.timeout), must=True)
 
 
 async def _again(call: Owned, seconds: float, must: bool) -> web.StreamResponse:
-    detail = await _living(call)
+    detail = await living(call)
     if paused := detail.sandbox.state == "paused":
 
         async def work() -> None:
@@ -317,13 +317,13 @@ async def _again(call: Owned, seconds: float, must: bool) -> web.StreamResponse:
         raise Conflict("", f"sandbox {call.ref} is already running")
     else:
         await _prolong(call, detail, seconds)
-    return call.reply(await _made(call, detail.sandbox), 201 if paused else 200)
+    return call.reply(await made(call, detail.sandbox), 201 if paused else 200)
 
 
 async def update_network(call: Owned) -> None:
     """Its policy, anew; in effect when this answers."""
     body = codec.decode(network.Config, await call.data() or b"{}")
-    detail = await _living(call)
+    detail = await living(call)
     change = Update(network=network.change(body, detail.spec.network))
     from joey.api.tenant import restrict_update
 
@@ -338,7 +338,7 @@ _SAMPLE = 0.1
 
 async def metrics(call: Owned) -> list[Message]:
     """What it uses now, one point: Joey keeps no history."""
-    await _living(call)
+    await living(call)
     return await _metrics(call, [call.ref])
 
 

@@ -26,6 +26,8 @@ from joey.model.spec import Process
 from joey.model.views import Exit, ProcessView
 
 _KEEPALIVE = 90.0
+_GRACE = 0.1
+"""Seconds after which a program is killed whose client was told that its time is over."""
 _SIGNALS = {"SIGNAL_SIGTERM": 15, "SIGNAL_SIGKILL": 9}
 _NAMES = {1: "hangup", 2: "interrupt", 3: "quit", 6: "aborted", 9: "killed", 11: "segmentation fault",
           13: "broken pipe", 14: "alarm clock", 15: "terminated"}  # fmt: skip
@@ -39,14 +41,24 @@ async def start(call: EnvdCall) -> web.StreamResponse:
     wanted, tag = await _wanted(call, asked)
     limit = connect.seconds(call, "Connect-Timeout-Ms", 0.001)
     more: Message = {"tag": tag} if tag else {}
+    started: list[Attachment] = []
+
+    async def begin() -> None:
+        started.append(await call.engine.exec(call.ref, wanted, keep=True, **more))
+        if limit is not None:
+            _Deadline(call, started[0].id, limit + _GRACE)
+
     try:
-        attachment = await call.whole(call.engine.exec(call.ref, wanted, keep=True, **more))
+        await call.whole(begin())
+    except asyncio.CancelledError:  # the client left meanwhile
+        for one in started:
+            await one.close()
+        raise
     except NotFound:
         raise
     except JoeyError as error:
         return await _refused(call, error)
-    if limit is not None:
-        _Deadline(call, attachment.id, limit)
+    attachment = started[0]
     return await _follow(call, attachment, wanted.tty, limit)
 
 

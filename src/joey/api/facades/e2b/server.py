@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 from weakref import WeakSet
 
 from joey.api import streams
-from joey.api.facades.e2b import control, envd, errors, filesystem, process
+from joey.api.facades.e2b import control, envd, errors, filesystem, process, snapshots
 from joey.api.facades.e2b.call import EnvdCall, Owned
 from joey.api.facades.e2b.entry import E2B
 from joey.api.facades.e2b.errors import GONE, Failure
@@ -42,7 +42,7 @@ class Server:
 
     def __init__(self, service: Service, e2b: E2B) -> None:
         self.service, self.e2b = service, e2b
-        self.control = Router(control.ROUTES)
+        self.control = Router((*control.ROUTES, *snapshots.ROUTES))
         self.envd = Router((*envd.ROUTES, *process.ROUTES, *filesystem.ROUTES))
         self.state = envd.State()
 
