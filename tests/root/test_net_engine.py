@@ -153,6 +153,11 @@ def left_in(lab: Lab) -> list[str]:
     return [line for line in found.splitlines() if "joey" in line or "100.64." in line]
 
 
+def forwards(lab: Lab) -> str:
+    """Whether the lab's uplink forwards: what we switch on, and off again."""
+    return lab.run(lab.host, "cat /proc/sys/net/ipv4/conf/inet/forwarding").strip()
+
+
 def test_what_a_sandbox_with_nat_reaches_and_what_is_left_of_it(lab: Lab, shared: Shared) -> None:
     async def work(engine: Engine) -> None:
         box = await run(engine)
@@ -436,14 +441,16 @@ def test_after_an_engine_was_killed_the_next_one_keeps_what_runs_and_sweeps_the_
 
 
 def test_after_an_engine_was_killed_a_reset_leaves_nothing(bare: Lab, joey_home: Path) -> None:
+    assert forwards(bare) == "0"
     killed(bare, joey_home)
-    assert left_in(bare)
+    assert left_in(bare) and forwards(bare) == "1"
 
     async def reset() -> None:
         await Engine(Instance.open(joey_home)).reset()
 
     inside(bare.host, lambda: asyncio.run(reset()))
     assert net_lab.eventually(lambda: left_in(bare) == [])
+    assert forwards(bare) == "0"
     assert not joey_home.exists() or list(joey_home.iterdir()) == []
 
 
