@@ -100,6 +100,13 @@ def test_what_is_wrong_is_said_as_e2b_says_it(home: Path) -> None:
     status, document = answer("POST", method + "List", b"", **right, Content_Type="application/proto")
     assert document["code"] == "unimplemented"
     assert answer("POST", method + "Start", b"\0\0\0\0\5{}", **right, Content_Type="application/connect+json")[0] == 400
+    other = subprocess.run(
+        [*PROGRAM, "keys", "create", "--e2b"], env=of(home), check=True, capture_output=True, text=True
+    )
+    stranger = other.stdout.strip()
+    assert stranger.startswith("e2b_") and answer("GET", "/v2/sandboxes", X_API_KEY=stranger) == (200, [])
+    for ask, path in (("GET", ""), ("DELETE", ""), ("POST", "/connect"), ("POST", "/pause"), ("POST", "/fork")):
+        assert answer(ask, f"/sandboxes/{id}{path}", X_API_KEY=stranger)[0] == 404
     request = urllib.request.Request(f"{url}/sandboxes/{id}", headers={"X-API-KEY": key}, method="DELETE")
     with urllib.request.urlopen(request) as gone:
         assert gone.status == 204
