@@ -422,6 +422,26 @@ def test_verify_finds_and_repairs(home: Home, registry: FakeRegistry) -> None:
     home.whole()
 
 
+def test_verify_finds_what_an_unpacked_layer_has_lost(home: Home, registry: FakeRegistry) -> None:
+    name = registry.add("x", registries.image(BASE, BIG))
+    for spoil in (
+        lambda path: (path / "etc/passwd").write_bytes(b"root:x:0:0::/:/bin/sx\n"),
+        lambda path: (path / "bin/sh").chmod(0o700),
+        lambda path: (path / "bin/sh").unlink(),
+    ):
+        image = home.pull(name)
+        assert store_gc.verify(home.store, full=True) == []
+        spoil(home.store.layer_path(image.diff_ids[0]))
+        assert store_gc.verify(home.store) == []
+        (found,) = store_gc.verify(home.store, full=True, repair=True)
+        assert image.diff_ids[0] in found.what and found.problem.endswith(("/bin/sh", "/etc/passwd"))
+        assert home.store.all() == []
+        store_gc.sweep(home.store)
+    home.pull(name)
+    assert store_gc.verify(home.store, full=True) == []
+    home.whole()
+
+
 def test_no_space(registry: FakeRegistry, tmp_path: Path) -> None:
     small = tmp_path / "small"
     small.mkdir()

@@ -175,8 +175,8 @@ async def verify_images(call: Call) -> list[Damage]:
     """Hash everything again; what is damaged, an empty list if nothing is."""
     store = library_of(call).store
     chosen = [store.find(name) for name in call.query["name"]] if "name" in call.query else None
-    repair = call.query.get("repair", False)
-    found = await call.whole(asyncio.to_thread(store_gc.verify, store, chosen, repair=repair))
+    repair, full = call.query.get("repair", False), call.query.get("full", False)
+    found = await call.whole(asyncio.to_thread(store_gc.verify, store, chosen, repair=repair, full=full))
     library_of(call).changed()
     return found
 
@@ -262,6 +262,7 @@ def _outcome(task: asyncio.Future[dict[str, Any]]) -> dict[str, Any]:
 _EXAMPLE = {"reference": "debian:12"}
 _FORCE = params.flag("force", "Also if a sandbox uses it (its content then stays until that is gone)")
 _ALL = params.flag("all", "Also images that have a name")
+_FULL = params.flag("full", "Compare unpacked layers with their archives, too")
 _REPAIR = params.flag("repair", "Forget what is damaged, so that a pull fetches it anew")
 
 ROUTES = (
@@ -280,7 +281,8 @@ ROUTES = (
     ),
     Route(
         "POST", "/v1/images/verify", verify_images, "Hash every blob again", tag="images", admin=True,
-        query=(params.text("name", "Only these images").times(), _REPAIR), answer=tuple[Damage, ...], stream=True,
+        query=(params.text("name", "Only these images").times(), _REPAIR, _FULL), answer=tuple[Damage, ...],
+        stream=True,
     ),
     Route("GET", "/v1/images/{name}", image, "Everything about an image", tag="images", answer=ImageDetail),
     Route(

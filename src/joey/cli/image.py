@@ -142,7 +142,7 @@ def tag(values, arguments):
 
 def verify(values, arguments):
     """1 if anything is damaged."""
-    wanted = {"name": arguments, "repair": values.get("repair", False)}
+    wanted = {"name": arguments, "repair": values.get("repair", False), "full": values.get("full", False)}
     with engine() as connection:
         found = connection.call("POST", f"/v1/images/verify{query(wanted)}")
     if values.get("json"):
@@ -165,7 +165,7 @@ VERBS = {
     "tag": (tag, "IMAGE NAME", "Give it another name", (2, 2), ()),
     "rm": (rm, "IMAGE…", "Remove names, and images with their last name", (1, None), ("force", "json")),
     "prune": (prune, "", "Remove what nothing uses", (0, 0), ("all", "force", "json")),
-    "verify": (verify, "[IMAGE…]", "Hash everything again", (0, None), ("repair", "json")),
+    "verify": (verify, "[IMAGE…]", "Hash everything again", (0, None), ("repair", "full", "json")),
 }
 """verb -> function, arguments, summary, how many arguments, its options."""
 
@@ -204,6 +204,7 @@ COMMANDS = {
             ("--digests", "", "ls: the registry's digests too"),
             ("-f --force", "", "rm: also if a sandbox uses it; prune: do not ask"),
             ("-a --all", "", "prune: also images that have a name"),
+            ("--full", "", "verify: unpacked layers too, compared with their archives"),
             ("--repair", "", "verify: forget what is damaged, so that a pull fetches it anew"),
             *archive.OPTIONS,
             *base.OPTIONS,

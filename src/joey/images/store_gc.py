@@ -16,7 +16,7 @@ from pathlib import Path
 import msgspec
 
 from joey.host import trees
-from joey.images import caches
+from joey.images import caches, compare
 from joey.images import layers as layers_merged
 from joey.images.store import INGESTING, UNPACKING, Store, StoredImage
 from joey.model.errors import from_os
@@ -140,11 +140,12 @@ def usage(store: Store) -> dict[str, int]:
 
 
 def verify(
-    store: Store, images: list[StoredImage] | None = None, *, repair: bool = False,
+    store: Store, images: list[StoredImage] | None = None, *, repair: bool = False, full: bool = False,
     progress: Callable[[str], None] | None = None,
 ) -> list[Damage]:  # fmt: skip
     """Hash every blob again and see that every layer is there; → what is wrong. repair: forget images that are damaged,
-    so that a pull makes them anew. Reads everything: seconds a GiB.
+    so that a pull makes them anew. full: compare every unpacked layer, too, with its archive, where that was kept.
+    Reads everything: seconds a GiB.
     """
     chosen = store.all() if images is None else images
     found: dict[str, Damage] = {}
@@ -164,10 +165,13 @@ def verify(
                 owners.setdefault(digest, set()).add(label)
                 found[digest] = Damage(f"{kind} {digest}", checked[digest])
                 broken[image.digest] = image
-        for diff_id in image.diff_ids:
-            if not store.has_layer(diff_id) or not store.layer_path(diff_id).is_dir():
+        for diff_id, layer in zip(image.diff_ids, image.layers, strict=True):
+            if diff_id not in checked:
+                whole = full and not checked[layer.digest]
+                checked[diff_id] = _layer_problem(store, diff_id, layer.digest if whole else "")
+            if checked[diff_id]:
                 owners.setdefault(diff_id, set()).add(label)
-                found[diff_id] = Damage(f"layer {diff_id}", "is not there")
+                found[diff_id] = Damage(f"layer {diff_id}", checked[diff_id])
                 broken[image.digest] = image
     if repair and broken:
         _repair(store, found, broken)
@@ -182,7 +186,21 @@ def _repair(store: Store, found: dict[str, Damage], broken: dict[str, StoredImag
                     store.blob_path(key).unlink()
             elif not store.layer_path(key).is_dir():
                 store.forget_layers([key])
-        store.forget_images(one.digest for one in broken.values() if not store.leases(one.digest))
+        gone = [one for one in broken.values() if not store.leases(one.digest)]
+        store.forget_images(one.digest for one in gone)
+        used = {diff_id for one in store.all() for diff_id in one.diff_ids}
+        for diff_id in {diff_id for one in gone for diff_id in one.diff_ids} & found.keys() - used:
+            with contextlib.suppress(OSError):  # it differs: out of the way of the one that comes; a sweep removes it
+                store.layer_path(diff_id).rename(store.layers / f".gone-{diff_id[7:]}")
+            store.forget_layers([diff_id])
+    with contextlib.suppress(OSError):  # what was merged of them; another sweep finds it, too
+        layers_merged.sweep(store)
+
+
+def _layer_problem(store: Store, diff_id: str, blob: str) -> str:
+    if not store.has_layer(diff_id) or not store.layer_path(diff_id).is_dir():
+        return "is not there"
+    return compare.problem(store, diff_id, blob) if blob and store.has_blob(blob) else ""
 
 
 def _blob_problem(store: Store, digest: str, required: bool) -> str:
