@@ -15,6 +15,7 @@ from __future__ import annotations
 from joey.plan import flags as f
 from joey.plan import oci_process as proc
 from joey.plan import ops as op
+from joey.plan.layout import JOIN_V1
 from joey.plan.oci_mounts import DEVICES, EMPTY, ROOT, USERNS, Filesystems, id_map, inner
 from joey.plan.oci_process import GATE, SLAVE, STDERR, STDIN, STDOUT, SYNC, Refused
 from joey.plan.ops import Reg
@@ -170,11 +171,17 @@ def check_sysctl(name: str, kinds: list[str]) -> None:
 # --- the first child -------------------------------------------------------------------------------------------------
 
 
+def _joins(facts: Facts) -> list[op.Op]:
+    """The calling process, which has no other threads: of a v1 hierarchy as `layout.JOIN_V1` says."""
+    v2 = ("", "unified")
+    return [op.Write(f"{place}/{'cgroup.procs' if name in v2 else JOIN_V1}", "0") for name, place in facts.cgroups]
+
+
 def _first(
     process: Json, linux: Json, facts: Facts, kinds: list[str], made: list[str], early: list[op.Op]
 ) -> list[op.Op]:
     ops: list[op.Op] = [op.Clone(_FORK), op.Chdir(facts.rootfs)]
-    ops += [op.Write(f"{directory}/cgroup.procs", "0") for _, directory in facts.cgroups]
+    ops += _joins(facts)
     if "oomScoreAdj" in process:
         ops += [op.Write("/proc/self/oom_score_adj", str(process["oomScoreAdj"]))]
     ops += early
@@ -285,7 +292,7 @@ def exec_(process: Json, linux: Json, facts: Facts) -> op.Plan:
     env = proc.environment(process, facts.home)
     early, late = proc.rlimits(process)
     ops: list[op.Op] = [op.Clone(_FORK), *_affinity(process, "initial")]
-    ops += [op.Write(f"{directory}/cgroup.procs", "0") for _, directory in facts.cgroups]
+    ops += _joins(facts)
     ops += _affinity(process, "final")
     if "oomScoreAdj" in process:
         ops += [op.Write("/proc/self/oom_score_adj", str(process["oomScoreAdj"]))]
