@@ -192,6 +192,8 @@ async def write(call: EnvdCall) -> Any:
         try:
             form = await call.request.multipart()
             async for part in form:
+                if part is None or not hasattr(part, "read_chunk"):
+                    raise Invalid("body", "is a form within a form")
                 name = query.get("path") or _filename(part.headers.get("Content-Disposition", ""))
                 if not name:
                     raise Invalid("path", "is missing")
