@@ -58,7 +58,7 @@ def test_run_pulls_and_a_sandbox_keeps_its_image(joey: Joey, registry: FakeRegis
     name = registry.add("app", registries.image(FIRST, config=RUN))
     assert "joey pull" in joey("run", "--rm", "--pull", "never", name, code=125)
     assert joey("run", "--rm", name) == "one"
-    assert joey("run", "-d", "--name", "old", name, "sleep", "100")
+    assert joey("run", "-d", "--name", "old", "--entrypoint", "sleep", name, "100")
     registry.add("app", registries.image(FIRST, SECOND, config=RUN))
     assert joey("run", "--rm", name) == "one"  # it is here
     assert joey("run", "--rm", "--pull", "always", name) == "two"
@@ -75,6 +75,7 @@ def test_run_pulls_and_a_sandbox_keeps_its_image(joey: Joey, registry: FakeRegis
     while os.path.exists(f"/proc/{pid}/exe") and time.monotonic() < deadline:
         time.sleep(0.01)
     joey("image", "prune", "-a", "-f")  # of an engine that took over
+    assert [one["argv"] for one in json.loads(joey("ps", "--json"))] == [["sleep", "100"]]
     assert joey("exec", "old", "cat", "/v") == "one"
     joey("rm", "-f", "old")
     joey("image", "prune", "-a", "-f")

@@ -137,11 +137,12 @@ class Box:
 
     def view(self) -> Sandbox:
         record, spec = self.record, self.request.spec if self.request else self.spec
+        before = () if self.request else spec.entrypoint or ()  # of one found at start; an image's own shows later
         return Sandbox(
             id=self.id,
             name=self.name,
             image=spec.image or spec.rootfs,
-            argv=spec.process.argv,
+            argv=(*before, *spec.process.argv),
             state=view_state(record),
             created=self.created,
             started=record.started,
