@@ -51,7 +51,7 @@ def exec_(
     ops += devpts(slot.base, _FS, _PTS) if add_devpts else []
     ops += [*run.streams(process, output, slot.base, identity, "/dev/pts"), run.stdio(process, output, reach)]
     ops += [op.Clone(f.CLONE_PARENT, _CGROUP if into is not None else op.NO_REG)]
-    ops += [op.Write(f"{slot.name}/{at.JOIN_V1}", "0", at=reg) for reg in joins]
+    ops += [op.Write(f"{slot.name}/{f.JOIN_V1}", "0", at=reg) for reg in joins]
     ops += run.rlimits(process, facts)
     ops += [op.Setns(_TARGET, f.CLONE_NEWCGROUP), op.Setsid(), *([op.Ctty()] if process.tty else [])]
     ops += run.become(process, identity, _TARGET, facts, spec.seccomp)

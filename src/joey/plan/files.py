@@ -44,7 +44,7 @@ def files(spec: SandboxSpec, facts: HostFacts, slot: Slot, key: int, *, joined: 
     ops += [op.Clone(f.CLONE_VM | f.CLONE_VFORK | f.CLONE_FILES), op.Setns(_TARGET, FIRST)]
     ops += [op.Stdio(run.STDIN, run.STDOUT, run.NULL, reach=reach)]
     ops += [op.Clone(f.CLONE_PARENT, _CGROUP if into is not None else op.NO_REG)]
-    ops += [op.Write(f"{slot.name}/{at.JOIN_V1}", "0", at=reg) for reg in joins]
+    ops += [op.Write(f"{slot.name}/{f.JOIN_V1}", "0", at=reg) for reg in joins]
     ops += [*run.rlimits(_PROCESS, facts), op.Setns(_TARGET, f.CLONE_NEWCGROUP), op.Setsid()]
     ops += run.become(_PROCESS, _ROOT, _TARGET, facts, "default")
     ops += [op.Exec("joey-files", ("joey-files",), (), reg=_PROGRAM)]

@@ -84,3 +84,10 @@ def capabilities(mask: int) -> str:
     """`chown,kill` for a mask; "none" and "all" for the extremes."""
     found = [name[4:].lower() for number, name in enumerate(CAPABILITIES) if mask >> number & 1]
     return "none" if not found else "all" if len(found) == len(CAPABILITIES) else ",".join(found)
+
+
+JOIN_V1 = "tasks"
+"""A v1 cgroup is joined by its `tasks`, which moves the writing thread and nobody else (a child has no others): no lock
+that keeps whole thread groups together is taken. By `cgroup.procs` one is (cgroup_threadgroup_rwsem), and who takes it
+first for a while waits for a grace period of RCU, 10 ms and more (kernel/cgroup/cgroup.c, cgroup_procs_write_start).
+"""

@@ -258,7 +258,7 @@ def _joins(spec: SandboxSpec, facts: HostFacts, slot: Slot, cpu: bool) -> list[o
     others.
     """
     names = [h.name for h in _hierarchies(spec, facts) if h.version == 1 and ("cpu" in h.controllers) == cpu]
-    return [op.Write(f"{slot.name}/{at.JOIN_V1}", "0", at=at.cgroup_register(facts.cgroups, name)) for name in names]
+    return [op.Write(f"{slot.name}/{f.JOIN_V1}", "0", at=at.cgroup_register(facts.cgroups, name)) for name in names]
 
 
 def _hierarchies(spec: SandboxSpec, facts: HostFacts) -> tuple[Hierarchy, ...]:

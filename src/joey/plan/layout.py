@@ -21,13 +21,6 @@ _MAX_HIERARCHIES = 24
 BOXES = {"memory": "/box/memory", "disk": "/box/disk"}
 
 
-JOIN_V1 = "tasks"
-"""A v1 cgroup is joined by its `tasks`, which moves the writing thread and nobody else (a child has no others): no lock
-that keeps whole thread groups together is taken. By `cgroup.procs` one is (cgroup_threadgroup_rwsem), and who takes it
-first for a while waits for a grace period of RCU, 10 ms and more (kernel/cgroup/cgroup.c, cgroup_procs_write_start).
-"""
-
-
 def cgroup_register(layout: CgroupLayout, hierarchy: str) -> Reg:
     """The register of the instance's directory in a hierarchy, for children, who cannot see /cgroup."""
     for number, known in enumerate(layout.hierarchies):

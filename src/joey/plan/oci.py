@@ -15,7 +15,6 @@ from __future__ import annotations
 from joey.plan import flags as f
 from joey.plan import oci_process as proc
 from joey.plan import ops as op
-from joey.plan.layout import JOIN_V1
 from joey.plan.oci_mounts import DEVICES, EMPTY, ROOT, USERNS, Filesystems, id_map, inner
 from joey.plan.oci_process import GATE, SLAVE, STDERR, STDIN, STDOUT, SYNC, Refused
 from joey.plan.ops import Reg
@@ -172,9 +171,9 @@ def check_sysctl(name: str, kinds: list[str]) -> None:
 
 
 def _joins(facts: Facts) -> list[op.Op]:
-    """The calling process, which has no other threads: of a v1 hierarchy as `layout.JOIN_V1` says."""
+    """The calling process, which has no other threads: of a v1 hierarchy as `flags.JOIN_V1` says."""
     v2 = ("", "unified")
-    return [op.Write(f"{place}/{'cgroup.procs' if name in v2 else JOIN_V1}", "0") for name, place in facts.cgroups]
+    return [op.Write(f"{place}/{'cgroup.procs' if name in v2 else f.JOIN_V1}", "0") for name, place in facts.cgroups]
 
 
 def _first(
