@@ -47,7 +47,7 @@ def test_the_sdk(home: Path, which: str) -> None:
         [sys.executable, str(SCENARIOS), which], env={**os.environ, **told(home)}, capture_output=True, text=True,
         timeout=50, check=False,
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    assert (done.returncode, done.stdout) == (0, "all of it\n"), done.stderr
 
 
 def test_env_is_the_same_after_a_restart_and_revocable(home: Path) -> None:
