@@ -23,6 +23,7 @@ import pytest
 from joey.testing import leaks
 
 TESTS = Path(__file__).parent
+pytest.register_assert_rewrite(*(path.stem for path in TESTS.glob("scenarios_*.py")))  # before anything imports them
 IN_CI = os.environ.get("CI", "").lower() == "true"
 PRIVILEGED = ("root", "e2e")
 

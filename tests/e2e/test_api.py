@@ -1,6 +1,5 @@
 """The HTTP API over the real engine: tests/scenarios_api.py."""
 
-# ruff: noqa: E402
 import os
 import subprocess
 import tempfile
@@ -8,8 +7,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-
-pytest.register_assert_rewrite("scenarios_api", "scenarios_cli")
 
 from scenarios_api import *  # noqa: F403
 from scenarios_api import Api

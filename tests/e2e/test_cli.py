@@ -1,6 +1,5 @@
 """The program `joey` with the real engine: tests/scenarios_cli.py, and what only containment shows."""
 
-# ruff: noqa: E402
 import json
 import os
 import subprocess
@@ -9,8 +8,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-
-pytest.register_assert_rewrite("scenarios_cli")
 
 from scenarios_cli import *  # noqa: F403
 from scenarios_cli import PROGRAM, Joey, Terminal, finish

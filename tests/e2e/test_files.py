@@ -1,6 +1,5 @@
 """Files and processes of a sandbox over HTTP, and `joey cp` and `joey top`, with the real engine."""
 
-# ruff: noqa: E402
 import base64
 import io
 import json
@@ -12,8 +11,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-
-pytest.register_assert_rewrite("scenarios_api", "scenarios_cli")
 
 from joey.client.transport import Connection, Problem
 from joey.model import frames

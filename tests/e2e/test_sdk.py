@@ -1,6 +1,5 @@
 """The SDK with the real engine: tests/scenarios_sdk.py, and what only the engine's own process shows."""
 
-# ruff: noqa: E402
 import os
 import signal
 import subprocess
@@ -11,8 +10,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-
-pytest.register_assert_rewrite("scenarios_sdk", "scenarios_sdk_files", "scenarios_cli")
 
 import joey
 from joey import Sandbox

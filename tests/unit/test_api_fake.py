@@ -1,4 +1,3 @@
-# ruff: noqa: E402
 """The HTTP API over the fake engine: tests/scenarios_api.py, and what needs to look inside the server."""
 
 import asyncio
@@ -9,8 +8,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-
-pytest.register_assert_rewrite("scenarios_api")
 
 from joey.client.transport import Connection, Problem
 from joey.engine.interface import Engine, Filter, Started

@@ -1,4 +1,3 @@
-# ruff: noqa: E402
 """The program `joey` against the fake engine: tests/scenarios_cli.py."""
 
 import tempfile
@@ -6,8 +5,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-
-pytest.register_assert_rewrite("scenarios_cli")
 
 from joey.testing.serving import Served, serving
 from scenarios_cli import *  # noqa: F403

@@ -1,14 +1,11 @@
 """The SDK against a server over the fake engine, both faces: tests/scenarios_sdk.py."""
 
-# ruff: noqa: E402
 import asyncio
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-
-pytest.register_assert_rewrite("scenarios_sdk")
 
 from joey import AsyncSandbox, Sandbox, errors
 from joey.model.errors import Busy
