@@ -1,7 +1,8 @@
 """The engine's process: `joey daemon`, and what the command line starts when no engine answers.
 
     python -P -m joey.api.daemon [--listen WHERE]… [--socket-group GROUP] [--tls-cert FILE --tls-key FILE]
-        [--proxy HOST:PORT|auto|off] [--proxy-domain DOMAIN] [--docker-socket PATH] [--idle-exit SECONDS] [--detached] [--ready-fd N]
+        [--proxy HOST:PORT|auto|off] [--proxy-domain DOMAIN] [--docker-socket PATH]
+        [--idle-exit SECONDS] [--detached] [--ready-fd N]
     python -P -m joey.api.daemon --reset | --doctor
 
 One engine serves an instance: it holds run/daemon.lock. When it listens it writes `ready` to the descriptor --ready-fd

@@ -8,7 +8,7 @@ from typing import Any
 from weakref import WeakSet
 
 from joey.api.facades.docker import build, containers, data, execs, files, images, networks, system, volumes
-from joey.api.facades.docker.base import VERSION, Req, Route, described, error, split
+from joey.api.facades.docker.base import VERSION, Req, Route, answer, described, error, split
 from joey.api.facades.docker.hijack import CONNECTIONS, end_all
 from joey.api.facades.docker.state import State
 from joey.api.light import web
@@ -77,4 +77,4 @@ async def _answer(request: web.Request, service: Service, state: State) -> web.S
 
 
 def _json(value: Any, status: int) -> web.Response:
-    return web.json_response(value, status=status)
+    return answer(value, status=status)

@@ -142,8 +142,8 @@ Handler = Callable[[Req], Awaitable[Any]]
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """path: `{id}` is one segment, `{name}` may hold slashes. The answer: None is 204, a StreamResponse itself, anything
-    else JSON with `status`.
+    """path: `{id}` is one segment, `{name}` may hold slashes. What a handler returns: None is 204, a StreamResponse
+    itself, anything else JSON with `status`.
     """
 
     method: str
@@ -159,7 +159,12 @@ class Route:
 
 def error(status: int, message: str) -> web.Response:
     """Docker's shape of an error."""
-    return web.json_response({"message": message}, status=status)
+    return answer({"message": message}, status)
+
+
+def answer(value: Any, status: int = 200) -> web.Response:
+    """JSON, of exactly that media type: Docker's client reads errors of no other."""
+    return web.Response(body=codec.encode(value), status=status, content_type="application/json")
 
 
 def described(failure: JoeyError) -> web.Response:
@@ -200,4 +205,4 @@ def said_as(kind: str, name: str) -> Iterator[None]:
         raise NotFound("", f"No such {kind}: {name}") from None
 
 
-__all__ = ["LEAST", "VERSION", "Handler", "Refused", "Req", "Route", "described", "error", "said_as", "split"]
+__all__ = ["LEAST", "VERSION", "Handler", "Refused", "Req", "Route", "answer", "described", "error", "said_as", "split"]

@@ -142,7 +142,8 @@ def _object(r: Req, name: str) -> dict[str, str]:
 
 
 async def prune(r: Req) -> Any:
-    raise Refused("build", "caches of builds go with docker image prune")
+    """What a build leaves for the next one are images without a name: those go with `docker image prune`."""
+    return {"CachesDeleted": [], "SpaceReclaimed": 0}
 
 
 ROUTES = (Route("POST", "/build", build), Route("POST", "/build/prune", prune))

@@ -9,7 +9,7 @@ import time
 from typing import Any
 
 from joey.api.facades.docker import request, views
-from joey.api.facades.docker.base import Refused, Req, Route, error
+from joey.api.facades.docker.base import Refused, Req, Route, answer, error
 from joey.api.facades.docker.hostconfig import resources, restart
 from joey.api.light import web
 from joey.api.requests import signal_number
@@ -42,12 +42,12 @@ async def create(r: Req) -> web.Response:
         raise
     except Conflict as failure:
         if spec.name and "name" in str(failure):
-            text = f'Conflict. The container name "/{spec.name}" is already in use. You have to remove (or rename) that container'
+            text = f'Conflict. The container name "/{spec.name}" is already in use: remove or rename that container'
             raise Conflict("", text) from None
         raise
     if stays:
         r.state.stdin_stays.add(made.id)
-    return web.json_response({"Id": made.id, "Warnings": []}, status=201)
+    return answer({"Id": made.id, "Warnings": []}, status=201)
 
 
 async def start(r: Req) -> web.Response:
@@ -138,7 +138,7 @@ async def wait(r: Req) -> web.StreamResponse:
         raise Invalid("", f"invalid condition: {condition!r}")
     detail = await r.engine.inspect(id)
     if condition == "not-running" and detail.sandbox.state == "created":
-        return web.json_response({"StatusCode": 0})
+        return answer({"StatusCode": 0})
     task = asyncio.ensure_future(r.engine.wait(id))
     try:
         await asyncio.sleep(0)  # it waits before the head is on its way
@@ -146,9 +146,7 @@ async def wait(r: Req) -> web.StreamResponse:
         text: dict[str, Any]
         try:
             end: Exit = await task
-            text = {"StatusCode": end.code}
-            if end.error:
-                text["Error"] = {"Message": end.error}
+            text = {"StatusCode": end.code}  # why it never started is what start answers
             if condition == "removed":
                 await _gone(r, id)
         except JoeyError as failure:
@@ -283,7 +281,7 @@ async def commit(r: Req) -> web.Response:
     )  # fmt: skip
     made = await r.whole(_snapshots(r).commit(id, wanted))
     r.images.changed()
-    return web.json_response({"Id": r.images.store.find(made.id).config.digest}, status=201)
+    return answer({"Id": r.images.store.find(made.id).config.digest}, status=201)
 
 
 def _snapshots(r: Req) -> Any:

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from joey.api.facades.docker import hijack, views
-from joey.api.facades.docker.base import Refused, Req, Route
+from joey.api.facades.docker.base import Refused, Req, Route, answer
 from joey.api.light import web
 from joey.engine.interface import LogQuery
 from joey.model.errors import Conflict, Invalid, JoeyError, NotFound
@@ -148,7 +148,7 @@ async def stats(r: Req) -> web.StreamResponse:
         if not r.flag("one-shot") and detail.sandbox.state == "running":
             before = await _stats(r, id, {})
             await asyncio.sleep(1.0)
-        return web.json_response(await _stats(r, id, before))
+        return answer(await _stats(r, id, before))
     response = await r.stream()
     while True:
         try:

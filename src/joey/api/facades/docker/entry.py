@@ -116,6 +116,7 @@ async def docker_access(call: Call) -> DockerAccess:
 
 ROUTES = (
     Route(
-        "POST", "/v1/facades/docker", docker_access, "Serve the Docker API", tag="node", admin=True, answer=DockerAccess,
+        "POST", "/v1/facades/docker", docker_access, "Serve the Docker API", tag="node", admin=True,
+        answer=DockerAccess,
     ),
 )  # fmt: skip

@@ -6,7 +6,7 @@ import asyncio
 from typing import Any
 
 from joey.api.facades.docker import hijack
-from joey.api.facades.docker.base import Req, Route, error
+from joey.api.facades.docker.base import Req, Route, answer, error
 from joey.api.facades.docker.request import Fields, environment
 from joey.api.facades.docker.state import Exec
 from joey.api.light import web
@@ -43,7 +43,7 @@ async def create(r: Req) -> web.Response:
     fields.drop("Detach", "DetachKeys")  # the command line itself looks for the keys in what is typed
     fields.refuse({}, {"Privileged": "name what it needs when the container is made: --cap-add"})
     made = r.state.add(id, process(body, detail.spec.process), (streams[0], streams[1], streams[2]))
-    return web.json_response({"Id": made.id}, status=201)
+    return answer({"Id": made.id}, status=201)
 
 
 async def start(r: Req) -> web.StreamResponse:
@@ -62,7 +62,7 @@ async def start(r: Req) -> web.StreamResponse:
         attachment = await r.whole(r.engine.exec(found.sandbox, found.process, detach=detach))
     except LaunchFailed as failure:
         found.code = failure.exit_code
-        return _not_started(failure)
+        return await _not_started(r, collector, found, failure)
     except BaseException:
         found.code = 126
         raise
@@ -117,9 +117,17 @@ def _in_background(work: Any) -> None:
     task.add_done_callback(_TASKS.discard)
 
 
-def _not_started(failure: LaunchFailed) -> web.Response:
+async def _not_started(r: Req, collector: Any, found: Exec, failure: LaunchFailed) -> web.StreamResponse:
+    """As Docker says it: in the stream, and by the exit code."""
     words = {127: "executable file not found in $PATH", 126: "permission denied"}.get(failure.exit_code, "failed")
-    return error(400, f"OCI runtime exec failed: {failure}: {words}")
+    text = f"OCI runtime exec failed: {failure}: {words}"
+    if collector is None and not found.streams[1]:
+        return error(400, text)
+    connection = hijack.take_over(r.request, collector, tty=found.process.tty)
+    line = f"{text}\r\n".encode()
+    await connection.send(line if found.process.tty else hijack.frame(2, line))
+    connection.close()
+    return hijack.Taken()
 
 
 async def resize(r: Req) -> web.Response:
@@ -137,8 +145,9 @@ async def inspect(r: Req) -> Any:
     stdin, out, err = found.streams
     process_of = found.process
     return {
-        "ID": found.id, "ContainerID": found.sandbox, "Running": found.running, "ExitCode": found.code, "Pid": found.pid,
-        "OpenStdin": stdin, "OpenStdout": out, "OpenStderr": err, "CanRemove": found.code is not None, "DetachKeys": "",
+        "ID": found.id, "ContainerID": found.sandbox, "Running": found.running, "ExitCode": found.code,
+        "Pid": found.pid, "OpenStdin": stdin, "OpenStdout": out, "OpenStderr": err, "DetachKeys": "",
+        "CanRemove": found.code is not None,
         "ProcessConfig": {
             "tty": process_of.tty, "entrypoint": process_of.argv[0], "arguments": list(process_of.argv[1:]),
             "privileged": False, "user": process_of.user,

@@ -5,8 +5,6 @@ from __future__ import annotations
 import base64
 import json
 import posixpath
-from collections.abc import AsyncIterator
-from typing import Any
 
 from joey.api.archives import send_tree
 from joey.api.facades.docker import views
@@ -16,7 +14,6 @@ from joey.model.errors import Conflict, Invalid, JoeyError, NotFound
 from joey.model.views import FileInfo
 
 TAR = "application/x-tar"
-_BLOCK = 512
 # Go's os.FileMode: permission bits as they are, kinds above them.
 _KINDS = {"directory": 1 << 31, "link": 1 << 27, "fifo": 1 << 25, "socket": 1 << 24, "block": 1 << 26,
           "char": (1 << 26) | (1 << 21), "file": 0}  # fmt: skip
@@ -58,9 +55,8 @@ async def read(r: Req) -> web.StreamResponse:
     id, path, info = await _at(r)
     response = web.StreamResponse(headers={"Content-Type": TAR, **_header(info)})
     await response.prepare(r.request)
-    pieces = _renamed(r.engine.files(id), path, info)
     try:
-        async for piece in pieces:
+        async for piece in r.engine.files(id).pack(path):
             await response.write(piece)
     except JoeyError:
         if r.request.transport is not None:
@@ -68,36 +64,6 @@ async def read(r: Req) -> web.StreamResponse:
         raise ConnectionResetError("the archive cannot be finished") from None
     await response.write_eof()
     return response
-
-
-async def _renamed(files: Any, path: str, info: FileInfo) -> AsyncIterator[bytes]:
-    """The engine's archive of a tree has names relative to it; Docker's begin with the tree's own name."""
-    import tarfile
-
-    from joey.api.facades.docker.tar import prefixed
-
-    if info.type == "directory":
-        async for piece in prefixed(files.pack(path), info.name or "."):
-            yield piece
-        return
-    member = tarfile.TarInfo(info.name)
-    member.mode, member.uid, member.gid, member.mtime = info.mode, info.uid, info.gid, int(info.modified)
-    if info.type == "link":
-        member.type, member.linkname = tarfile.SYMTYPE, info.target
-    elif info.type == "file":
-        member.size = info.size
-    else:
-        raise Refused("path", f"{path} is a {info.type}")
-    yield member.tobuf(tarfile.PAX_FORMAT)
-    if info.type == "file":
-        left = info.size
-        async for piece in files.read(path):
-            yield piece[:left]
-            left -= min(left, len(piece))
-        if left:
-            raise Conflict("path", f"{path} has shrunk while it was read")
-        yield bytes(-info.size % _BLOCK)
-    yield bytes(2 * _BLOCK)
 
 
 async def write(r: Req) -> web.Response:

@@ -34,24 +34,20 @@ def frame(stream: int, data: bytes) -> bytes:
 
 
 class Body:
-    """Collects what comes after the head of a request that asks for an upgrade: aiohttp leaves it to us."""
+    """Collects what comes after a request that asks for an upgrade, until its connection is taken over."""
 
     def __init__(self) -> None:
         self.held = bytearray()
-        self.changed = asyncio.Event()
-        self.ended = False
 
     def feed_data(self, data: bytes) -> tuple[bool, bytes]:
         self.held += data
-        self.changed.set()
         return False, b""
 
     def feed_eof(self) -> None:
-        self.ended = True
-        self.changed.set()
+        """The client sends no more."""
 
     def set_exception(self, exc: BaseException, cause: BaseException | None = None) -> None:
-        self.feed_eof()
+        """The connection is gone: its transport says so too."""
 
 
 class Connection(asyncio.Protocol):
@@ -140,7 +136,7 @@ def hung_up(sock: Any) -> bool:
     return any(events & (select.POLLHUP | select.POLLERR) for _, events in poller.poll(0))
 
 
-CONNECTIONS: web.AppKey[WeakSet[Connection]] = web.AppKey("docker-connections", WeakSet)
+CONNECTIONS: web.AppKey[Any] = web.AppKey("docker-connections", WeakSet)
 
 
 async def end_all(app: web.Application) -> None:
@@ -157,15 +153,10 @@ async def body(request: web.Request) -> tuple[bytes, Body | None]:
     """The body of a request that may ask for an upgrade, and who collects what comes after it."""
     if not upgrades(request):
         return await request.read(), None
-    wanted = request.content_length or 0
+    async with asyncio.timeout(30):
+        data = await request.read()
     collector = Body()
     request.protocol.set_parser(collector)  # type: ignore[arg-type]
-    async with asyncio.timeout(30):
-        while len(collector.held) < wanted and not collector.ended:
-            collector.changed.clear()
-            await collector.changed.wait()
-    data = bytes(collector.held[:wanted])
-    del collector.held[:wanted]
     return data, collector
 
 

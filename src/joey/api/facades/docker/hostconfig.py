@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from joey.api.facades.docker.request import Fields
 
 _USUAL: dict[str, tuple[Any, ...]] = {
-    "MemorySwappiness": (-1,), "ConsoleSize": ([0, 0],), "CgroupnsMode": ("private",), "IpcMode": ("private", "shareable"),
+    "MemorySwappiness": (-1,), "ConsoleSize": ([0, 0],), "CgroupnsMode": ("private",),
+    "IpcMode": ("private", "shareable"),
     "PidMode": ("private",), "UTSMode": ("private",), "Isolation": ("default",), "VolumeDriver": ("local",),
     "LogConfig": ({"Type": "", "Config": {}}, {"Type": "", "Config": None}, {"Type": "json-file", "Config": {}}),
     "Runtime": ("joey", "runc"), "OomKillDisable": (False,), "UsernsMode": ("private",),
@@ -129,7 +130,9 @@ def restart(host: Fields) -> dict[str, Any]:
 
 
 def _mounts(made: dict[str, Any], host: Fields, anonymous: dict[str, Any]) -> None:
-    mounts, volumes, tmpfs = [], [], []
+    mounts: list[Any] = []
+    volumes: list[Any] = []
+    tmpfs: list[Any] = []
     for text in host.take("Binds", list[str], []):
         source, target, options = _bind(text)
         read_only = "ro" in options

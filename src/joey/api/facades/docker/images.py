@@ -78,7 +78,8 @@ async def inspect(r: Req) -> Any:
     return {
         "Id": found["config"], "RepoTags": list(found["names"]), "RepoDigests": list(found["digests"]), "Parent": "",
         "Comment": "", "Created": config.get("created") or "", "DockerVersion": "", "Author": config.get("author", ""),
-        "Config": config.get("config") or {}, "Architecture": config.get("architecture", ""), "Os": config.get("os", ""),
+        "Config": config.get("config") or {}, "Architecture": config.get("architecture", ""),
+        "Os": config.get("os", ""),
         "Size": found["size"], "GraphDriver": {"Name": "overlay", "Data": None},
         "RootFS": {"Type": "layers", "Layers": [layer["diff_id"] for layer in found["layers"]]},
         "Metadata": {"LastTagTime": "0001-01-01T00:00:00Z"},

@@ -6,7 +6,7 @@ import contextlib
 from typing import Any
 
 from joey.api.facades.docker import views
-from joey.api.facades.docker.base import Refused, Req, Route
+from joey.api.facades.docker.base import Refused, Req, Route, answer
 from joey.api.facades.docker.request import Fields
 from joey.api.light import web
 from joey.model.errors import Conflict, JoeyError, NotFound
@@ -24,7 +24,8 @@ def _view(name: str, driver: str, *, one: NetworkView | None = None, members: bo
     }  # fmt: skip
     return {
         "Name": name, "Id": name, "Created": views.stamp(one.created if one else None), "Scope": "local",
-        "Driver": driver, "EnableIPv4": True, "EnableIPv6": False, "IPAM": {"Driver": "default", "Options": None, "Config": []},
+        "Driver": driver, "EnableIPv4": True, "EnableIPv6": False,
+        "IPAM": {"Driver": "default", "Options": None, "Config": []},
         "Internal": bool(one and one.internal), "Attachable": False, "Ingress": False, "ConfigFrom": {"Network": ""},
         "ConfigOnly": False, "Containers": containers, "Options": {}, "Labels": one.labels if one else {},
     }  # fmt: skip
@@ -84,7 +85,7 @@ async def create(r: Req) -> web.Response:
         await r.whole(r.engine.network_create(wanted))
     except Conflict:
         raise Conflict("", f"network with name {name} already exists") from None
-    return web.json_response({"Id": name, "Warning": ""}, status=201)
+    return answer({"Id": name, "Warning": ""}, status=201)
 
 
 async def remove(r: Req) -> None:

@@ -41,25 +41,24 @@ async def info(r: Req) -> Any:
     node = await r.engine.node()
     counts = node.counts
     own = getattr(r.engine, "instance", None)
-    stored = (
-        len([one for one in r.images.store.all() if not one.source.startswith("fork:")])
-        if own and r.images.exists
-        else 0
-    )
+    stored = len(await images.listed(r)) if own else 0
     return {
         "ID": node.instance, "Containers": sum(counts.values()), "ContainersRunning": counts.get("running", 0),
         "ContainersPaused": counts.get("paused", 0), "Images": stored,
         "ContainersStopped": sum(counts.get(state, 0) for state in ("created", "exited", "dead")),
         "Driver": "overlay", "DriverStatus": [["Engine", "Joey"]], "DockerRootDir": node.home, "Name": platform.node(),
-        "Plugins": {"Volume": ["local"], "Network": ["bridge", "host", "null"], "Authorization": None, "Log": ["json-file"]},
+        "Plugins": {"Volume": ["local"], "Network": ["bridge", "host", "null"],
+                    "Authorization": None, "Log": ["json-file"]},
         "MemoryLimit": True, "SwapLimit": True, "CpuCfsPeriod": True, "CpuCfsQuota": True, "CPUShares": True,
         "CPUSet": True, "PidsLimit": True, "IPv4Forwarding": True, "OomKillDisable": False, "Debug": False,
         "NFd": 0, "NGoroutines": 0, "SystemTime": views.stamp(time.time()), "LoggingDriver": "json-file",
         "CgroupDriver": "cgroupfs", "CgroupVersion": "2" if _unified() else "1", "NEventsListener": 0,
         "KernelVersion": node.kernel, "OperatingSystem": f"Joey on {node.arch}", "OSType": "linux", "OSVersion": "",
         "Architecture": node.arch, "NCPU": node.cpus, "MemTotal": node.memory_total, "GenericResources": None,
-        "IndexServerAddress": "https://index.docker.io/v1/", "RegistryConfig": {"InsecureRegistryCIDRs": [], "IndexConfigs": {},
-        "Mirrors": []}, "HttpProxy": "", "HttpsProxy": "", "NoProxy": "", "Labels": [], "ExperimentalBuild": False,
+
+        "IndexServerAddress": "https://index.docker.io/v1/",
+        "RegistryConfig": {"InsecureRegistryCIDRs": [], "IndexConfigs": {}, "Mirrors": []},
+        "HttpProxy": "", "HttpsProxy": "", "NoProxy": "", "Labels": [], "ExperimentalBuild": False,
         "ServerVersion": node.version, "Runtimes": {"joey": {"path": "joey-launcher"}}, "DefaultRuntime": "joey",
         "Swarm": {"LocalNodeState": "inactive"}, "LiveRestoreEnabled": True, "Isolation": "", "InitBinary": "joey-init",
         "SecurityOptions": ["name=seccomp,profile=builtin", "name=userns"], "Warnings": None,

@@ -1,4 +1,4 @@
-"""What the engine tells about a container, in Docker's words (Docker Engine API 1.45, ContainerInspect, ContainerList)."""
+"""What the engine tells about a container, in Docker's words (Engine API 1.45)."""
 
 from __future__ import annotations
 
@@ -94,7 +94,8 @@ def networks_of(one: Sandbox, aliases: tuple[str, ...] = ()) -> dict[str, Any]:
             "IPAMConfig": None, "Links": None, "Aliases": list(aliases) or None, "MacAddress": "", "DriverOpts": None,
             "NetworkID": shown, "EndpointID": one.id if one.address else "", "Gateway": gateway(one.address),
             "IPAddress": one.address, "IPPrefixLen": 32 if one.address else 0, "IPv6Gateway": "",
-            "GlobalIPv6Address": "", "GlobalIPv6PrefixLen": 0, "DNSNames": [one.name, one.id[:12]] if one.name else None,
+            "GlobalIPv6Address": "", "GlobalIPv6PrefixLen": 0,
+            "DNSNames": [one.name, one.id[:12]] if one.name else None,
         }
     }  # fmt: skip
 
@@ -143,7 +144,8 @@ def inspect(detail: Detail, image: Image | None, image_id: str, execs: list[str]
         "LogPath": detail.paths.get("log", ""), "Name": name(one), "RestartCount": one.restarts, "Driver": "overlay",
         "Platform": "linux", "MountLabel": "", "ProcessLabel": "", "AppArmorProfile": "", "ExecIDs": execs or None,
         "HostConfig": host_config(spec, one), "GraphDriver": {"Name": "overlay", "Data": None},
-        "Mounts": mounts(spec), "Config": _config(spec, one, image, stays), "NetworkSettings": _settings(one, spec),
+        "Mounts": mounts(spec), "Config": _config(spec, one, image, stays, detail.slot),
+        "NetworkSettings": _settings(one, spec),
     }  # fmt: skip
 
 
@@ -160,15 +162,16 @@ def _state(one: Sandbox) -> dict[str, Any]:
     return found
 
 
-def _config(spec: SandboxSpec, one: Sandbox, image: Image | None, stays: bool) -> dict[str, Any]:
+def _config(spec: SandboxSpec, one: Sandbox, image: Image | None, stays: bool, slot: str) -> dict[str, Any]:
     process = spec.process
     entrypoint = list(spec.entrypoint) if spec.entrypoint is not None else list(image.entrypoint) if image else []
     env = {**(image.env if image else {}), **process.env}
     command = list(process.argv) or (list(image.argv) if image and spec.entrypoint is None else [])
-    exposed = {text: {} for text in (*(image.ports if image else ()), *ports_of(one))}
+    exposed: dict[str, Any] = {text: {} for text in (*(image.ports if image else ()), *ports_of(one))}
     exposed |= {f"{port.container}/{port.protocol}": {} for port in as_spec(spec.network).ports}
     return {
-        "Hostname": spec.hostname or one.id[:12], "Domainname": "", "User": process.user or (image.user if image else ""),
+        "Hostname": spec.hostname or slot, "Domainname": "",
+        "User": process.user or (image.user if image else ""),
         "AttachStdin": process.stdin, "AttachStdout": True, "AttachStderr": True, "ExposedPorts": exposed,
         "Tty": process.tty, "OpenStdin": process.stdin, "StdinOnce": process.stdin and not stays,
         "Env": [f"{key}={value}" for key, value in env.items()], "Cmd": command or None, "Image": spec.image,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from joey.api.facades.docker import views
-from joey.api.facades.docker.base import Refused, Req, Route
+from joey.api.facades.docker.base import Refused, Req, Route, answer
 from joey.api.facades.docker.request import Fields
 from joey.api.light import web
 from joey.model.errors import NotFound
@@ -57,7 +57,7 @@ async def create(r: Req) -> web.Response:
         size=parse_size(options["size"], "DriverOpts.size") if "size" in options else None,
     )  # fmt: skip
     fields.refuse({}, {})
-    return web.json_response(_view(await r.whole(_of(r).create(body, ""))), status=201)
+    return answer(_view(await r.whole(_of(r).create(body, ""))), status=201)
 
 
 async def inspect(r: Req) -> Any:
