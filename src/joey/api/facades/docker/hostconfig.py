@@ -50,7 +50,7 @@ def add(
     if size := host.take("ShmSize", int, 0):
         made["shm_size"] = size
     made["oom_score_adj"] = host.take("OomScoreAdj", int, 0)
-    rows, cols = (host.take("ConsoleSize", list[int], [0, 0]) + [0, 0])[:2]
+    rows, cols = [*host.take("ConsoleSize", list[int], [0, 0]), 0, 0][:2]
     if rows and cols:
         process["rows"], process["cols"] = rows, cols
     host.drop("ContainerIDFile", "Annotations", "CpuCount", "CpuPercent", "IOMaximumIOps", "IOMaximumBandwidth")
