@@ -143,8 +143,10 @@ def _health(fields: Fields) -> dict[str, Any] | None:
     }  # fmt: skip
     retries = fields.take("Retries", int, 0)
     fields.refuse({}, {})
-    if not test or test[0] == "NONE":
-        if not test and (seconds or retries):
+    if test == ["NONE"]:
+        raise Refused("Healthcheck.Test", "the image's own check cannot be switched off")
+    if not test:
+        if seconds or retries:
             raise Refused("Healthcheck.Test", "the image's own check cannot be changed: give the command too")
         return None
     if test[0] == "CMD-SHELL" and len(test) == 2:
