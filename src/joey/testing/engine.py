@@ -379,7 +379,6 @@ class FakeEngine(FakePools, WithNetworks):
             raise Conflict("process", f"process {id} has no terminal")
         one.child.resize(rows, cols)
 
-
     def door(self, id: str) -> FakeDoor:
         """To ports of this machine's own loopback, where its programs run."""
         return fake_door(self._boxes.get(id))
