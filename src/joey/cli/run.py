@@ -48,7 +48,7 @@ def _made(connection, send, body):
     for as one that is here, and pulled if it is not, so that it costs nothing where it is.
     """
     policy = body.get("pull", "missing")
-    if policy == "never" or not body.get("image") or not is_terminal(2):
+    if policy == "never" or body.get("image", "") in ("", "host") or not is_terminal(2):
         return send("POST", "/v1/sandboxes", body)
     if policy == "missing":
         try:
@@ -56,10 +56,8 @@ def _made(connection, send, body):
         except Problem as problem:
             if problem.field != "image" or not problem.remedy.startswith("joey pull"):
                 raise
-    if body["image"] != "host":
-        _pull(connection, body)
-        body = {**body, "pull": "missing"}
-    return send("POST", "/v1/sandboxes", body)
+    _pull(connection, body)
+    return send("POST", "/v1/sandboxes", {**body, "pull": "missing"})
 
 
 def _pull(connection, body):
