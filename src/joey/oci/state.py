@@ -88,16 +88,15 @@ class Container:
     def make(self):
         """A directory of its own, locked. Raises OciError if the id is taken."""
         os.makedirs(self.root, _MODE, exist_ok=True)
-        for _ in range(3):
-            try:
-                os.mkdir(self.directory, _MODE)
-            except FileExistsError:
-                if not self._clear_leftover():
-                    raise OciError("container with given ID already exists") from None
-                continue
+        root = os.open(self.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(root, fcntl.LOCK_EX)  # else another create takes a directory not locked yet for a leftover
+            if os.path.lexists(self.directory) and not self._clear_leftover():
+                raise OciError("container with given ID already exists")
+            os.mkdir(self.directory, _MODE)
             self.lock()
-            return
-        raise OciError("container with given ID already exists")
+        finally:
+            os.close(root)
 
     def _clear_leftover(self):
         """What a killed `create` has left; whether there is nothing any more."""
