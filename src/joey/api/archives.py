@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
-from joey.api import params
+from joey.api import params, transfer
 from joey.api.images import ImageView, library_of, seen
 from joey.api.light import web
 from joey.api.routes import TAR, Call, Route
+from joey.api.transfer import Incoming, cut_off
 from joey.images import archive, archive_write, diff, index, layers, pack
 from joey.images.library import Library
 from joey.images.store import StoredImage
-from joey.model.errors import ImageError, JoeyError, from_os
+from joey.model.errors import ImageError
 from joey.model.image import Image, Layer
 
 T = TypeVar("T")
@@ -27,7 +27,7 @@ async def load_images(call: Call) -> Any:
     name = call.query.get("name", "")
     platform = index.parse_platform(call.query["platform"]) if call.query.get("platform") else None
     own = library_of(call)
-    found = await _received(call, own, lambda file: archive.load(own.store, file, name=name, platform=platform))
+    found = await received(call, own, lambda file: archive.load(own.store, file, name=name, platform=platform))
     return [own.summary(one) for one in found]
 
 
@@ -47,19 +47,12 @@ async def import_image(call: Call) -> Any:
             own.store, file, query["name"], settings=settings, platform=platform, created=created, comment=comment
         )
 
-    return own.summary(await _received(call, own, work))
+    return own.summary(await received(call, own, work))
 
 
-async def _received(call: Call, own: Library, work: Callable[[BinaryIO], T]) -> T:
-    """The body in a file without a name, then `work` with it in a thread, to its end even if the client leaves."""
-    try:
-        with tempfile.TemporaryFile(dir=own.store.root) as file:
-            async for piece in call.chunks():
-                await asyncio.to_thread(file.write, piece) if len(piece) > 1 << 20 else file.write(piece)
-            file.seek(0)
-            done = await call.whole(asyncio.to_thread(work, file))
-    except OSError as error:
-        raise from_os("keep the archive", error) from error
+async def received(call: Incoming, own: Library, work: Callable[[BinaryIO], T]) -> T:
+    """What `work` makes of the archive in the body, as `transfer.received`: the images are others then."""
+    done = await transfer.received(call, own.store.root, "archive", work)
     own.changed()
     return done
 
@@ -105,19 +98,15 @@ def _tree(own: Library, image: StoredImage) -> Path:
     return Path(found[0].source)
 
 
-async def send(call: Call, pieces: Iterator[bytes]) -> web.StreamResponse:
+async def send(call: Incoming, pieces: Iterator[bytes]) -> web.StreamResponse:
     """An archive as the answer."""
     first = await asyncio.to_thread(_some, pieces)  # what is wrong is said before the answer begins
     response = web.StreamResponse(headers={"Content-Type": TAR})
     await response.prepare(call.request)
-    try:
+    with cut_off(call.request):
         while first:
             await response.write(first)
             first = await asyncio.to_thread(_some, pieces)
-    except JoeyError:
-        if call.request.transport is not None:
-            call.request.transport.abort()
-        raise ConnectionResetError("the archive cannot be finished") from None
     await response.write_eof()
     return response
 

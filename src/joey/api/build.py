@@ -13,7 +13,6 @@ When the client leaves, the build stops and its step's sandbox is removed; layer
 from __future__ import annotations
 
 import asyncio
-import tempfile
 from collections import deque
 from pathlib import Path
 from typing import Any
@@ -24,10 +23,11 @@ from joey.api import params, problem
 from joey.api.images import ImageView, library_of
 from joey.api.light import web
 from joey.api.routes import NDJSON, TAR, Call, Lines, Route
+from joey.api.transfer import Incoming, received
 from joey.build import session
 from joey.build.workshop import NETWORKS, Options, Workshop
 from joey.images import library
-from joey.model.errors import Invalid, JoeyError, from_os
+from joey.model.errors import Invalid, JoeyError
 
 _WAITING = 256
 
@@ -93,7 +93,7 @@ async def build_image(call: Call) -> web.StreamResponse:
     store = own.store
     engine: Any = call.engine
     async with session.folder(store) as place:
-        extras = await _receive(call, place)
+        extras = await receive(call, place)
         options = _options(call.query, extras)
         name = call.query.get("file", "Dockerfile")
         file = await asyncio.to_thread(session.read, place, name, extras.dockerfile)
@@ -126,14 +126,9 @@ def _outcome(task: asyncio.Future[Any], own: Any) -> dict[str, Any]:
     return {"image": own.summary(own.store.find(task.result().digest))}
 
 
-async def _receive(call: Call, place: Path) -> session.Extras:
-    try:
-        with tempfile.TemporaryFile(dir=place) as file:
-            async for piece in call.chunks():
-                await asyncio.to_thread(file.write, piece) if len(piece) > 1 << 20 else file.write(piece)
-            return await call.whole(asyncio.to_thread(session.receive, file, place))
-    except OSError as error:
-        raise from_os("keep the context", error) from error
+async def receive(call: Incoming, place: Path) -> session.Extras:
+    """The context, unpacked into a build's directory; → what came beside it."""
+    return await received(call, place, "context", lambda file: session.receive(file, place))
 
 
 def _options(query: dict[str, Any], extras: session.Extras) -> Options:

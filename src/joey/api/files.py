@@ -10,6 +10,7 @@ from joey.api import params
 from joey.api.light import web
 from joey.api.params import Param
 from joey.api.routes import BINARY, NDJSON, TAR, Answer, Call, Route
+from joey.api.transfer import cut_off
 from joey.engine.interface import Files
 from joey.model.errors import Invalid, JoeyError
 from joey.model.views import FileEvent, FileInfo
@@ -128,16 +129,12 @@ async def read_archive(call: Call) -> web.StreamResponse:
         response = web.StreamResponse(headers={"Content-Type": TAR})
         await response.prepare(call.request)
         held = bytearray(first)
-        try:
+        with cut_off(call.request):
             async for piece in archive:
                 held += piece
                 if len(held) >= _PIECE:
                     await response.write(bytes(held))
                     held = bytearray()
-        except JoeyError:
-            if call.request.transport is not None:
-                call.request.transport.abort()
-            raise ConnectionResetError("the archive cannot be finished") from None
         await response.write(bytes(held))
         await response.write_eof()
         return response

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import json
-import tempfile
 from collections import deque
-from pathlib import Path
 from typing import Any
 
+from joey.api.build import receive
 from joey.api.facades.docker.base import Refused, Req, Route
 from joey.api.light import web
 from joey.build import session
 from joey.build.workshop import NETWORKS, Options, Workshop
 from joey.model import codec
-from joey.model.errors import Invalid, JoeyError, from_os
+from joey.model.errors import Invalid, JoeyError
 
 _USUAL: dict[str, tuple[str, ...]] = {
     "rm": ("0", "1", "true", "false"), "forcerm": ("0", "1", "true", "false"), "version": ("1",), "q": ("1", "0"),
@@ -68,7 +67,7 @@ async def build(r: Req) -> web.StreamResponse:
     own = r.images
     engine: Any = r.engine
     async with session.folder(own.store) as place:
-        extras = await _receive(r, place)
+        extras = await receive(r, place)
         file = await asyncio.to_thread(session.read, place, name, extras.dockerfile)
         plan = session.plan(file, options)
         news = _News()
@@ -101,16 +100,6 @@ def _outcome(task: asyncio.Future[Any], r: Req, options: Options) -> list[dict[s
     if r.flag("q"):
         lines[1] = {"stream": f"{id}\n"}
     return lines + [{"stream": f"Successfully tagged {tag}\n"} for tag in options.tags]
-
-
-async def _receive(r: Req, place: Path) -> session.Extras:
-    try:
-        with tempfile.TemporaryFile(dir=place) as file:
-            async for piece in r.chunks():
-                await asyncio.to_thread(file.write, piece) if len(piece) > 1 << 20 else file.write(piece)
-            return await r.whole(asyncio.to_thread(session.receive, file, place))
-    except OSError as failure:
-        raise from_os("keep the context", failure) from failure
 
 
 def _options(r: Req) -> tuple[Options, str]:

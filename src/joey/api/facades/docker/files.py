@@ -10,10 +10,11 @@ from joey.api.archives import send_tree
 from joey.api.facades.docker import views
 from joey.api.facades.docker.base import Refused, Req, Route
 from joey.api.light import web
-from joey.model.errors import Conflict, Invalid, JoeyError, NotFound
+from joey.api.routes import TAR
+from joey.api.transfer import cut_off
+from joey.model.errors import Conflict, Invalid, NotFound
 from joey.model.views import FileInfo
 
-TAR = "application/x-tar"
 # Go's os.FileMode: permission bits as they are, kinds above them.
 _KINDS = {"directory": 1 << 31, "link": 1 << 27, "fifo": 1 << 25, "socket": 1 << 24, "block": 1 << 26,
           "char": (1 << 26) | (1 << 21), "file": 0}  # fmt: skip
@@ -55,13 +56,9 @@ async def read(r: Req) -> web.StreamResponse:
     id, path, info = await _at(r)
     response = web.StreamResponse(headers={"Content-Type": TAR, **_header(info)})
     await response.prepare(r.request)
-    try:
+    with cut_off(r.request):
         async for piece in r.engine.files(id).pack(path):
             await response.write(piece)
-    except JoeyError:
-        if r.request.transport is not None:
-            r.request.transport.abort()
-        raise ConnectionResetError("the archive cannot be finished") from None
     await response.write_eof()
     return response
 

@@ -6,11 +6,10 @@ import asyncio
 import contextlib
 import fnmatch
 import json
-import tempfile
 import time
 from collections.abc import Callable, Coroutine
 from datetime import datetime
-from typing import Any, BinaryIO, TypeVar
+from typing import Any
 
 from joey.api import archives
 from joey.api.facades.docker.base import Refused, Req, Route, said_as
@@ -18,10 +17,9 @@ from joey.api.light import web
 from joey.images import archive, archive_write, index, instructions, reference
 from joey.images.store import StoredImage
 from joey.model import codec
-from joey.model.errors import Invalid, JoeyError, from_os
+from joey.model.errors import Invalid, JoeyError
 from joey.model.image import Image, Layer
 
-T = TypeVar("T")
 _EVERY = 0.1
 
 
@@ -228,8 +226,8 @@ async def _import(r: Req) -> web.StreamResponse:
     platform = index.parse_platform(r.query["platform"]) if r.query.get("platform") else None
     comment, own = r.query.get("message", "") or "imported", r.images
     created = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-    found = await _received(
-        r, lambda file: archive.import_(
+    found = await archives.received(
+        r, own, lambda file: archive.import_(
             own.store, file, name, settings=settings, platform=platform, comment=comment, created=created
         ),
     )  # fmt: skip
@@ -243,7 +241,7 @@ async def load(r: Req) -> web.StreamResponse:
     """Every image of an archive."""
     own = r.images
     platform = index.parse_platform(r.query["platform"]) if r.query.get("platform") else None
-    found = await _received(r, lambda file: archive.load(own.store, file, platform=platform))
+    found = await archives.received(r, own, lambda file: archive.load(own.store, file, platform=platform))
     response = await r.stream()
     for one in found:
         names = [f"Loaded image: {reference.parse(name).familiar}\n" for name in one.names]
@@ -251,21 +249,6 @@ async def load(r: Req) -> web.StreamResponse:
             await response.write(_line({"stream": text}))
     await response.write_eof()
     return response
-
-
-async def _received(r: Req, work: Callable[[BinaryIO], T]) -> T:
-    """The body in a file without a name, then `work` with it in a thread, to its end even if the client leaves."""
-    own = r.images
-    try:
-        with tempfile.TemporaryFile(dir=own.store.root) as file:
-            async for piece in r.chunks():
-                await asyncio.to_thread(file.write, piece) if len(piece) > 1 << 20 else file.write(piece)
-            file.seek(0)
-            done = await r.whole(asyncio.to_thread(work, file))
-    except OSError as failure:
-        raise from_os("keep the archive", failure) from failure
-    own.changed()
-    return done
 
 
 async def save(r: Req) -> web.StreamResponse:
@@ -276,7 +259,7 @@ async def save(r: Req) -> web.StreamResponse:
     for name in names:
         with said_as("image", name):
             r.images.store.find(name)
-    return await archives.send(r, archive_write.save(r.images.store, names, "docker"))  # type: ignore[arg-type]
+    return await archives.send(r, archive_write.save(r.images.store, names, "docker"))
 
 
 async def search(r: Req) -> Any:
