@@ -71,7 +71,7 @@ class OciLab:
         self.base["root"]["readonly"] = False
         self.base["linux"]["cgroupsPath"] = f"{self.cgroup}/c"
 
-    def config(self, *args: str, edit: str | None = None, **process: Any) -> Json:
+    def config(self, *args: str, **process: Any) -> Json:
         config = copy.deepcopy(self.base)
         config["process"]["args"] = list(args)
         config["process"].update(process)

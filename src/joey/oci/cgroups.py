@@ -171,12 +171,13 @@ def apply(groups, resources, devices=True):
         if directory is None or not os.path.exists(f"{directory}/{name}"):
             if name == "cpu.cfs_burst_us" or not directory or controller == "blkio":
                 raise Unsupported(f"unable to apply cgroup configuration: the host has no {name}")
-        _put(groups, f"{directory}/{name}", value)
+        put(f"{directory}/{name}", value)
     if devices:
         apply_devices(groups, resources)
 
 
-def _put(groups, path, value):
+def put(path, value):
+    """Write one value of `resources`. Raises OciError."""
     try:
         write(path, value)
     except OSError as error:
@@ -201,7 +202,7 @@ def apply_devices(groups, resources):
     if directory is None:
         raise Unsupported("unable to apply cgroup configuration: the host has no devices controller")
     for file, value in plan.device_writes(rules):
-        _put(groups, f"{directory}/{file}", value)
+        put(f"{directory}/{file}", value)
 
 
 # --- processes ------------------------------------------------------------------------------------------------------

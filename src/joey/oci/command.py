@@ -138,7 +138,7 @@ def main(argv=None):
             return 0
         if settings.get("--log-format", "text") not in ("text", "json"):
             raise OciError(f"invalid log-format: {settings['--log-format']}")
-        log.setup(settings.get("--log"), settings.get("--log-format"), settings.get("--debug"))
+        log.setup(settings.get("--log"), settings.get("--log-format"))
         return _dispatch(settings, rest)
     except Refused as refused:
         log.error(f"invalid configuration: {refused.field}: {refused.why}")

@@ -37,7 +37,7 @@ class Options:
         self.__dict__.update(given)
 
 
-def process_of(container, config, options):
+def process_of(config, options):
     """What shall run: a file's `process`, or the container's with other arguments. Raises OciError."""
     if options.process:
         try:
@@ -96,7 +96,7 @@ def begin(container, options, launcher):
     if status not in ("running", "created", "paused"):
         raise OciError("cannot exec in a stopped container")
     config = schema.decode(state.read(f"{container.directory}/config.json"))
-    process, linux = process_of(container, config, options), config.get("linux", {})
+    process, linux = process_of(config, options), config.get("linux", {})
     fds, steps = Descriptors(), Steps()
     try:
         facts = _facts(container, process, linux, options, fds, steps)

@@ -143,7 +143,7 @@ def _raise_first(groups, resources):
     now = cgroups.read_or(f"{directory}/memory.memsw.limit_in_bytes")
     swap = memory.get("swap", 0)
     if now and (swap == -1 or swap > int(now)):
-        cgroups._put(groups, f"{directory}/memory.memsw.limit_in_bytes", str(swap))
+        cgroups.put(f"{directory}/memory.memsw.limit_in_bytes", str(swap))
     elif now and not swap and memory["limit"] > int(now):
         raise OciError("memory limit should be smaller than already set memory+swap limit: set that, too")
 

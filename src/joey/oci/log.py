@@ -6,11 +6,11 @@ from __future__ import annotations
 
 import os
 
-_target = {"fd": -1, "json": False, "debug": False}
+_target = {"fd": -1, "json": False}
 
 
-def setup(path, form, debug):
-    _target["json"], _target["debug"] = form == "json", debug
+def setup(path, form):
+    _target["json"] = form == "json"
     if path:
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
         _target["fd"] = os.open(path, flags, 0o644)
@@ -24,11 +24,6 @@ def error(text):
 def warning(text):
     if not _write("warning", text):
         os.write(2, f"joey-oci: warning: {text}\n".encode(errors="replace"))
-
-
-def debug(text):
-    if _target["debug"] and not _write("debug", text):
-        os.write(2, f"joey-oci: {text}\n".encode(errors="replace"))
 
 
 def _write(level, text):
