@@ -20,11 +20,10 @@ import msgspec
 from joey.images import compression, pack
 from joey.images.index import Descriptor
 from joey.images.store import INGESTING, UNPACKING, Store
-from joey.images.unpack import NORMAL, Limits, unpack
+from joey.images.unpack import unpack
 from joey.model.errors import from_os
 
 GZIP = "application/vnd.oci.image.layer.v1.tar+gzip"
-PLAIN = "application/vnd.oci.image.layer.v1.tar"
 _LEVEL = 4
 Hold = Callable[..., object]
 
@@ -40,25 +39,15 @@ class MadeLayer(msgspec.Struct, frozen=True):
     size: int
 
 
-def upper_layer(
-    store: Store,
-    upper: Path | int,
-    *,
-    hold: Hold,
-    shift: int,
-    epoch: int | None = None,
-    compress: bool = True,
-) -> MadeLayer:
+def upper_layer(store: Store, upper: Path | int, *, hold: Hold, shift: int, epoch: int | None = None) -> MadeLayer:
     """What a sandbox has changed as a layer. upper: its overlay's upper directory, a path or a descriptor. shift: the
     base of its ids. epoch: no time is later (SOURCE_DATE_EPOCH). Raises ImageError, HostFailed and its kin.
     """
     pieces = pack.pack(upper, pack.Options(shift=shift, epoch=epoch, overlay=True))
-    return archive_layer(store, pieces, hold=hold, compress=compress)
+    return archive_layer(store, pieces, hold=hold)
 
 
-def archive_layer(
-    store: Store, pieces: Iterator[bytes], *, hold: Hold, compress: bool = True, limits: Limits = NORMAL
-) -> MadeLayer:
+def archive_layer(store: Store, pieces: Iterator[bytes], *, hold: Hold) -> MadeLayer:
     """The layer of an archive without compression. hold: called with diff id and blob's digest before they are where a
     sweep could take them for garbage (Store.busy, for as long as no image names them). Raises as `unpack`.
     """
@@ -66,9 +55,9 @@ def archive_layer(
         temporary = store.blobs / f".new-{secrets.token_hex(8)}"
         try:
             with open(temporary, "xb") as file:
-                tee = _Tee(pieces, file, compress)
+                tee = _Tee(pieces, file)
                 directory = store.new_directory()
-                done = unpack(cast(BinaryIO, tee), directory, limits=limits)
+                done = unpack(cast(BinaryIO, tee), directory)
                 digest, size = tee.finish()
                 os.fsync(file.fileno())
             hold(done.diff_id, digest)
@@ -79,17 +68,16 @@ def archive_layer(
         finally:
             with contextlib.suppress(OSError):
                 temporary.unlink()
-        blob = Descriptor(GZIP if compress else PLAIN, digest, size)
-        return MadeLayer(done.diff_id, blob, done.entries, done.size)
+        return MadeLayer(done.diff_id, Descriptor(GZIP, digest, size), done.entries, done.size)
 
 
 class _Tee:
     """Reads the pieces, and writes them compressed to a file on the way."""
 
-    def __init__(self, pieces: Iterator[bytes], file: BinaryIO, compress: bool) -> None:
+    def __init__(self, pieces: Iterator[bytes], file: BinaryIO) -> None:
         self._pieces, self._file, self._rest = pieces, file, b""
         self._digest, self._size = hashlib.sha256(), 0
-        self._compressor = compression.Compressor("gzip" if compress else "none", _LEVEL)
+        self._compressor = compression.Compressor("gzip", _LEVEL)
 
     def read(self, size: int = -1) -> bytes:
         while not self._rest:

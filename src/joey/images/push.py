@@ -21,7 +21,6 @@ from joey.images.registry_http import Http, TryAgain, attempts
 from joey.images.store import Store, StoredImage
 from joey.model.errors import ImageError, RegistryFailed, from_os
 
-CHUNK = 16 << 20
 _PIECE = 1 << 18
 
 

@@ -16,8 +16,6 @@ from joey.images.registry_http import Http, TryAgain, attempts
 from joey.model.errors import ImageError, RegistryFailed
 
 T = TypeVar("T")
-CHUNK = 8 << 20
-"""Bytes of a PATCH when uploading in chunks."""
 PIECE = 1 << 20
 
 
