@@ -160,12 +160,6 @@ def links(link: Link, *, group: int | None = None) -> list[Found]:
     return found
 
 
-def link_index(link: Link, name: str) -> int | None:
-    """The index of a link by name, None if there is none."""
-    body = link.ask(Message(GETLINK, 0, link_header() + text(_IFNAME, name), f"look up {name}"))
-    return None if body is None else int(struct.unpack_from("=BxHi", body)[2])
-
-
 def conf_of(link: Link, index: int, which: int) -> int | None:
     """An IPv4 setting (DEVCONF_*) of a link; None if the link is gone."""
     body = link.ask(Message(GETLINK, 0, link_header(index), f"link {index}"))

@@ -35,7 +35,7 @@ from joey.model.errors import HostFailed, NotPermitted, Unenforceable
 _SUBSYSTEM = 10 << 8
 _NEWCHAIN, _DELCHAIN, _NEWRULE, _DELRULE = _SUBSYSTEM | 3, _SUBSYSTEM | 5, _SUBSYSTEM | 6, _SUBSYSTEM | 8
 _NEWSETELEM, _GETSETELEM, _DELSETELEM = _SUBSYSTEM | 12, _SUBSYSTEM | 13, _SUBSYSTEM | 14
-_GETTABLE, _DELTABLE, _GETOBJ, _GETCHAIN = _SUBSYSTEM | 1, _SUBSYSTEM | 2, _SUBSYSTEM | 19, _SUBSYSTEM | 4
+_GETTABLE, _DELTABLE, _GETOBJ = _SUBSYSTEM | 1, _SUBSYSTEM | 2, _SUBSYSTEM | 19
 _INET = struct.pack(">BBH", 1, 0, 0)
 _BEGIN = Message(0x10, 0, struct.pack(">BBH", 0, 0, 10), "begin")
 _END = Message(0x11, 0, struct.pack(">BBH", 0, 0, 10), "end")
@@ -124,10 +124,6 @@ class Table:
 
     def exists(self, link: Link) -> bool:
         return link.ask(Message(_GETTABLE, 0, _INET + text(1, self.name), f"table {self.name}")) is not None
-
-    def has_chain(self, link: Link, chain: str) -> bool:
-        body = _INET + text(1, self.name) + text(3, chain)
-        return link.ask(Message(_GETCHAIN, 0, body, f"chain {chain}")) is not None
 
     def counter_of(self, link: Link, set_: str, key: bytes) -> tuple[int, int] | None:
         """(packets, bytes) that an element of a set with counters has matched; None if it is not there."""
