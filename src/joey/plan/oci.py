@@ -176,17 +176,23 @@ def _joins(facts: Facts) -> list[op.Op]:
     return [op.Write(f"{place}/{'cgroup.procs' if name in v2 else f.JOIN_V1}", "0") for name, place in facts.cgroups]
 
 
+def _oom_score(process: Json) -> list[op.Op]:
+    return [op.Write("/proc/self/oom_score_adj", str(process["oomScoreAdj"]))] if "oomScoreAdj" in process else []
+
+
+def _enters(facts: Facts) -> list[op.Op]:
+    """The namespaces that came by path, but for those that only a later step may enter."""
+    return [op.Setns(facts.paths[kind], NAMESPACES[kind]) for kind in _ORDER if kind in facts.paths]
+
+
 def _first(
     process: Json, linux: Json, facts: Facts, kinds: list[str], made: list[str], early: list[op.Op]
 ) -> list[op.Op]:
     ops: list[op.Op] = [op.Clone(_FORK), op.Chdir(facts.rootfs)]
-    ops += _joins(facts)
-    if "oomScoreAdj" in process:
-        ops += [op.Write("/proc/self/oom_score_adj", str(process["oomScoreAdj"]))]
-    ops += early
+    ops += _joins(facts) + _oom_score(process) + early
     # The host's rights reach into every namespace, those of a user namespace only into its own: so the user
     # namespace comes after what is joined, and before what is made.
-    ops += [op.Setns(facts.paths[kind], NAMESPACES[kind]) for kind in _ORDER if kind in facts.paths]
+    ops += _enters(facts)
     if "user" in kinds:
         ops += [op.Setns(facts.paths.get("user", USERNS), f.CLONE_NEWUSER), op.Setgid(0), op.Setuid(0)]
     new = 0
@@ -253,7 +259,16 @@ def _last(
     has_user: bool,
 ) -> list[op.Op]:  # fmt: skip
     ops: list[op.Op] = [op.Setsid(), *_streams(process, facts, (SYNC, GATE))]
-    ops += proc.scheduling(process) + proc.personality(linux) + late
+    ops += _become(process, linux, facts, masks, env, late, has_user=has_user)
+    return [*ops, op.Gate(GATE), *proc.program(process, masks, facts.seccomp, env, listened=facts.listen)]
+
+
+def _become(
+    process: Json, linux: Json, facts: Facts, masks: dict[str, int], env: tuple[str, ...], late: list[op.Op], *,
+    has_user: bool,
+) -> list[op.Op]:  # fmt: skip
+    """All that `process` asks for, once its streams are in place; what is left is the program."""
+    ops = [*proc.scheduling(process), *proc.personality(linux), *late]
     # Nothing of the host is open any more, so the directory can only be the container's (CVE-2024-21626).
     ops += [op.Chdir(process["cwd"])]
     groups = not has_user or bool(process.get("user", {}).get("additionalGids"))
@@ -261,7 +276,7 @@ def _last(
     ops += [op.Find(process["args"][0], proc.search_path(env))]
     if facts.listen and facts.seccomp:
         ops += [op.Listen(SYNC, *facts.seccomp)]
-    return [*ops, op.Gate(GATE), *proc.program(process, masks, facts.seccomp, env, listened=facts.listen)]
+    return ops
 
 
 def _streams(process: Json, facts: Facts, reach: tuple[Reg, ...]) -> list[op.Op]:
@@ -292,12 +307,9 @@ def exec_(process: Json, linux: Json, facts: Facts) -> op.Plan:
     early, late = proc.rlimits(process)
     ops: list[op.Op] = [op.Clone(_FORK), *_affinity(process, "initial")]
     ops += _joins(facts)
-    ops += _affinity(process, "final")
-    if "oomScoreAdj" in process:
-        ops += [op.Write("/proc/self/oom_score_adj", str(process["oomScoreAdj"]))]
+    ops += _affinity(process, "final") + _oom_score(process)
     ops += [op.Write(f"/proc/self/{file}", label) for file, label in facts.labels]
-    ops += early
-    ops += [op.Setns(facts.paths[kind], NAMESPACES[kind]) for kind in _ORDER if kind in facts.paths]
+    ops += early + _enters(facts)
     reach = tuple(facts.paths[kind] for kind in ("user", "time") if kind in facts.paths)
     ops += proc.terminal(process, "/dev/pts") if process.get("terminal") else []
     ops += _streams(process, facts, (*reach, SYNC))[:1]
@@ -305,19 +317,13 @@ def exec_(process: Json, linux: Json, facts: Facts) -> op.Plan:
     ops += [op.Setns(facts.paths["time"], f.CLONE_NEWTIME)] if "time" in facts.paths else []
     if "user" in facts.paths:
         ops += [op.Setns(facts.paths["user"], f.CLONE_NEWUSER), op.Setgid(0), op.Setuid(0)]
-    ops += proc.scheduling(process) + proc.personality(linux) + late + [op.Chdir(process["cwd"])]
-    groups = "user" not in facts.paths or bool(process.get("user", {}).get("additionalGids"))
-    ops += proc.identity(process, masks, facts.seccomp, groups)
-    ops += [op.Find(process["args"][0], proc.search_path(env))]
-    if facts.listen and facts.seccomp:
-        ops += [op.Listen(SYNC, *facts.seccomp)]
+    ops += _become(process, linux, facts, masks, env, late, has_user="user" in facts.paths)
     return op.Plan((*ops, *proc.program(process, masks, facts.seccomp, env, listened=facts.listen)))
 
 
 def hook(path: str, argv: tuple[str, ...], env: tuple[str, ...], facts: Facts) -> op.Plan:
     """A hook in the namespaces `facts.paths`, with the runtime's rights: createContainer and startContainer."""
-    ops: list[op.Op] = [op.Clone(_FORK)]
-    ops += [op.Setns(facts.paths[kind], NAMESPACES[kind]) for kind in _ORDER if kind in facts.paths]
+    ops: list[op.Op] = [op.Clone(_FORK), *_enters(facts)]
     ops += [op.Stdio(STDIN, STDOUT, STDERR), op.Clone(f.CLONE_PARENT), op.Umask(0o022)]
     return op.Plan((*ops, op.Exec(path, argv or (path,), env)))
 
