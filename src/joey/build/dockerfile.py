@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from joey.build import words
 from joey.model.errors import Invalid
@@ -92,7 +92,6 @@ class Instruction:
 class Dockerfile:
     instructions: tuple[Instruction, ...]
     escape: str = "\\"
-    warnings: tuple[str, ...] = field(default=())
 
 
 def parse(data: bytes | str, name: str = "Dockerfile") -> Dockerfile:

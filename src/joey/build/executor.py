@@ -133,7 +133,7 @@ class Build:
 
     def _arg(self, state: State, one: Instruction) -> None:
         """--build-arg, else the default, else what an ARG before the first FROM says, else the platform's."""
-        given = {**self.shop.options.arguments}
+        given = self.shop.options.arguments
         for name, default in arguments_of(one, self.file.escape):
             self.used.add(name)
             value: str | None = given.get(name)

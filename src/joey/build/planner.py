@@ -49,7 +49,6 @@ class Plan:
     order: tuple[Stage, ...]
     globals: Mapping[str, str | None]
     platform: Mapping[str, str]
-    escape: str
 
     def stage(self, name: str) -> Stage | None:
         """By name or number."""
@@ -93,7 +92,7 @@ def plan(file: Dockerfile, arguments: Mapping[str, str], platform: str, target: 
     for stage in stages:
         _needs(stage, stages)
     order = _order(stages, _target(stages, target))
-    return Plan(tuple(stages), order, values, ours, file.escape)
+    return Plan(tuple(stages), order, values, ours)
 
 
 def expand(one: Instruction, text: str, values: Mapping[str, str], escape: str) -> str:

@@ -106,18 +106,17 @@ class Tree:
 
     def walk(self, path: str) -> Iterator[tuple[str, os.stat_result]]:
         """What is below a directory, depth first, in order of name: (path below it, what it is). Raises OSError."""
-        stack = [iter([(name, name) for name in self.names(path)])]
+        stack = [iter(self.names(path))]
         while stack:
-            entry = next(stack[-1], None)
-            if entry is None:
+            below = next(stack[-1], None)
+            if below is None:
                 stack.pop()
                 continue
-            below = entry[0]
             here = f"{path}/{below}" if path else below
             found = os.lstat(self.place(here))
             yield below, found
             if stat.S_ISDIR(found.st_mode):
-                stack.append(iter([(f"{below}/{name}", name) for name in self.names(here)]))
+                stack.append(iter([f"{below}/{name}" for name in self.names(here)]))
 
     def open(self, path: str) -> int:
         return os.open(self.place(path), _FILE)

@@ -73,7 +73,6 @@ def expand_many(text: str, values: Mapping[str, str], escape: str = "\\") -> lis
 class _Expander:
     def __init__(self, text: str, values: Mapping[str, str], escape: str) -> None:
         self.text, self.values, self.escape, self.at = text, values, escape, 0
-        self.used: set[str] = set()
 
     def whole(self) -> str:
         return self.until("")
@@ -149,7 +148,7 @@ class _Expander:
             if match is None:
                 return "$"
             self.at = match.end()
-            return self._value(match[0])
+            return self.values.get(match[0], "")
         self.at += 1
         match = _NAME.match(self.text, self.at)
         if match is None:
@@ -161,12 +160,8 @@ class _Expander:
         self.at += 1
         return found
 
-    def _value(self, name: str) -> str:
-        self.used.add(name)
-        return self.values.get(name, "")
-
     def _braced(self, name: str) -> str:
-        value = self._value(name)
+        value = self.values.get(name, "")
         operator = next((one for one in _OPERATORS if self.text.startswith(one, self.at)), "")
         if not operator:
             if self.text[self.at : self.at + 1] not in ("}", ""):
@@ -179,7 +174,7 @@ class _Expander:
             if self.text[self.at : self.at + 1] == "/":
                 self.at += 1
                 word = self.until("}")
-            return re.sub(translate(pattern, greedy=True), lambda _: word, value, count=0 if operator == "//" else 1)
+            return re.sub(translate(pattern), lambda _: word, value, count=0 if operator == "//" else 1)
         word = self.until("}")
         if operator in ("#", "##", "%", "%%"):
             return _trim(value, operator, word)
@@ -203,7 +198,7 @@ class _Expander:
 
 
 def _trim(value: str, operator: str, pattern: str) -> str:
-    fits: Callable[[str], object] = re.compile(translate(pattern, greedy=True) + r"\Z", re.DOTALL).match
+    fits: Callable[[str], object] = re.compile(translate(pattern) + r"\Z", re.DOTALL).match
     length = len(value)
     counts = range(length + 1) if len(operator) == 1 else range(length, -1, -1)
     for count in counts:
@@ -214,14 +209,6 @@ def _trim(value: str, operator: str, pattern: str) -> str:
     return value
 
 
-def translate(pattern: str, *, greedy: bool = False) -> str:
+def translate(pattern: str) -> str:
     """A regular expression of a pattern with * and ?; neither stops at a slash."""
-    star = ".*" if greedy else ".*?"
-    return "".join(star if char == "*" else "." if char == "?" else re.escape(char) for char in pattern)
-
-
-def names_used(text: str, escape: str = "\\") -> set[str]:
-    """The variables a text names. Raises WordError."""
-    one = _Expander(text, {}, escape)
-    one.whole()
-    return one.used
+    return "".join(".*" if char == "*" else "." if char == "?" else re.escape(char) for char in pattern)
