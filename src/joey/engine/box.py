@@ -197,6 +197,12 @@ class Box:
         check = self.spec.health
         self.clocks.follow(self.record, None if check is None or check.none else check)
 
+    def requested(self) -> Request:
+        """What it was started with, or would be. Of one found at start: made when first needed. Raises JoeyError."""
+        if self.request is None:
+            self.request = self._machine.launching.complete(self.spec, self.id)
+        return self.request
+
     def complete(self, request: Request) -> None:
         """It is to be started so. What its image says of its health is its own from now on."""
         self.request = request
@@ -306,9 +312,8 @@ class Box:
             self.slot = prepared.slot
             etc = networks.connect(self, self.request.image, prepared.netns)
             self._context.store.save(self.row())
-            if (
-                self.durable
-            ):  # the launch takes longer than the disk; what is found running later needs no more than this
+            # The launch takes longer than the disk; what is found running later needs no more than this.
+            if self.durable:
                 self.durable, self.on_disk = False, self._context.store.flushed()
             return await launching.start(self.request, prepared, key, etc)
         finally:
