@@ -3,6 +3,7 @@
 import os
 import sys
 
+from joey.cli import output
 from joey.cli.connect import engine
 from joey.cli.options import UsageError
 from joey.cli.output import is_terminal, say, say_json
@@ -100,33 +101,36 @@ def _pieces(fd):
 
 
 def write(stream, path):
-    """To a file that has its name only when it is whole."""
+    """To standard output (-), or to a file."""
     if path == "-":
         if is_terminal(1):
             raise UsageError("this is no text for a terminal", "-o FILE, or > FILE")
         for piece in stream():
-            _all(1, piece)
+            output.write(1, piece)
         return
-    part = f"{path}.part"
+    keep(stream, path, 0o644)
+
+
+def keep(stream, path, mode, sync=False):
+    """The pieces of `stream()` into a file that has its name only when it is whole; → bytes. sync: by fsync(2), too."""
+    part, total = f"{path}.part", 0
     try:
-        fd = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+        fd = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
     except OSError as error:
         raise UsageError(f"{part}: {error.strerror}") from None
     try:
         for piece in stream():
-            _all(fd, piece)
+            output.write(fd, piece)
+            total += len(piece)
+        if sync:
+            os.fsync(fd)
         os.rename(part, path)
     except BaseException:
         os.unlink(part)
         raise
     finally:
         os.close(fd)
-
-
-def _all(fd, data):
-    view = memoryview(data)
-    while view:
-        view = view[os.write(fd, view) :]
+    return total
 
 
 VERBS = {

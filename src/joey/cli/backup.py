@@ -2,43 +2,24 @@
 
 import os
 
+from joey.cli.archive import keep
 from joey.cli.connect import engine
 from joey.cli.options import UsageError
 from joey.cli.output import say
 
 
 def backup(values, arguments):
-    """Write the archive beside its final name first: half of one is never taken for a whole."""
+    """Nothing is asked of the engine before FILE can be written."""
     path = arguments[0]
     if os.path.lexists(path) and not values.get("force"):
         raise UsageError(f"{path} exists", "give another name, or --force to replace it")
-    part = f"{path}.part"
-    try:
-        fd = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        raise UsageError(f"{part}: {error.strerror}") from None
-    try:
+
+    def stream():
         with engine() as connection:
-            total = _copy(connection.request("POST", "/v1/backup").stream(), fd)
-        os.fsync(fd)
-        os.rename(part, path)
-    except BaseException:
-        os.unlink(part)
-        raise
-    finally:
-        os.close(fd)
+            yield from connection.request("POST", "/v1/backup").stream()
+
+    total = keep(stream, path, 0o600, sync=True)
     say(f"{path}: {total} bytes")
-
-
-def _copy(pieces, fd):
-    total = 0
-    for piece in pieces:
-        view = memoryview(piece)
-        while view:
-            written = os.write(fd, view)
-            total += written
-            view = view[written:]
-    return total
 
 
 COMMANDS = {
