@@ -173,15 +173,13 @@ class Execs:
         processes, not a look of ours inside. Raises JoeyError.
         """
         assert box.launched is not None and box.slot is not None
-        if box.request is None:
-            box.request = self._launching.complete(box.spec, box.id)
-        spec = box.request.spec
-        process = _within(process, spec, box.request.image.cwd)
+        request = box.requested()
+        process = _within(process, request.spec, request.image.cwd)
         if not process.argv:
             raise Invalid("argv", "name a program to run")
         one = _Exec(self._store.next_number("key"), box.id, process, tag, keep or bool(tag))
         one.listed = listed
-        work = asyncio.ensure_future(self._start(box, box.request, one, output))
+        work = asyncio.ensure_future(self._start(box, request, one, output))
         try:
             return await asyncio.shield(work)
         except asyncio.CancelledError:

@@ -214,13 +214,12 @@ class Helpers:
 
     async def _start(self, box: Box, *, joined: bool) -> Helper:
         assert box.launched is not None and box.slot is not None
-        if box.request is None:
-            box.request = self._launching.complete(box.spec, box.id)
+        request = box.requested()
         if self._program < 0:
             self._program = _program()
         key = self._store.next_number("key")
         work = asyncio.ensure_future(
-            self._launching.files(box.request, box.launched, box.slot, key, self._program, joined=joined)
+            self._launching.files(request, box.launched, box.slot, key, self._program, joined=joined)
         )
         try:
             launched = await asyncio.shield(work)

@@ -61,11 +61,7 @@ def oom_kills(engine: Engine, box: Box | None) -> int:
 
 def exit_of(engine: Engine, box: Box, child: Child) -> Exit:
     """The end of a main process; killed for lack of memory if its cgroup has counted a kill."""
-    oom = False
-    if (child.status or child.unknown) and box.slot is not None:
-        with contextlib.suppress(CgroupError):
-            oom = bool(engine.machine.cgroup.oom_kills(box.slot.name))
-    return exit_of_child(child, oom=oom)
+    return exit_of_child(child, oom=bool((child.status or child.unknown) and oom_kills(engine, box)))
 
 
 async def node(engine: Engine) -> Node:

@@ -213,8 +213,14 @@ class Pools(Generic[M]):
     def _ended(self, pool: Pool[M]) -> None:
         """A member has ended by itself. If all of them do so it is no use to start more and more of them."""
         pool.lost_at = time.monotonic()
+        self._failed(
+            pool, JoeyError("pool", "a sandbox that was started ahead has ended", "give it a program that stays")
+        )
+
+    def _failed(self, pool: Pool[M], error: JoeyError) -> None:
+        """Whoever waits for it to be full hears of it; the next try waits longer."""
         pool.failures += 1
-        pool.error = JoeyError("pool", "a sandbox that was started ahead has ended", "give it a program that stays")
+        pool.error = error
         self._settle(pool)
 
     def _add(self, pool: Pool[M], member: M) -> None:
@@ -289,17 +295,13 @@ class Pools(Generic[M]):
         try:
             member = await self._host.start_member(pool)
         except JoeyError as error:
-            pool.failures += 1
-            if pool.failures == 1:
+            if not pool.failures:
                 _log.warning("pool %s: no sandbox can be started ahead: %s", pool.spec.name, error)
-            pool.error = error
-            self._settle(pool)
+            self._failed(pool, error)
             return
         except Exception as error:  # the pool must live to try again
-            pool.failures += 1
             _log.exception("pool %s", pool.spec.name)
-            pool.error = JoeyError("pool", f"{type(error).__name__}: {error}", "this is a bug of Joey's")
-            self._settle(pool)
+            self._failed(pool, JoeyError("pool", f"{type(error).__name__}: {error}", "this is a bug of Joey's"))
             return
         finally:
             pool.starting -= 1

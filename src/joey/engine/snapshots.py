@@ -98,7 +98,7 @@ class Snapshots:
         box = self._engine.find(ref)
         names = [str(reference.parse(body.name, "name"))] if body.name else []
         parent, _ = self._settings(box)
-        settings = instructions.change(_as_run(box.spec, self._request_image(box)), body.changes)
+        settings = instructions.change(_as_run(box.spec, box.requested().image), body.changes)
         done = await self._take(
             box, body.pause, parent, settings, names=names, source="local", comment=body.message, author=body.author,
             created_by=" ".join(box.spec.process.argv) or "joey commit",
@@ -130,7 +130,7 @@ class Snapshots:
     async def changes(self, ref: str) -> list[FileChange]:
         """What a sandbox has changed in its files, in order of path. Raises NotFound, HostFailed …"""
         box = self._engine.find(ref)
-        upper, image = self.upper(box), self._request_image(box)
+        upper, image = self.upper(box), box.requested().image
         if upper is None:
             return []
         layers = [Path(layer.source) for layer in image.layers]
@@ -164,18 +164,13 @@ class Snapshots:
         if box.spec.rootfs:
             remedy = "joey image import DIR NAME makes an image of the directory"
             raise Conflict("sandbox", "its root file system is a directory, which is no image", remedy)
-        image = self._request_image(box)
+        image = box.requested().image
         if images.local(box.spec):
             return None, image
         held = self._library.held(box.id)
         if held is None:
             raise ImageError("image", f"{box.spec.image} of {box.id[:12]} is not here", "joey image verify")
         return self._library.store.find(held), image
-
-    def _request_image(self, box: Box) -> Image:
-        if box.request is None:
-            box.request = self._engine.machine.launching.complete(box.spec, box.id)
-        return box.request.image
 
     async def _take(self, box: Box, pause: bool, parent: StoredImage | None, settings: Image, **about: object) -> _Done:
         """To its end, also if the caller leaves: threads are at work."""
@@ -234,8 +229,6 @@ class Snapshots:
 
     def all(self, owner: str | None) -> Sequence[Snapshot]:
         """Newest first; None sees all."""
-        if not self._library.exists:
-            return []
         return [_listed(self._library, one) for one in self._of(owner)]
 
     def find(self, name: str, owner: str | None) -> StoredImage:
