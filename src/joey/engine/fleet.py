@@ -71,7 +71,7 @@ class Fleet:
     async def hold(self, fd: int) -> None:
         """One more that every launcher shall hold open, those that run as well."""
         self._keep = (*self._keep, fd)
-        for shard in (*self._usable(), *([self._worker] if self._worker else [])):
+        for shard in (*self._usable(), *self._workers()):
             with contextlib.suppress(LauncherGone):  # the next one is given all of them
                 await _prepare(shard.launcher, setup.keep(len(self._keep) - 1), fd)
 
@@ -94,7 +94,7 @@ class Fleet:
     @property
     def pids(self) -> tuple[int, ...]:
         """Processes of our own besides the engine."""
-        return tuple(s.launcher.pid for s in (*self._shards.values(), *([self._worker] if self._worker else [])))
+        return tuple(s.launcher.pid for s in (*self._shards.values(), *self._workers()))
 
     async def adopt(self) -> None:
         """Connect to the launchers that an earlier engine left."""
@@ -131,6 +131,10 @@ class Fleet:
     def _usable(self) -> list[Shard]:
         return [shard for shard in self._shards.values() if not (shard.gone or shard.outdated)]
 
+    def _workers(self) -> tuple[Shard, ...]:
+        """The worker, if there is one."""
+        return () if self._worker is None else (self._worker,)
+
     async def worker(self) -> Shard:
         """The launcher for slots."""
         if self._worker is None:
@@ -148,7 +152,7 @@ class Fleet:
         self._closed = True
         for task in tuple(self._rescues):
             task.cancel()
-        for shard in [*self._shards.values(), *([self._worker] if self._worker else [])]:
+        for shard in (*self._shards.values(), *self._workers()):
             shard.launcher.on_gone = lambda: None
             shard.go_on()
             if stop or shard is self._worker:
@@ -180,7 +184,7 @@ class Fleet:
             _log.error("cgroups of this instance have been removed; they are made again")
             self._cgroup.create()
             plan = encode(setup.rebind(self._layout))
-            for shard in (*self._usable(), *([self._worker] if self._worker else [])):
+            for shard in (*self._usable(), *self._workers()):
                 with contextlib.ExitStack() as stack:
                     trees = []
                     for hierarchy in self._layout.hierarchies:
@@ -281,9 +285,7 @@ class Fleet:
                 return  # it is gone, too, and its own rescue goes on
             shard.go_on()
             for slot in {one.slot for one in shard.running.values()}:
-                known = {one.pid for other in self._shards.values() for one in other.running.values()}
-                with contextlib.suppress(OSError):
-                    orphans.end_strangers(self._cgroup, slot, known)
+                self._end_strangers(slot)
         finally:
             for pidfd in pidfds.values():
                 os.close(pidfd)
@@ -364,9 +366,12 @@ class Fleet:
 
     def end_unanswered(self, slot: str) -> None:
         """Kill what nobody was told of: its start was under way when both engine and launcher ended."""
+        self._end_strangers(slot, lasting=True)
+
+    def _end_strangers(self, slot: str, *, lasting: bool = False) -> None:
         known = {one.pid for shard in self._shards.values() for one in shard.running.values()}
         with contextlib.suppress(OSError):
-            orphans.end_strangers(self._cgroup, slot, known, lasting=True)
+            orphans.end_strangers(self._cgroup, slot, known, lasting=lasting)
 
     async def move(self, shard: Shard, child: Child, running: Running, fds: Mapping[int, int]) -> Shard:
         """Of a launcher of another version: have one of ours take `child` over, where the kernel tells how it ends.
