@@ -58,6 +58,11 @@ def diff(values, arguments):
     old, new = arguments
     with engine() as connection:
         found = connection.call("GET", f"/v1/images/{quote(new)}/diff{query({'from': old})}")
+    say_changes(found, values)
+
+
+def say_changes(found, values):
+    """What is added (A), changed (C) and deleted (D), a line each."""
     if values.get("json"):
         say_json(found)
     for one in found if not values.get("json") else ():

@@ -86,10 +86,7 @@ def diff(values, arguments):
     """A line a change."""
     with engine() as connection:
         found = connection.call("GET", f"/v1/sandboxes/{quote(arguments[0])}/changes")
-    if values.get("json"):
-        say_json(found)
-    for one in found if not values.get("json") else ():
-        say(f"{one['kind']} {one['path']}")
+    archive.say_changes(found, values)
 
 
 def export(values, arguments):

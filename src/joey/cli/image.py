@@ -51,22 +51,9 @@ def _table(found, whole, digests):
 
 def inspect(values, arguments):
     """A JSON array, or the parts a template names."""
-    from joey.cli.inspect import fill
+    from joey.cli.inspect import show
 
-    found, failed = [], 0
-    with engine() as connection:
-        for name in arguments:
-            try:
-                found.append(connection.call("GET", f"/v1/images/{quote(name)}"))
-            except Problem as problem:
-                complain(f"{name}: {problem}", problem.remedy)
-                failed = 1
-    if "format" in values:
-        for one in found:
-            say(fill(values["format"], one))
-    else:
-        say_json(found)
-    return failed
+    return show("/v1/images", values, arguments)
 
 
 def rm(values, arguments):

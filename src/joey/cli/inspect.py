@@ -9,11 +9,16 @@ from joey.client.transport import Problem, quote
 
 def inspect(values, arguments):
     """Print a JSON array, or the parts a template names."""
+    return show("/v1/sandboxes", values, arguments)
+
+
+def show(path, values, arguments):
+    """The same of whatever the API has by name below `path`; 1 if one of them is not there."""
     found, failed = [], 0
     with engine() as connection:
         for ref in arguments:
             try:
-                found.append(connection.call("GET", f"/v1/sandboxes/{quote(ref)}"))
+                found.append(connection.call("GET", f"{path}/{quote(ref)}"))
             except Problem as problem:
                 complain(f"{ref}: {problem}", problem.remedy)
                 failed = 1
