@@ -11,16 +11,12 @@ from typing import Any
 
 import msgspec
 
-from joey.images.index import Descriptor
+from joey.images.index import DOCKER_LAYERS, OCI_LAYERS, Descriptor
 from joey.model.image import DEFAULT_PATH
 
 Layers = list[tuple[str, Descriptor]]
 _DROPPED = ("container", "container_config", "docker_version", "id", "parent", "throwaway")
-_MEDIA = {
-    "application/vnd.docker.image.rootfs.diff.tar": "application/vnd.oci.image.layer.v1.tar",
-    "application/vnd.docker.image.rootfs.diff.tar.gzip": "application/vnd.oci.image.layer.v1.tar+gzip",
-    "application/vnd.docker.image.rootfs.diff.tar.zstd": "application/vnd.oci.image.layer.v1.tar+zstd",
-}
+_MEDIA = {docker: OCI_LAYERS[kind] for kind, docker in DOCKER_LAYERS.items()}
 DEFAULT_SHELL = ["/bin/sh", "-c"]
 
 

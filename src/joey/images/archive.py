@@ -22,16 +22,6 @@ from joey.images.unpack import NORMAL, Limits, unpack
 from joey.model.errors import ImageError, Invalid
 from joey.model.image import Image, Layer
 
-_MEDIA = {
-    "gzip": "application/vnd.oci.image.layer.v1.tar+gzip",
-    "zstd": "application/vnd.oci.image.layer.v1.tar+zstd",
-    "none": "application/vnd.oci.image.layer.v1.tar",
-}
-_DOCKER_MEDIA = {
-    "gzip": "application/vnd.docker.image.rootfs.diff.tar.gzip",
-    "zstd": "application/vnd.docker.image.rootfs.diff.tar.zstd",
-    "none": "application/vnd.docker.image.rootfs.diff.tar",
-}
 REF_NAME = "org.opencontainers.image.ref.name"
 FULL_NAME = "io.containerd.image.name"
 
@@ -216,7 +206,7 @@ def _load_docker(store: Store, archive: Folder, limits: Limits) -> list[StoredIm
                     head = compression.read_some(file, 6)[:6]
                 with archive.open(name) as file:
                     blob = store.ingest(file)
-                parts.append(Descriptor(_DOCKER_MEDIA[compression.kind(head)], blob.digest, blob.size))
+                parts.append(Descriptor(index.DOCKER_LAYERS[compression.kind(head)], blob.digest, blob.size))
             manifest = oci.manifest(oci.describe(config, index.DOCKER_CONFIG), parts, docker=True)
             parsed = index.parse(manifest, index.DOCKER_MANIFEST, entry["Config"][:12])
             assert isinstance(parsed, index.Manifest)
@@ -256,7 +246,7 @@ def import_(
                 kind = compression.kind(file.read(6))
             diff_id = _layer(store, blob.digest, "", limits)
             with store.busy(diff_id):
-                layer = Descriptor(_MEDIA[kind], blob.digest, blob.size)
+                layer = Descriptor(index.OCI_LAYERS[kind], blob.digest, blob.size)
                 steps = (oci.Step(created=created, created_by="joey image import", comment=comment),)
                 like = settings or Image(name=name, layers=(Layer(diff_id, "/"),))
                 return put(store, [full], like, [(diff_id, layer)], platform, created, steps)

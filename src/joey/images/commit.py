@@ -18,12 +18,11 @@ from typing import BinaryIO, cast
 import msgspec
 
 from joey.images import compression, pack
-from joey.images.index import Descriptor
+from joey.images.index import OCI_LAYERS, Descriptor
 from joey.images.store import INGESTING, UNPACKING, Store
 from joey.images.unpack import unpack
 from joey.model.errors import from_os
 
-GZIP = "application/vnd.oci.image.layer.v1.tar+gzip"
 _LEVEL = 4
 Hold = Callable[..., object]
 
@@ -68,7 +67,7 @@ def archive_layer(store: Store, pieces: Iterator[bytes], *, hold: Hold) -> MadeL
         finally:
             with contextlib.suppress(OSError):
                 temporary.unlink()
-        return MadeLayer(done.diff_id, Descriptor(GZIP, digest, size), done.entries, done.size)
+        return MadeLayer(done.diff_id, Descriptor(OCI_LAYERS["gzip"], digest, size), done.entries, done.size)
 
 
 class _Tee:

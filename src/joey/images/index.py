@@ -28,15 +28,18 @@ SCHEMA1 = (
 MANIFESTS = (OCI_MANIFEST, DOCKER_MANIFEST)
 INDEXES = (OCI_INDEX, DOCKER_LIST)
 ACCEPT = ", ".join((*MANIFESTS, *INDEXES))
-LAYERS = {
-    "application/vnd.oci.image.layer.v1.tar": "",
-    "application/vnd.oci.image.layer.v1.tar+gzip": "gzip",
-    "application/vnd.oci.image.layer.v1.tar+zstd": "zstd",
-    "application/vnd.docker.image.rootfs.diff.tar": "",
-    "application/vnd.docker.image.rootfs.diff.tar.gzip": "gzip",
-    "application/vnd.docker.image.rootfs.diff.tar.zstd": "zstd",
+OCI_LAYERS = {
+    "none": "application/vnd.oci.image.layer.v1.tar",
+    "gzip": "application/vnd.oci.image.layer.v1.tar+gzip",
+    "zstd": "application/vnd.oci.image.layer.v1.tar+zstd",
 }
-"""Media type of a layer -> its compression."""
+"""Compression of a layer -> its media type."""
+DOCKER_LAYERS = {
+    "none": "application/vnd.docker.image.rootfs.diff.tar",
+    "gzip": "application/vnd.docker.image.rootfs.diff.tar.gzip",
+    "zstd": "application/vnd.docker.image.rootfs.diff.tar.zstd",
+}
+LAYERS = frozenset({*OCI_LAYERS.values(), *DOCKER_LAYERS.values()})
 MAX_MANIFEST = 4 << 20
 """Bytes: what registries accept at most (distribution-spec, "Pushing Manifests")."""
 MAX_CONFIG = 8 << 20

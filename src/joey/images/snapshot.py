@@ -31,7 +31,6 @@ from joey.model.image import Image
 
 BASE_LABEL = "io.joey.base"
 """Label of an image whose layers lie on something that is no layer: `host`, this machine's own system."""
-MEDIA = "application/vnd.oci.image.layer.v1.tar"
 SNAPSHOT, FORK = GROWN
 """How `StoredImage.source` begins of a snapshot, and of what sandboxes are forked from; then the owner's id."""
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
@@ -95,7 +94,9 @@ class Taken:
             with store.busy(diff_id):
                 store.commit_blob(temporary, diff_id)
                 store.adopt_layer(self.directory, diff_id, self.found.size, self.found.entries)
-                yield StoredLayer(diff_id, Descriptor(MEDIA, diff_id, size), self.found.size, self.found.entries)
+                yield StoredLayer(
+                    diff_id, Descriptor(index.OCI_LAYERS["none"], diff_id, size), self.found.size, self.found.entries
+                )
         except OSError as error:
             raise from_os("store a layer", error) from error
         finally:
