@@ -114,7 +114,7 @@ class Library:
                 if policy == "never":
                     raise ImageError("image", f"{name} is here for {found.platform}, not for {platform}")
             except ImageError as error:
-                if policy == "never" or not _can_pull(name):
+                if policy == "never" or not reference.is_name(name):
                     raise ImageError("image", error.message, f"joey pull {name}") from None
         from joey.images.pull import nobody
 
@@ -341,15 +341,6 @@ def own_prefix(owner: str) -> str:
 def own_name(name: reference.Reference, owner: str) -> str:
     """The canonical name of an owner's own snapshot."""
     return str(reference.parse(own_prefix(owner) + name.familiar))
-
-
-def _can_pull(name: str) -> bool:
-    """Whether a registry could know it: not an id, and not a path or garbage."""
-    try:
-        reference.parse(name)
-    except Invalid:
-        return False
-    return True
 
 
 def _named(image: Image, name: str) -> Image:

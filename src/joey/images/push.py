@@ -160,11 +160,10 @@ class _Pusher:
         """Send the manifest; → its digest."""
         name = self._target.familiar
         data = await asyncio.to_thread(self._store.read_blob, image.digest)
-        target = self._target.digest or self._target.tag
         headers = {"Content-Type": image.media_type}
 
         async def once() -> None:
-            path = f"{self._path}/manifests/{target}"
+            path = f"{self._path}/manifests/{self._target.target}"
             where = f"image {name} manifest"
             async with self._http.request(
                 "PUT", path, where, headers=headers, data=data, accept=(200, 201, 202)

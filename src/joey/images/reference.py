@@ -89,6 +89,15 @@ def parse(text: str, field: str = "image") -> Reference:
     return Reference(registry.lower(), path, tag, digest)
 
 
+def is_name(text: str) -> bool:
+    """Whether it is a reference: not an id, and not a path or garbage."""
+    try:
+        parse(text)
+    except Invalid:
+        return False
+    return True
+
+
 def _split_registry(name: str) -> tuple[str, str]:
     first, slash, rest = name.partition("/")
     if slash and (first == "localhost" or "." in first or ":" in first or first != first.lower()):

@@ -320,7 +320,7 @@ class Store:
         the content stays until the sandbox is gone) or an id has several names.
         """
         image = self.find(ref)
-        by_id = not _is_name(ref) or str(reference.parse(ref)) not in image.names
+        by_id = not reference.is_name(ref) or str(reference.parse(ref)) not in image.names
         names = list(image.names) if by_id else [str(reference.parse(ref))]
         if by_id and len(names) > 1 and not force:
             raise Conflict("image", f"{ref} has the names {', '.join(names)}", "remove them by name, or use --force")
@@ -456,14 +456,6 @@ class Store:
     def known_layers(self) -> dict[str, int]:
         """diff id -> bytes."""
         return dict(self._layers)
-
-
-def _is_name(ref: str) -> bool:
-    try:
-        reference.parse(ref)
-    except Invalid:
-        return False
-    return True
 
 
 def sync_directory(path: Path) -> None:
