@@ -8,7 +8,7 @@ import stat
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from joey.images.upper import OPAQUE
+from joey.images.overlay import is_opaque, is_whiteout
 from joey.model.errors import from_os
 from joey.model.snapshots import FileChange
 
@@ -38,7 +38,7 @@ def changes(upper: Path, layers: Sequence[Path], binds: Sequence[str] = ()) -> I
 
 
 def _walk(upper: int, lowers: Sequence[int], prefix: str, skip: set[str], depth: int) -> Iterator[FileChange]:
-    opaque = _is_opaque(upper)
+    opaque = is_opaque(upper)
     names = set(os.listdir(upper))
     gone = _below(lowers) - names if opaque and lowers else set()
     for name in sorted(names | gone):
@@ -51,7 +51,7 @@ def _walk(upper: int, lowers: Sequence[int], prefix: str, skip: set[str], depth:
         except FileNotFoundError:
             continue
         below = _find(lowers, name)
-        if stat.S_ISCHR(found.st_mode) and found.st_rdev == 0:
+        if is_whiteout(found):
             if below is not None:
                 yield FileChange("D", path)
         elif not stat.S_ISDIR(found.st_mode):
@@ -75,7 +75,7 @@ def _directory(
                 continue
             except OSError:  # something else, or a whiteout: it hides what is below
                 break
-            if _is_opaque(opened[-1]):
+            if is_opaque(opened[-1]):
                 break
         yield from _walk(opened[0], opened[1:], f"{path}/", skip, depth + 1)
     except FileNotFoundError:
@@ -90,7 +90,7 @@ def _find(lowers: Sequence[int], name: str) -> os.stat_result | None:
     for lower in lowers:
         with contextlib.suppress(FileNotFoundError):
             found = os.stat(name, dir_fd=lower, follow_symlinks=False)
-            return None if stat.S_ISCHR(found.st_mode) and found.st_rdev == 0 else found
+            return None if is_whiteout(found) else found
     return None
 
 
@@ -99,9 +99,3 @@ def _below(lowers: Sequence[int]) -> set[str]:
     for lower in lowers:
         names.update(os.listdir(lower))
     return {name for name in names if _find(lowers, name) is not None}
-
-
-def _is_opaque(fd: int) -> bool:
-    with contextlib.suppress(OSError):
-        return os.getxattr(fd, OPAQUE) == b"y"
-    return False

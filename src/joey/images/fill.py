@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import stat
 from collections.abc import Sequence
 from pathlib import Path
 
-from joey.images.upper import OPAQUE, Copier, Level
+from joey.images.overlay import enter, is_whiteout
+from joey.images.upper import Copier, Level
 from joey.model.errors import from_os
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -24,7 +24,7 @@ def fill(layers: Sequence[Path], path: str, target: Path, *, bounded: bool = Fal
     try:
         opened = [os.open(layer, _DIRECTORY) for layer in reversed(layers)]
         for part in filter(None, path.split("/")):
-            below = _enter(opened, part)
+            below = enter(opened, part)
             for fd in opened:
                 os.close(fd)
             opened = below
@@ -40,32 +40,6 @@ def fill(layers: Sequence[Path], path: str, target: Path, *, bounded: bool = Fal
     finally:
         for fd in opened:
             os.close(fd)
-
-
-def _enter(directories: Sequence[int], name: str) -> list[int]:
-    """The directory of that name in each of the layers that show it, highest first."""
-    found: list[int] = []
-    for fd in directories:
-        try:
-            found.append(os.open(name, _DIRECTORY, dir_fd=fd))
-        except FileNotFoundError:
-            continue
-        except OSError as error:
-            if error.errno in (errno.ENOTDIR, errno.ELOOP):  # something else, or a whiteout: it hides what is below
-                break
-            for one in found:
-                os.close(one)
-            raise
-        if _opaque(found[-1]):
-            break
-    return found
-
-
-def _opaque(fd: int) -> bool:
-    try:
-        return os.getxattr(fd, OPAQUE) == b"y"
-    except OSError:
-        return False
 
 
 class _Filler(Copier):
@@ -92,13 +66,13 @@ class _Filler(Copier):
                 found = os.stat(name, dir_fd=source, follow_symlinks=False)
                 if stat.S_ISDIR(found.st_mode):
                     self._below(sources[number:], into, name, path)
-                elif not (stat.S_ISCHR(found.st_mode) and found.st_rdev == 0):
+                elif not is_whiteout(found):
                     self.entries += 1
                     self.member(Level(source, into, path, iter(())), name, found)
         self.settle(sources[0], into, os.fstat(sources[0]))
 
     def _below(self, sources: Sequence[int], into: int, name: str, path: str) -> None:
-        opened = _enter(sources, name)
+        opened = enter(sources, name)
         try:
             os.mkdir(name, 0o700, dir_fd=into)
             opened.append(os.open(name, _DIRECTORY, dir_fd=into))

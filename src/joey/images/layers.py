@@ -23,12 +23,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from joey.host import trees
+from joey.images.overlay import enter, is_opaque, is_whiteout
 from joey.images.store import UNPACKING, Store, StoredImage
 from joey.model.image import Layer
 
 _log = logging.getLogger(__name__)
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-_OPAQUE = "trusted.overlay.opaque"
 _NEW = ".new-"
 _GONE = ".gone-"
 GROWN = ("snapshot:", "fork:")
@@ -147,9 +147,8 @@ def merge(layers: Sequence[Path], target: Path) -> None:
 def _visible(directories: Sequence[int]) -> list[int]:
     """Of the same directory in several layers, highest first, those that are not hidden by an opaque one."""
     for number, fd in enumerate(directories):
-        with contextlib.suppress(OSError):
-            if os.getxattr(fd, _OPAQUE) == b"y":
-                return list(directories[: number + 1])
+        if is_opaque(fd):
+            return list(directories[: number + 1])
     return list(directories)
 
 
@@ -172,21 +171,11 @@ def _merge(sources: Sequence[int], into: int) -> None:
 
 
 def _merge_directory(sources: Sequence[int], into: int, name: str) -> None:
-    opened: list[int] = []
+    opened = enter(sources, name)
     try:
-        for source in sources:
-            try:
-                opened.append(os.open(name, _DIRECTORY, dir_fd=source))
-            except FileNotFoundError:
-                continue
-            except OSError as error:
-                if error.errno in (errno.ENOTDIR, errno.ELOOP):  # something else, or a whiteout: it ends what is below
-                    break
-                raise
         os.mkdir(name, 0o700, dir_fd=into)
-        inner = os.open(name, _DIRECTORY, dir_fd=into)
-        opened.append(inner)
-        _merge(_visible(opened[:-1]), inner)
+        opened.append(os.open(name, _DIRECTORY, dir_fd=into))
+        _merge(opened[:-1], opened[-1])
     finally:
         for fd in opened:
             os.close(fd)
@@ -195,8 +184,7 @@ def _merge_directory(sources: Sequence[int], into: int, name: str) -> None:
 def _is_whiteout(entry: os.DirEntry[str], directory: int) -> bool:
     if entry.is_file(follow_symlinks=False) or entry.is_symlink():
         return False
-    found = os.stat(entry.name, dir_fd=directory, follow_symlinks=False)
-    return stat.S_ISCHR(found.st_mode) and found.st_rdev == 0
+    return is_whiteout(os.stat(entry.name, dir_fd=directory, follow_symlinks=False))
 
 
 def _copy_metadata(source: int, into: int) -> None:

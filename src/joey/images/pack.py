@@ -14,6 +14,7 @@ import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from joey.images.overlay import is_whiteout
 from joey.model.errors import ImageError, from_os
 
 BLOCK = 512
@@ -100,7 +101,7 @@ class _Packer:
 
     def _directory(self, fd: int, path: bytes, found: os.stat_result) -> Iterator[bytes]:
         yield self._header(path or b"./", b"5", found, 0, b"", attributes(fd))
-        if self.options.overlay and path and any(_attribute(fd, name) == b"y" for name in _OPAQUE):
+        if self.options.overlay and path and any(attribute(fd, name) == b"y" for name in _OPAQUE):
             yield self._plain(path + b".wh..wh..opq", found)
 
     def _plain(self, path: bytes, like: os.stat_result) -> bytes:
@@ -109,7 +110,7 @@ class _Packer:
 
     def _member(self, fd: int, name: bytes, path: bytes, found: os.stat_result) -> Iterator[bytes]:
         mode = found.st_mode
-        if stat.S_ISCHR(mode) and found.st_rdev == 0:  # a whiteout; no device has that number
+        if is_whiteout(found):  # no device has that number
             if self.options.overlay:
                 yield self._plain(path[: len(path) - len(name)] + b".wh." + name, found)
             return
@@ -199,17 +200,8 @@ def _content(fd: int, start: int, length: int) -> Iterator[bytes]:
 def _parts(fd: int, size: int) -> Iterator[tuple[int, int]]:
     """(offset, length) of what is no hole; at the end (size, 0)."""
     found: list[tuple[int, int]] = []
-    position = 0
-    while position < size:
-        try:
-            start = os.lseek(fd, position, os.SEEK_DATA)
-            position = min(size, os.lseek(fd, start, os.SEEK_HOLE))
-        except OSError as error:
-            if error.errno == errno.ENXIO:  # only a hole is left
-                break
-            raise
-        if start < position:
-            found.append((start, position - start))
+    for start, end in data_parts(fd, size):
+        found.append((start, end - start))
         if len(found) >= _MOST_PARTS:
             raise ImageError("layer", f"a file has more than {_MOST_PARTS} holes")
     yield from found
@@ -217,7 +209,23 @@ def _parts(fd: int, size: int) -> Iterator[tuple[int, int]]:
         yield size, 0
 
 
-def _attribute(fd: int, name: str) -> bytes:
+def data_parts(fd: int, size: int) -> Iterator[tuple[int, int]]:
+    """(start, end) of what is no hole in the first `size` bytes of a file (lseek(2), SEEK_DATA). Raises OSError."""
+    position = 0
+    while position < size:
+        try:
+            start = os.lseek(fd, position, os.SEEK_DATA)
+            position = min(size, os.lseek(fd, start, os.SEEK_HOLE))
+        except OSError as error:
+            if error.errno == errno.ENXIO:  # only a hole is left
+                return
+            raise
+        if start < position:
+            yield start, position
+
+
+def attribute(fd: int, name: str) -> bytes:
+    """An extended attribute, empty for none. Raises OSError."""
     try:
         return os.getxattr(fd, name)
     except OSError as error:
@@ -239,9 +247,9 @@ def attributes(fd: int) -> dict[bytes, bytes]:
     found = {}
     for name in sorted(names):
         if name == "security.capability":
-            found[b"SCHILY.xattr.security.capability"] = capability(_attribute(fd, name))
+            found[b"SCHILY.xattr.security.capability"] = capability(attribute(fd, name))
         elif name.startswith(_KEPT) and not name.startswith("user.overlay."):
-            found[b"SCHILY.xattr." + os.fsencode(name)] = _attribute(fd, name)
+            found[b"SCHILY.xattr." + os.fsencode(name)] = attribute(fd, name)
     return found
 
 

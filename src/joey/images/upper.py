@@ -16,14 +16,14 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from joey.images.pack import capability
+from joey.images.overlay import OPAQUE
+from joey.images.pack import attribute, capability, data_parts
 from joey.images.unpack import NORMAL
 from joey.model.errors import Exhausted, ImageError, from_os
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 _NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-OPAQUE = "trusted.overlay.opaque"
 _ELSEWHERE = ("trusted.overlay.redirect", "trusted.overlay.metacopy")
 _ACLS = ("system.posix_acl_access", "system.posix_acl_default")
 _ACL_ENTRY = struct.Struct("<HHI")
@@ -188,17 +188,9 @@ class Copier:
     def _content(self, source: int, target: int, size: int) -> None:
         """What is not a hole. A file that grows or shrinks meanwhile is cut or padded to `size`."""
         os.ftruncate(target, size)
-        position = 0
-        while position < size:
-            try:
-                start = os.lseek(source, position, os.SEEK_DATA)
-                position = min(size, os.lseek(source, start, os.SEEK_HOLE))
-            except OSError as error:
-                if error.errno == errno.ENXIO:  # only a hole is left
-                    return
-                raise
-            while start < position:
-                count = min(position - start, _PIECE)
+        for start, end in data_parts(source, size):
+            while start < end:
+                count = min(end - start, _PIECE)
                 self._room(target, count)
                 done = _piece(source, target, start, count)
                 if not done:
@@ -222,7 +214,7 @@ class Copier:
 
     def _finish(self, source: int, into: int) -> None:
         self.settle(source, into, os.fstat(source))
-        if _attribute(source, OPAQUE) == b"y":
+        if attribute(source, OPAQUE) == b"y":
             os.setxattr(into, OPAQUE, b"y")
 
     def settle(self, source: int, target: int, found: os.stat_result) -> None:
@@ -247,10 +239,10 @@ class Copier:
     def _attribute(self, name: str, source: int) -> bytes:
         """The value to keep, empty for none."""
         if name == "security.capability":
-            return capability(_attribute(source, name))
+            return capability(attribute(source, name))
         if name in _ACLS:
-            return self._acl(_attribute(source, name))
-        return _attribute(source, name) if name.startswith("user.") and not name.startswith("user.overlay.") else b""
+            return self._acl(attribute(source, name))
+        return attribute(source, name) if name.startswith("user.") and not name.startswith("user.overlay.") else b""
 
     def _acl(self, value: bytes) -> bytes:
         """acl(5), posix_acl_xattr.h: a version, then entries of tag, permissions, id."""
@@ -288,15 +280,6 @@ def _names(fd: int) -> list[str]:
     with contextlib.suppress(OSError):
         return sorted(os.listxattr(fd))
     return []
-
-
-def _attribute(fd: int, name: str) -> bytes:
-    try:
-        return os.getxattr(fd, name)
-    except OSError as error:
-        if error.errno in (errno.ENODATA, errno.ENOTSUP, errno.EPERM):
-            return b""
-        raise
 
 
 def _short(path: str) -> str:
