@@ -10,6 +10,15 @@ import os
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
+def sync(directory: str | os.PathLike[str]) -> None:
+    """Make what was made or renamed in a directory last (fsync(2)). Raises OSError."""
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
 def remove(path: str | os.PathLike[str]) -> None:
     """Remove whatever is at `path`; nothing there is fine. Raises OSError.
 

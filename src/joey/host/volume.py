@@ -61,7 +61,7 @@ class VolumeDirs:
                 self._image(temporary / "image.ext4", size)
             self._write(temporary, about)
             os.rename(temporary, self.root / id)
-            _sync(self.root)
+            trees.sync(self.root)
         except OSError as error:
             raise from_os("make a volume", error) from error
         finally:
@@ -94,7 +94,7 @@ class VolumeDirs:
             file.flush()
             os.fsync(file.fileno())
         os.rename(temporary, directory / _JSON)
-        _sync(directory)
+        trees.sync(directory)
 
     def data(self, id: str) -> Path:
         """The directory to mount; a file system in a file is mounted first. Raises HostFailed …"""
@@ -134,11 +134,3 @@ class VolumeDirs:
             trees.remove(gone)
         except OSError as error:
             raise from_os("remove a volume", error) from error
-
-
-def _sync(directory: Path) -> None:
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

@@ -122,11 +122,7 @@ def _settle(temporary: Path, directory: Path, durable: bool) -> None:
         with contextlib.suppress(FileExistsError):
             kernel.renameat2(-100, str(temporary), -100, str(directory), kernel.RENAME_NOREPLACE)
         if durable:
-            above = os.open(directory.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            try:
-                os.fsync(above)
-            finally:
-                os.close(above)
+            trees.sync(directory.parent)
     except OSError as error:
         raise from_os("write the layer to disk", error) from error
 
