@@ -10,11 +10,10 @@ from joey.bench import machine
 from joey.bench.lab import Lab, drive, opened
 from joey.bench.leftovers import cgroups_named, processes_in, settle
 from joey.bench.machine import Calibration, mem_available_kib
-from joey.bench.report import Progress, Row, number, quantiles, spread
+from joey.bench.report import LAST, Progress, Row, number, quantiles, spread
 
 HELP = "N sandboxes alive at once, and the memory of each"
 CHECKPOINTS = (1000, 3000, 10_000, 15_000, 20_000, 30_000)
-LAST = 100
 
 
 def arguments(parser: ArgumentParser) -> None:

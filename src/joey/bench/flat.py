@@ -7,11 +7,11 @@ from argparse import ArgumentParser, Namespace
 from typing import Any
 
 from joey.bench import machine
-from joey.bench.density import LAST, Fill
+from joey.bench.density import Fill
 from joey.bench.lab import opened
 from joey.bench.leftovers import settle
 from joey.bench.machine import Calibration
-from joey.bench.report import Progress, Row, median_ms, number, spread
+from joey.bench.report import Progress, Row, growth, number, spread
 
 HELP = "median launch of the last hundred of N against the first hundred"
 
@@ -33,16 +33,12 @@ async def run(options: Namespace) -> dict[str, Any]:
                 await lab.remove_all(progress=progress)
             left = await lab.finish()
             torn_down = time.perf_counter() - begin
-    part = min(LAST, max(len(fill.latencies) // 2, 1))
-    first, last = median_ms(fill.latencies[:part]), median_ms(fill.latencies[-part:])
     return {
         "count": options.count,
         "failed": lab.failed,
         "failures": lab.failures,
         "stopped": fill.stopped,
-        "first_ms": first,
-        "last_ms": last,
-        "ratio": round(last / first, 2) if first and last else None,
+        **growth(fill.latencies),
         "memory": "fresh",
         **fill.figures(),
         "teardown_seconds": round(torn_down, 3),

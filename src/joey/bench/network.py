@@ -16,7 +16,7 @@ from joey.bench import machine
 from joey.bench.lab import ANSWER_SECONDS, PROBE, Lab, NoAnswer, drive, opened
 from joey.bench.leftovers import settle
 from joey.bench.network_lab import INTERNET, PORT, internet
-from joey.bench.report import Progress, Row, median_ms, number
+from joey.bench.report import Progress, Row, growth, median_ms, number
 from joey.host import netlink_route as route
 from joey.host.netlink import NETLINK_ROUTE, Link
 from joey.model.errors import JoeyError
@@ -24,7 +24,6 @@ from joey.model.network import EgressRule, NetworkPolicy, NetworkSpec
 from joey.model.spec import Process, SandboxSpec, Update
 
 HELP = "N sandboxes with nat and a policy each: launches, fetches, updates, throughput, leftovers"
-LAST = 100
 ROUNDS = 3
 _POLICIES = 16
 _UPDATES = 20
@@ -63,17 +62,13 @@ async def run(options: Namespace) -> dict[str, Any]:
     paths: dict[str, Any] = {"throughput": {}, "proxy_added_ms": None}
     if not options.no_paths:
         paths |= await _paths()
-    part = min(LAST, max(len(crowd.latencies) // 2, 1))
-    first, last = median_ms(crowd.latencies[:part]), median_ms(crowd.latencies[-part:])
     return {
         "count": options.count,
         "failed": lab.failed,
         "failures": lab.failures,
         "refused_wrongly": crowd.refused + wrong,
         **ratio,
-        "first_ms": first,
-        "last_ms": last,
-        "ratio": round(last / first, 2) if first and last else None,
+        **growth(crowd.latencies),
         "alive": len(crowd.latencies),
         "policy_ms": policy_ms,
         **paths,

@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import Any, TextIO
 
 Row = tuple[str, str]
+LAST = 100
 _BAR = 30
 
 
@@ -34,6 +35,13 @@ def quantiles(seconds: Iterable[float]) -> dict[str, float | None]:
 def median_ms(seconds: Sequence[float]) -> float | None:
     """The median in milliseconds, None of nothing."""
     return quantiles(seconds)["p50"]
+
+
+def growth(seconds: Sequence[float]) -> dict[str, float | None]:
+    """first_ms and last_ms, the medians of the first and last LAST (of halves, if there are fewer), and their ratio."""
+    part = min(LAST, max(len(seconds) // 2, 1))
+    first, last = median_ms(seconds[:part]), median_ms(seconds[-part:])
+    return {"first_ms": first, "last_ms": last, "ratio": round(last / first, 2) if first and last else None}
 
 
 def number(value: float | int | None, unit: str = "", digits: int = 2) -> str:
