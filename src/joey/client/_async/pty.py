@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 from joey.client._async.commands import Commands
 from joey.client._async.handle import CommandHandle
 from joey.client._async.net import Callback
@@ -33,8 +35,6 @@ class PtyHandle(CommandHandle):
 
     async def read(self, timeout: float | None = None) -> bytes:
         """What it printed since, at least a byte; b"" once it has ended. Raises Timeout."""
-        import time
-
         end = None if timeout is None else time.monotonic() + timeout
         while self._end is None:
             if found := await self._next(end):

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import time
+
 from joey.client._sync.commands import Commands
 from joey.client._sync.handle import CommandHandle
 from joey.client._sync.net import Callback
@@ -34,8 +36,6 @@ class PtyHandle(CommandHandle):
 
     def read(self, timeout: float | None = None) -> bytes:
         """What it printed since, at least a byte; b"" once it has ended. Raises Timeout."""
-        import time
-
         end = None if timeout is None else time.monotonic() + timeout
         while self._end is None:
             if found := self._next(end):
