@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 from joey.engine import files_wire as wire
 from joey.engine.files_users import Names
 from joey.engine.launching import Launched, Launching, send_signal
+from joey.host.launcher import sealed_program
 from joey.model.errors import Broken, Busy, Conflict, Exhausted, JoeyError
-from joey.native import binary
 from joey.plan import flags as f
 
 if TYPE_CHECKING:
@@ -33,7 +33,6 @@ _chunk = memoryview(bytearray(1 << 18))
 """What is read lands here first: memory that is touched for the first time is dear (docs/limits.md)."""
 _LARGEST = 1 << 20
 _SIGKILL = 9
-_F_ADD_SEALS, _SEALS = 1033, 0x1 | 0x2 | 0x4 | 0x8
 
 
 class Helper:
@@ -216,7 +215,7 @@ class Helpers:
         assert box.launched is not None and box.slot is not None
         request = box.requested()
         if self._program < 0:
-            self._program = _program()
+            self._program = sealed_program("joey-files", 0o111)  # who executes what it may not read cannot be traced
         key = self._store.next_number("key")
         work = asyncio.ensure_future(
             self._launching.files(request, box.launched, box.slot, key, self._program, joined=joined)
@@ -293,13 +292,3 @@ def _close_unwanted(work: asyncio.Future[Launched]) -> None:
     if not work.cancelled() and work.exception() is None:
         for fd in work.result().fds.values():
             os.close(fd)
-
-
-def _program() -> int:
-    """joey-files in a memfd that nobody can change, nor read: who executes what it may not read cannot be traced."""
-    fd = os.memfd_create("joey-files", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    with open(fd, "wb", closefd=False) as file:
-        file.write(binary("joey-files").read_bytes())
-    os.fchmod(fd, 0o111)
-    fcntl.fcntl(fd, _F_ADD_SEALS, _SEALS)
-    return fd

@@ -9,21 +9,19 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
-import fcntl
 import logging
 import os
 import time
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 
 from joey.engine.shard import HOST_LAYER, Running, Shard
 from joey.host import orphans, sys
 from joey.host.cgroup import InstanceCgroup
 from joey.host.instance import Instance
-from joey.host.launcher import Launcher, LauncherError, LauncherGone, connect, spawn
+from joey.host.launcher import Launcher, LauncherError, LauncherGone, connect, sealed_program, spawn
 from joey.host.wire import UNKNOWN, Child
 from joey.model.cgroup import CgroupLayout
 from joey.model.errors import Broken, JoeyError, from_os
-from joey.native import binary
 from joey.plan import setup
 from joey.plan.encode import encode
 from joey.plan.ops import Plan
@@ -38,7 +36,6 @@ WORKER = 99
 """Its number among the launchers."""
 _PAUSE_SECONDS, _MOST_PAUSE_SECONDS = 0.1, 5.0
 _log = logging.getLogger(__name__)
-_SEALS = 0x1 | 0x2 | 0x4 | 0x8
 
 
 class Fleet:
@@ -226,8 +223,11 @@ class Fleet:
     async def _set_up(self, launcher: Launcher) -> None:
         boxes = {"memory": os.fspath(self._instance.scratch), "disk": os.fspath(self._instance.disk)}
         plan = setup.setup(self._layout, self._cgroup.name, os.fspath(self._instance.namespace_root), boxes)
-        with _init_program() as init:
+        init = sealed_program("joey-init", 0o555)
+        try:
             await _prepare(launcher, plan, init)
+        finally:
+            os.close(init)
         for register, fd in enumerate(self._keep):
             await _prepare(launcher, setup.keep(register), fd)
         for directory in self._cgroup.launcher_directories:
@@ -452,20 +452,6 @@ async def _prepare(launcher: Launcher, plan: Plan, fd: int) -> None:
         await launcher.run(0, encode(plan), (fd,))
     except LauncherError as error:
         raise refused(plan, error, "prepare the launcher") from error
-
-
-@contextlib.contextmanager
-def _init_program() -> Iterator[int]:
-    """joey-init in a memfd that nobody can change: what runs as PID 1 is no file of the host."""
-    fd = os.memfd_create("joey-init", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    try:
-        with open(fd, "wb", closefd=False) as file:
-            file.write(binary("joey-init").read_bytes())
-        os.fchmod(fd, 0o555)  # seals do not stop extended attributes, which all sandboxes would have in common
-        fcntl.fcntl(fd, 1033, _SEALS)
-        yield fd
-    finally:
-        os.close(fd)
 
 
 def refused(plan: Plan, error: LauncherError, what: str) -> JoeyError:
