@@ -520,3 +520,16 @@ def test_two_instances_side_by_side_know_nothing_of_each_other(lab, joey_home):
 
     lab.do(beside())
     assert not os.path.exists(joey_home)
+
+
+def test_two_resets_at_once_are_one_and_leave_no_launcher(lab, joey_home):
+    async def both() -> None:
+        other = Engine(Instance.open(joey_home))
+        await other.open()
+        await other.run(sandbox(*FOREVER))
+        first, second = await asyncio.gather(other.reset(), other.reset())
+        assert first == second
+        assert first.removed["sandboxes"] == 1
+
+    lab.do(both())
+    assert not os.path.exists(joey_home)

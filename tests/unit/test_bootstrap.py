@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import http.server
 import os
+import signal
 import threading
 
 import pytest
 
+from joey.cli.bootstrap import bootstrap as command
 from joey.images import bootstrap
 from joey.model.errors import ImageError, Invalid
 
@@ -146,3 +148,20 @@ def test_epoch(monkeypatch):
     monkeypatch.setenv("SOURCE_DATE_EPOCH", "now")
     with pytest.raises(Invalid):
         bootstrap.created()
+
+
+def test_sigterm_takes_the_tool_and_all_its_files_along(tmp_path, monkeypatch):
+    tool, said = tmp_path / "mmdebstrap", tmp_path / "said"
+    tool.write_text(f'#!/bin/sh\ntouch "$TMPDIR/left"\necho "$TMPDIR" $$ > {said}\nkill -TERM $PPID\nexec sleep 50\n')
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as ended:
+        command({"mirror": "http://mirror.example/debian", "quiet": True}, ["debian:12"])
+    assert ended.value.code == 128 + signal.SIGTERM
+    assert signal.getsignal(signal.SIGTERM) is before
+    folder, pid = said.read_text().split()
+    assert "/joey-bootstrap-" in folder
+    assert not os.path.exists(os.path.dirname(os.path.dirname(folder)))
+    assert not os.path.exists(f"/proc/{pid}")

@@ -13,7 +13,9 @@ When the client leaves, the build stops and its step's sandbox is removed; layer
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +24,15 @@ import msgspec
 from joey.api import params, problem
 from joey.api.images import ImageView, library_of
 from joey.api.light import web
-from joey.api.routes import NDJSON, TAR, Call, Lines, Route
+from joey.api.routes import NDJSON, TAR, Call, Route
 from joey.api.transfer import Incoming, received
 from joey.build import session
 from joey.build.workshop import NETWORKS, Options, Workshop
 from joey.images import library
 from joey.model.errors import Invalid, JoeyError
 
+Write = Callable[[dict[str, Any]], Awaitable[None]]
+Flush = Callable[[], Awaitable[None]]
 _WAITING = 256
 
 
@@ -53,18 +57,22 @@ class BuildLine(msgspec.Struct, frozen=True, omit_defaults=True):
     error: dict[str, Any] | None = None
 
 
-class _News:
-    """Events on their way to the client; what produces many of them waits for it."""
+class News:
+    """Lines on their way to the client; what produces many of them waits for it."""
 
     def __init__(self) -> None:
         self.lines: deque[dict[str, Any]] = deque()
         self.changed, self.drained = asyncio.Event(), asyncio.Event()
 
     def tell(self, event: dict[str, Any]) -> None:
+        """What the builder says."""
         if "pull" in event:  # only the newest of each layer counts
             for old in [one for one in self.lines if one.get("pull") == event["pull"] and one["id"] == event["id"]]:
                 self.lines.remove(old)
-        self.lines.append(event)
+        self.add(event)
+
+    def add(self, line: dict[str, Any]) -> None:
+        self.lines.append(line)
         self.changed.set()
 
     async def room(self) -> None:
@@ -72,12 +80,39 @@ class _News:
             self.drained.clear()
             await self.drained.wait()
 
-    async def send(self, lines: Lines) -> None:
+    async def follow(self, task: asyncio.Future[Any], write: Write, flush: Flush | None = None) -> None:
+        """Write all there is until `task` is done, whose end is a change, too."""
+        while not task.done():
+            await self.changed.wait()
+            await self._send(write, flush)
+        await self._send(write, flush)
+
+    async def _send(self, write: Write, flush: Flush | None) -> None:
         self.changed.clear()
         while self.lines:
-            await lines.add(self.lines.popleft())
+            await write(self.lines.popleft())
             self.drained.set()
-        await lines.flush()
+        if flush:
+            await flush()
+
+
+@contextlib.asynccontextmanager
+async def carried_out(
+    engine: Any, own: library.Library, place: Path, name: str, options: Options, extras: session.Extras, news: News
+) -> AsyncIterator[asyncio.Future[Any]]:
+    """The build of the Dockerfile `name` of the context in `place`, as it runs; cancelled if it still does at the end.
+    Raises Invalid for a Dockerfile that is none.
+    """
+    file = await asyncio.to_thread(session.read, place, name, extras.dockerfile)
+    plan = session.plan(file, options)
+    shop = Workshop(engine, own, place, options, news.tell, news.room)
+    task = asyncio.ensure_future(session.carry_out(shop, file, plan))
+    task.add_done_callback(lambda _: news.changed.set())
+    try:
+        yield task
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
 
 
 async def tidy(engine: Any) -> None:
@@ -90,30 +125,16 @@ async def tidy(engine: Any) -> None:
 async def build_image(call: Call) -> web.StreamResponse:
     """Build an image."""
     own = library_of(call)
-    store = own.store
-    engine: Any = call.engine
-    async with session.folder(store) as place:
+    async with session.folder(own.store) as place:
         extras = await receive(call, place)
         options = _options(call.query, extras)
-        name = call.query.get("file", "Dockerfile")
-        file = await asyncio.to_thread(session.read, place, name, extras.dockerfile)
-        plan = session.plan(file, options)
-        news = _News()
-        shop = Workshop(engine, own, place, options, news.tell, news.room)
-        task = asyncio.ensure_future(session.carry_out(shop, file, plan))
-        task.add_done_callback(lambda _: news.changed.set())
-        try:
+        name, news = call.query.get("file", "Dockerfile"), News()
+        async with carried_out(call.engine, own, place, name, options, extras, news) as task:
             lines = await call.lines()
-            while not task.done():
-                await news.changed.wait()
-                await news.send(lines)
-            await news.send(lines)
+            await news.follow(task, lines.add, lines.flush)
             await session.remove(place)  # who has the answer finds nothing left
             await lines.write(_outcome(task, own))
             return await lines.end()
-        finally:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
 
 
 def _outcome(task: asyncio.Future[Any], own: Any) -> dict[str, Any]:

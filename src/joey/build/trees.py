@@ -22,7 +22,6 @@ from joey.model import ignore
 _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 _LINKS = 40
 _GLOB = re.compile(r"[*?\[]")
-_PIECE = 1 << 20
 
 
 class Tree:

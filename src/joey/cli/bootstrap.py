@@ -9,13 +9,25 @@ from joey.client.transport import query
 
 def bootstrap(values, arguments):
     """Build NAME:VERSION with the packages' own tool, then import it."""
+    import signal
+
     from joey.model.errors import JoeyError
 
+    def leave(number, _frame):
+        raise SystemExit(128 + number)  # by way of what removes the tool and its files
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    for number, handler in before.items():
+        if handler != signal.SIG_IGN:
+            signal.signal(number, leave)
     try:
         return _bootstrap(values, arguments)
     except JoeyError as error:  # made here, not by the engine
         complain(str(error), error.remedy)
         return 1
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _bootstrap(values, arguments):
@@ -29,6 +41,7 @@ def _bootstrap(values, arguments):
     name = values.get("name") or (f"{arguments[0]}-{base.variant}" if base.variant else arguments[0])
     made = work.created()
     with tempfile.TemporaryDirectory(prefix="joey-bootstrap-", dir="/var/tmp") as folder:
+        os.chmod(folder, 0o711)  # apt's own user passes
         target = Path(folder) / "root.tar"
         with _Progress(values.get("quiet") or values.get("json")) as tell:
             work.build(base, target, tell)

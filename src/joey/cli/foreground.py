@@ -26,7 +26,10 @@ def follow(sock, rest, box, *, stdin, tty, keys=None, proxy=True, again=False):
         with raw:
             return run()
     except Detached:
-        complain(f"detached; {box[:12]} goes on", f"joey attach {box[:12]}")
+        try:
+            complain(f"detached; {box[:12]} goes on", f"joey attach {box[:12]}")
+        except OSError:
+            pass  # the terminal is gone, that is why
         return None
     except Lost as error:
         raise Lost(f"{error}; {box[:12]} may go on: joey ps, joey logs {box[:12]}, joey attach {box[:12]}") from None

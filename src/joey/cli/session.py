@@ -35,6 +35,8 @@ class Session:
     def __init__(self, sock, rest=b"", *, stdin=None, watch=None, size=None, proxy=True):
         self._sock, self._rest = sock, rest
         self._stdin, self._watch, self._size, self._proxy = stdin, watch, size, proxy
+        self._terminal = size is not None and stdin is not None and os.isatty(stdin)
+        self._hung_up = False
         self._credit = frames.WINDOW
         self._pending = bytearray()
         self._sending = False
@@ -92,6 +94,7 @@ class Session:
 
     def _pass_on(self, number, _frame):
         self._send(frames.signal(number))
+        self._hung_up |= number == signal.SIGHUP
         if number in _ASKING:
             self._asked += 1
             if self._asked == 2:
@@ -166,6 +169,8 @@ class Session:
             self._stdin = None
             self._input_ended = True
             self._send(frames.frame(frames.STDIN_EOF))
+            if self._terminal:
+                self._hang_up()
             return False
         leave = False
         if self._watch is not None:
@@ -177,6 +182,13 @@ class Session:
             self._flush_last()
             raise Detached
         return True
+
+    def _hang_up(self):
+        """The terminal is gone (in raw mode nothing else ends the input): the program hears of it, and we leave."""
+        if self._proxy and not self._hung_up and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+            self._send(frames.signal(signal.SIGHUP))
+        self._flush_last()
+        raise Detached
 
     def _flush_last(self):
         self._sock.settimeout(1)

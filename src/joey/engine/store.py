@@ -21,7 +21,7 @@ import sqlite3
 import threading
 import time
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import msgspec
 
@@ -161,10 +161,7 @@ class Store:
 
     def load_pools(self) -> list[tuple[str, bytes, float]]:
         """(owner, spec, created) as on disk. To be called before anything is saved. Raises Broken."""
-        try:
-            rows = self._db.execute("SELECT owner, spec, created FROM pools ORDER BY owner, name").fetchall()
-        except sqlite3.Error as error:
-            raise explain(self._path, error) from error
+        rows = self._select("SELECT owner, spec, created FROM pools ORDER BY owner, name")
         return [(owner, spec.encode(), created) for owner, spec, created in rows]
 
     def save_network(self, number: int, kept: bytes) -> None:
@@ -180,18 +177,18 @@ class Store:
 
     def load_networks(self) -> list[bytes]:
         """As on disk. To be called before anything is saved. Raises Broken."""
-        try:
-            return [str(one).encode() for (one,) in self._db.execute("SELECT network FROM networks ORDER BY number")]
-        except sqlite3.Error as error:
-            raise explain(self._path, error) from error
+        return [str(one).encode() for (one,) in self._select("SELECT network FROM networks ORDER BY number")]
 
     def load_processes(self) -> list[tuple[int, str, bytes]]:
         """(key, sandbox, record) as on disk, oldest first. To be called before anything is saved. Raises Broken."""
+        rows = self._select("SELECT key, sandbox, record FROM processes ORDER BY key")
+        return [(key, sandbox, record.encode()) for key, sandbox, record in rows]
+
+    def _select(self, query: str) -> list[Any]:
         try:
-            rows = self._db.execute("SELECT key, sandbox, record FROM processes ORDER BY key").fetchall()
+            return self._db.execute(query).fetchall()
         except sqlite3.Error as error:
             raise explain(self._path, error) from error
-        return [(key, sandbox, record.encode()) for key, sandbox, record in rows]
 
     def next_number(self, counter: Counter) -> int:
         """A number this counter has never given, not even before a crash. They count up from 1."""

@@ -95,6 +95,7 @@ class Engine(WithNetworks):
         self._warming: asyncio.Future[None] | None = None
         self._launching = 0
         self._open = False
+        self._resetting: asyncio.Future[ResetReport] | None = None
 
     # --- open, close, reset ------------------------------------------------------------------------------------------
 
@@ -181,7 +182,10 @@ class Engine(WithNetworks):
         await self.store.backup(path)
 
     async def reset(self) -> ResetReport:
-        return await reset.reset(self)
+        """See the interface. Who asks while one is under way waits for that one: two of them would leave launchers."""
+        if self._resetting is None or self._resetting.done():
+            self._resetting = asyncio.ensure_future(reset.reset(self))
+        return await asyncio.shield(self._resetting)
 
     async def prepare(self, slots: int, *, linked: int = 0) -> None:
         await self.machine.pool.prepare(slots)

@@ -13,14 +13,13 @@ is tried. The block of 100.100.0.0/18 is left out: clouds keep name servers and 
 
 from __future__ import annotations
 
-import fcntl
 import ipaddress
 import os
-import struct
 from collections import deque
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from joey.host.idranges import lock_byte
 from joey.model.errors import Busy, Unenforceable
 
 PREFIX = 18
@@ -33,7 +32,6 @@ BLOCKS: tuple[ipaddress.IPv4Network, ...] = tuple(
     for block in ipaddress.IPv4Network(text).subnets(new_prefix=PREFIX)
     if not block.overlaps(_LEFT_OUT)
 )
-_OFD_SETLK = 37
 _LOCK_FILE = Path("/run/joey-net.lock")
 
 
@@ -60,7 +58,7 @@ class Addresses:
         """
         self = cls.__new__(cls)
         self.fd = os.open(lock_file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-        self._lock(number)
+        lock_byte(self.fd, number)
         self._set(number)
         taken = set(used)
         self._free = deque(offset for offset in self._free if offset not in taken)
@@ -98,14 +96,6 @@ class Addresses:
                 "free a /18 of them, or use none",
             )
         for number in fits:
-            if self._lock(number):
+            if lock_byte(self.fd, number):
                 return number
         raise Busy("network", "other instances hold every free block of addresses", "end one of them")
-
-    def _lock(self, number: int) -> bool:
-        request = struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, number, 1, 0)
-        try:
-            fcntl.fcntl(self.fd, _OFD_SETLK, request)
-        except OSError:
-            return False
-        return True

@@ -50,7 +50,7 @@ class IdRanges:
         """
         used = set(bases)
         for chunk in {(base - _FIRST) // _CHUNK_IDS for base in used}:
-            self._lock(chunk)
+            lock_byte(self.fd, chunk)
             self._add(chunk, used)
 
     def close(self) -> None:
@@ -58,21 +58,23 @@ class IdRanges:
 
     def _claim(self) -> None:
         for chunk in range(CHUNKS):
-            if chunk not in self._chunks and self._lock(chunk):
+            if chunk not in self._chunks and lock_byte(self.fd, chunk):
                 self._add(chunk, set())
                 return
         raise Busy("user ids", "every range of ids for sandboxes on this machine is taken", "remove sandboxes first")
-
-    def _lock(self, chunk: int) -> bool:
-        request = struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, chunk, 1, 0)
-        try:
-            fcntl.fcntl(self.fd, _OFD_SETLK, request)
-        except OSError:
-            return False
-        return True
 
     def _add(self, chunk: int, used: set[int]) -> None:
         self._chunks.add(chunk)
         start = _FIRST + chunk * _CHUNK_IDS
         bases = range(start, start + _CHUNK_IDS, IDS_PER_SLOT)
         self._free = [base for base in reversed(bases) if base not in used] + self._free
+
+
+def lock_byte(fd: int, number: int) -> bool:
+    """Lock one byte of a file for the open file description of `fd`, if no other has it."""
+    request = struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, number, 1, 0)
+    try:
+        fcntl.fcntl(fd, _OFD_SETLK, request)
+    except OSError:
+        return False
+    return True

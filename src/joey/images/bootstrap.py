@@ -129,7 +129,9 @@ def _deb(base: Base, target: Path, tell: Listener) -> None:
         argv = [tool, "--variant=minbase", "--format=tar", *([f"--include={','.join(include)}"] if include else [])]
         argv += [f"--dpkgopt=path-exclude={pattern}" for pattern in _SLIM]
         argv += ["--dpkgopt=path-include=/usr/share/doc/*/copyright", *_proxies()]
-        _run([*argv, base.suite, str(target), *sources], tell, base)
+        with _scratch(target) as root:  # mmdebstrap's own places, which it leaves behind when it is killed
+            root.parent.chmod(0o711)  # apt's user passes
+            _run([*argv, base.suite, str(target), *sources], tell, base, TMPDIR=str(root))
         return
     tool = shutil.which("debootstrap")
     if tool is None:
@@ -284,10 +286,10 @@ def _archive(root: Path, target: Path) -> None:
         raise from_os(f"write {target}", error) from error
 
 
-def _run(argv: Sequence[str], tell: Listener, base: Base) -> None:
+def _run(argv: Sequence[str], tell: Listener, base: Base, **more: str) -> None:
     """A tool to its end, telling of every line. Raises ImageError with its last words."""
     last: deque[str] = deque(maxlen=6)
-    env = {**os.environ, "LC_ALL": "C.UTF-8", "DEBIAN_FRONTEND": "noninteractive"}
+    env = {**os.environ, "LC_ALL": "C.UTF-8", "DEBIAN_FRONTEND": "noninteractive", **more}
     try:
         process = subprocess.Popen(
             argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,

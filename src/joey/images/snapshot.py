@@ -33,7 +33,6 @@ BASE_LABEL = "io.joey.base"
 """Label of an image whose layers lie on something that is no layer: `host`, this machine's own system."""
 SNAPSHOT, FORK = GROWN
 """How `StoredImage.source` begins of a snapshot, and of what sandboxes are forked from; then the owner's id."""
-_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 
 
 class StoredLayer(msgspec.Struct, frozen=True):

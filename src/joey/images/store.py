@@ -160,7 +160,7 @@ class Store:
     def commit_blob(self, path: Path, digest: str) -> None:
         """Give a verified and synced file its final name. Raises OSError."""
         os.rename(path, self.blob_path(digest))
-        sync_directory(self.blobs)
+        trees.sync(self.blobs)
 
     # --- layers ------------------------------------------------------------------------------------------------------
 
@@ -192,7 +192,7 @@ class Store:
                 if target.exists():  # the engine ended before the index was told
                     trees.remove(target)
                 os.rename(directory, target)
-                sync_directory(self.layers)
+                trees.sync(self.layers)
             except OSError as error:
                 raise from_os(f"keep layer {diff_id[7:19]}", error) from error
             with self._transaction() as db:
@@ -456,12 +456,3 @@ class Store:
     def known_layers(self) -> dict[str, int]:
         """diff id -> bytes."""
         return dict(self._layers)
-
-
-def sync_directory(path: Path) -> None:
-    """Make renames in a directory last (fsync(2)). Raises OSError."""
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

@@ -26,14 +26,9 @@ def resolv_conf(spec: NetworkSpec, name_server: str) -> str:
     """/etc/resolv.conf of a sandbox with a link: our forwarder is the only name server (resolv.conf(5)). A short name
     is tried as it is first (ndots:0, as Docker has it), since names of the private network have no dot.
     """
-    options = (
-        spec.dns_options
-        if any(one.startswith("ndots") for one in spec.dns_options)
-        else (
-            *spec.dns_options,
-            "ndots:0",
-        )
-    )
+    options = spec.dns_options
+    if not any(one.startswith("ndots") for one in options):
+        options = (*options, "ndots:0")
     search = f"search {' '.join(spec.dns_search)}\n" if spec.dns_search else ""
     return f"nameserver {name_server}\n{search}options {' '.join(options)}\n"
 

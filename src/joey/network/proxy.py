@@ -12,7 +12,6 @@ import asyncio
 import contextlib
 import enum
 import json
-import logging
 import socket
 from collections.abc import Callable, Hashable, Sequence
 from typing import Protocol
@@ -23,7 +22,6 @@ from joey.network.http_head import Refused, Request, Response
 from joey.network.proxy_route import COOKIE, admit, place
 from joey.network.proxy_upstream import Pool, Upstream, dial
 
-_log = logging.getLogger("joey.proxy")
 HIGH_WATER = 128 << 10
 """Bytes that wait to be sent to one side before the other is not read any more."""
 _AHEAD = 64 << 10

@@ -155,11 +155,11 @@ def _facts(container, bundle, config, options, fds, steps):
     prepare.warn_capabilities(process, held)
     if linux.get("intelRdt"):
         raise Invalid("linux.intelRdt", "is not supported")
-    if linux.get("mountLabel") and not os.path.isdir("/sys/fs/selinux/booleans"):
+    if linux.get("mountLabel") and not prepare.selinux():
         raise Invalid("linux.mountLabel", "SELinux is not enabled on this host")
     filter_, listen = prepare.filter_of(linux, container.root)
     facts = oci.Facts(
-        rootfs=container.data["rootfs"], cgroups=_seen(container.data["cgroups"]), paths=paths, kinds=kinds,
+        rootfs=container.data["rootfs"], cgroups=seen(container.data["cgroups"]), paths=paths, kinds=kinds,
         core=os.path.exists("/proc/kcore"), held=held, seccomp=filter_, listen=listen, preserved=preserved,
         home=prepare.home(container.data["rootfs"], process.get("user", {}).get("uid", 0)), pivot=options.pivot,
         labels=prepare.labels(process),
@@ -169,7 +169,7 @@ def _facts(container, bundle, config, options, fds, steps):
     return facts
 
 
-def _seen(groups):
+def seen(groups):
     """(name below /sys/fs/cgroup, directory): "" where v2 is all there is."""
     only = cgroups.v2(groups)
     if only:

@@ -6,7 +6,7 @@ import os
 
 from joey.oci import prepare, schema, state
 from joey.oci.cgroups import read_or
-from joey.oci.create import _seen
+from joey.oci.create import seen
 from joey.oci.errors import Invalid, OciError
 from joey.oci.launch import Failed, Steps, explain, follow
 from joey.oci.prepare import Descriptors
@@ -149,18 +149,18 @@ def _facts(container, process, linux, options, fds, steps):
         groups = [[v, names, _below(directory, options.cgroup)] for v, names, directory in groups]
     user = process.get("user", {}).get("uid", 0)
     return oci.Facts(
-        paths=paths, cgroups=_seen(groups), held=held, seccomp=filter_, listen=listen, preserved=preserved,
+        paths=paths, cgroups=seen(groups), held=held, seccomp=filter_, listen=listen, preserved=preserved,
         home=prepare.home(f"/proc/{container.pid}/root", user), labels=prepare.labels(process),
     )  # fmt: skip
 
 
 def _different(pid):
     """Namespaces of the container that are not the runtime's own: entering those again would fail or change nothing."""
-    files = prepare._NS_FILES
     found = []
     for kind in ORDER:
+        file = prepare.NS_FILES[kind]
         try:
-            theirs, ours = os.stat(f"/proc/{pid}/ns/{files[kind]}"), os.stat(f"/proc/self/ns/{files[kind]}")
+            theirs, ours = os.stat(f"/proc/{pid}/ns/{file}"), os.stat(f"/proc/self/ns/{file}")
         except FileNotFoundError:
             continue
         if theirs.st_ino != ours.st_ino:

@@ -6,7 +6,7 @@ import os
 
 from joey.client import jsontext
 from joey.model.capabilities import CAPABILITIES
-from joey.oci import prepare, state
+from joey.oci import prepare, seccomp, state
 from joey.plan import oci
 from joey.plan.oci_options import KNOWN
 
@@ -61,19 +61,14 @@ def spec(rootless=False):
 def features():
     """What is there, by this host: a capability the kernel does not have is not listed."""
     held = prepare.held()
-    try:
-        with open("/sys/module/apparmor/parameters/enabled", "rb") as file:
-            apparmor = file.read(1) == b"Y"
-    except OSError:
-        apparmor = False
-    kinds = {"mount": "mnt", "network": "net"}
+    flags = sorted(seccomp.FLAGS)
     found = {
         "ociVersionMin": "1.0.0",
         "ociVersionMax": state.SPEC,
         "hooks": ["prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop"],
         "mountOptions": list(KNOWN),
         "linux": {
-            "namespaces": sorted(k for k in oci.NAMESPACES if os.path.exists(f"/proc/self/ns/{kinds.get(k, k)}")),
+            "namespaces": sorted(k for k in oci.NAMESPACES if os.path.exists(f"/proc/self/ns/{prepare.NS_FILES[k]}")),
             "capabilities": [name for number, name in enumerate(CAPABILITIES) if held >> number & 1],
             "cgroup": {"v1": True, "v2": True, "systemd": False, "systemdUser": False, "rdma": True},
             "seccomp": {
@@ -87,10 +82,10 @@ def features():
                     "SCMP_CMP_NE",
                 ],
                 "archs": _archs(),
-                "knownFlags": _FLAGS, "supportedFlags": _FLAGS,
+                "knownFlags": flags, "supportedFlags": flags,
             },
-            "apparmor": {"enabled": apparmor},
-            "selinux": {"enabled": os.path.isdir("/sys/fs/selinux/booleans")},
+            "apparmor": {"enabled": prepare.apparmor()},
+            "selinux": {"enabled": prepare.selinux()},
             "intelRdt": {"enabled": False},
             "mountExtensions": {"idmap": {"enabled": True}},
         },
@@ -98,12 +93,6 @@ def features():
         "potentiallyUnsafeConfigAnnotations": [],
     }  # fmt: skip
     return jsontext.pretty(found)
-
-
-_FLAGS = [
-    "SECCOMP_FILTER_FLAG_LOG", "SECCOMP_FILTER_FLAG_SPEC_ALLOW", "SECCOMP_FILTER_FLAG_TSYNC",
-    "SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV",
-]  # fmt: skip
 
 
 def _archs():

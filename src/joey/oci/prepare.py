@@ -11,7 +11,7 @@ from joey.plan import oci
 from joey.plan.oci_process import FIRST_MORE, capability_masks
 from joey.plan.ops import Reg
 
-_NS_FILES = {
+NS_FILES = {
     "pid": "pid", "network": "net", "mount": "mnt", "ipc": "ipc", "uts": "uts", "user": "user", "cgroup": "cgroup",
     "time": "time",
 }  # fmt: skip
@@ -93,22 +93,30 @@ def held():
     return (1 << 41) - 1
 
 
+def apparmor():
+    """Whether this host's kernel has it, and it is on."""
+    try:
+        with open("/sys/module/apparmor/parameters/enabled", "rb") as file:
+            return file.read(1) == b"Y"
+    except OSError:
+        return False
+
+
+def selinux():
+    return os.path.isdir("/sys/fs/selinux/booleans")
+
+
 def labels(process):
     """Files of /proc/self to write for AppArmor and SELinux. Raises Unsupported where the kernel has none of it."""
     found = []
     profile, label = process.get("apparmorProfile", ""), process.get("selinuxLabel", "")
     if profile and profile != "unconfined":
-        try:
-            with open("/sys/module/apparmor/parameters/enabled", "rb") as file:
-                on = file.read(1) == b"Y"
-        except OSError:
-            on = False
-        if not on:
+        if not apparmor():
             raise Unsupported(f"process.apparmorProfile: {profile!r}, but AppArmor is not enabled on this host")
         newer = os.path.isdir("/proc/self/attr/apparmor")
         found.append(("attr/apparmor/exec" if newer else "attr/exec", f"exec {profile}"))
     if label:
-        if not os.path.isdir("/sys/fs/selinux/booleans"):
+        if not selinux():
             raise Unsupported(f"process.selinuxLabel: {label!r}, but SELinux is not enabled on this host")
         found.append(("attr/exec", label))
     return tuple(found)
@@ -234,7 +242,7 @@ class Descriptors:
         return self.add(fd)
 
     def namespaces_of(self, pid, kinds):
-        return {kind: self.namespace(kind, f"/proc/{pid}/ns/{_NS_FILES[kind]}") for kind in kinds}
+        return {kind: self.namespace(kind, f"/proc/{pid}/ns/{NS_FILES[kind]}") for kind in kinds}
 
     def console(self, path):
         """The socket to which a terminal is sent."""

@@ -13,7 +13,7 @@ from joey.oci.errors import Invalid
 
 KEEP = 64
 _WAIT_KILLABLE = 1 << 5
-_FLAGS = {
+FLAGS = {
     "SECCOMP_FILTER_FLAG_TSYNC": 0,  # there is one thread only
     "SECCOMP_FILTER_FLAG_LOG": 2,
     "SECCOMP_FILTER_FLAG_SPEC_ALLOW": 4,
@@ -25,9 +25,9 @@ def build(profile, root):
     """(the filter and its flags, whether it asks a listener). Raises Invalid."""
     flags = 0
     for flag in profile.get("flags", ()):
-        if flag not in _FLAGS:
-            raise Invalid("linux.seccomp.flags", f"{flag!r}, known are {', '.join(_FLAGS)}")
-        flags |= _FLAGS[flag]
+        if flag not in FLAGS:
+            raise Invalid("linux.seccomp.flags", f"{flag!r}, known are {', '.join(FLAGS)}")
+        flags |= FLAGS[flag]
     if profile.get("listenerMetadata") and not profile.get("listenerPath"):
         raise Invalid("linux.seccomp.listenerMetadata", "given without listenerPath")
     asks = any(rule["action"] == "SCMP_ACT_NOTIFY" for rule in profile.get("syscalls", ()))

@@ -70,9 +70,8 @@ def do_exec(call):
     from joey.oci.launch import Launcher
 
     container = Container.open(call.root, call.id(more=True))
-    words = call.words[2:] if call.words[1:2] == ["--"] else call.words[1:]
     options = execute.Options(
-        process=call.flag("--process"), args=words, cwd=call.flag("--cwd"), env=call.flag("--env", []),
+        process=call.flag("--process"), args=_behind_id(call), cwd=call.flag("--cwd"), env=call.flag("--env", []),
         user=call.flag("--user"), groups=call.flag("--additional-gids", []), caps=call.flag("--cap", []),
         tty=call.flag("--tty", False), no_new_privileges=True if call.flag("--no-new-privs", False) else None,
         apparmor=call.flag("--apparmor"), label=call.flag("--process-label"), console=call.flag("--console-socket"),
@@ -101,6 +100,18 @@ def do_exec(call):
     finally:
         if not detach:
             launcher.close()
+
+
+def _behind_id(call):
+    """A command line; a "--" before it is none of it."""
+    return call.words[2:] if call.words[1:2] == ["--"] else call.words[1:]
+
+
+def _format(call):
+    form = call.flags.get("--format", call.flags.get("-f", "table"))
+    if form not in ("table", "json"):
+        raise OciError("invalid format option")
+    return form
 
 
 def _has_terminal(options):
@@ -167,10 +178,7 @@ def do_update(call):
 def do_list(call):
     from joey.oci import life
 
-    form = call.flags.get("--format", call.flags.get("-f", "table"))
-    if form not in ("table", "json"):
-        raise OciError("invalid format option")
-    text = life.listing(call.root, form, call.flag("--quiet", False))
+    text = life.listing(call.root, _format(call), call.flag("--quiet", False))
     if text:
         print(text)
     return 0
@@ -179,11 +187,8 @@ def do_list(call):
 def do_ps(call):
     from joey.oci import life
 
-    form = call.flags.get("--format", call.flags.get("-f", "table"))
-    if form not in ("table", "json"):
-        raise OciError("invalid format option")
-    words = call.words[2:] if call.words[1:2] == ["--"] else call.words[1:]
-    print(life.ps(Container.open(call.root, call.id(more=True)), form, words))
+    form = _format(call)
+    print(life.ps(Container.open(call.root, call.id(more=True)), form, _behind_id(call)))
     return 0
 
 

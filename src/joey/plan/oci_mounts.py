@@ -52,7 +52,6 @@ class Filesystems:
         self.inside: list[op.Op] = []
         self.user, self.kinds, self.maps = user, kinds, maps
         self._next = TREES
-        self._mapped = ""
 
     def tree(self) -> Reg:
         if self._next > LAST_TREE:

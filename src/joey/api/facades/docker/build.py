@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections import deque
 from typing import Any
 
-from joey.api.build import receive
+from joey.api.build import News, carried_out, receive
 from joey.api.facades.docker.base import Refused, Req, Route
 from joey.api.light import web
 from joey.build import session
-from joey.build.workshop import NETWORKS, Options, Workshop
+from joey.build.workshop import NETWORKS, Options
 from joey.model import codec
 from joey.model.errors import Invalid, JoeyError
 
@@ -23,29 +22,12 @@ _USUAL: dict[str, tuple[str, ...]] = {
     "isolation": ("default",), "remote": (), "session": (), "outputs": ("[]", "null"),
 }  # fmt: skip
 _READ = {"t", "dockerfile", "nocache", "pull", "buildargs", "labels", "target", "networkmode", "platform"}
-_WAITING = 256
 
 
-class _News:
-    def __init__(self) -> None:
-        self.lines: deque[dict[str, Any]] = deque()
-        self.changed, self.drained = asyncio.Event(), asyncio.Event()
-
+class _News(News):
     def tell(self, event: dict[str, Any]) -> None:
         if line := _said(event):
-            self.lines.append(line)
-            self.changed.set()
-
-    async def room(self) -> None:
-        while len(self.lines) > _WAITING:
-            self.drained.clear()
-            await self.drained.wait()
-
-    async def send(self, response: web.StreamResponse) -> None:
-        self.changed.clear()
-        while self.lines:
-            await response.write(json.dumps(self.lines.popleft()).encode() + b"\r\n")
-            self.drained.set()
+            self.add(line)
 
 
 def _said(event: dict[str, Any]) -> dict[str, Any] | None:
@@ -65,28 +47,20 @@ async def build(r: Req) -> web.StreamResponse:
     """The context is the body, the answer a stream of what happens."""
     options, name = _options(r)
     own = r.images
-    engine: Any = r.engine
     async with session.folder(own.store) as place:
         extras = await receive(r, place)
-        file = await asyncio.to_thread(session.read, place, name, extras.dockerfile)
-        plan = session.plan(file, options)
         news = _News()
-        shop = Workshop(engine, own, place, options, news.tell, news.room)
-        task = asyncio.ensure_future(session.carry_out(shop, file, plan))
-        task.add_done_callback(lambda _: news.changed.set())
-        try:
+        async with carried_out(r.engine, own, place, name, options, extras, news) as task:
             response = await r.stream()
-            while not task.done():
-                await news.changed.wait()
-                await news.send(response)
-            await news.send(response)
+            await news.follow(task, lambda line: response.write(_line(line)))
             await session.remove(place)
-            await response.write(b"".join(json.dumps(line).encode() + b"\r\n" for line in _outcome(task, r, options)))
+            await response.write(b"".join(_line(line) for line in _outcome(task, r, options)))
             await response.write_eof()
             return response
-        finally:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
+
+
+def _line(value: dict[str, Any]) -> bytes:
+    return json.dumps(value).encode() + b"\r\n"
 
 
 def _outcome(task: asyncio.Future[Any], r: Req, options: Options) -> list[dict[str, Any]]:
