@@ -34,7 +34,7 @@ Counter: TypeAlias = Literal["key", "slot", "event"]
 _COUNTERS: tuple[Counter, ...] = ("key", "slot", "event")
 _GROUP_SECONDS = 0.02
 _RETRY_SECONDS = 1.0
-_CROWD, _SECONDS_EACH = 3, 0.002
+_CROWD, _SECONDS_EACH = 3, 0.0003
 """So many waited for one commit: the next is put off by so long for each of them, at most by _GROUP_SECONDS."""
 _SKIPPED = 1 << 16
 """Numbers a counter leaves out after a crash: more than can have been given since its last commit."""
