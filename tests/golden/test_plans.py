@@ -132,6 +132,7 @@ PLANS_BY_NAME = {
         BoxPlan(storage="disk", directory="s1", mount="/joey/disk/s1/fs", limit=MIB),
     ),
     "exec": lambda: exec_(Process(argv=("true",)), {"A": "b"}, ROOT, SPEC, facts(), SLOT, 7),
+    "exec-channel": lambda: exec_(Process(argv=("python3",)), {"A": "b"}, ROOT, SPEC, facts(), SLOT, 7, channel=True),
     "exec-terminal": lambda: exec_(
         Process(argv=("sh",), tty=True), {}, ROOT, SPEC, facts(V2), SLOT, 7, add_devpts=True
     ),

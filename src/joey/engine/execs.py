@@ -174,7 +174,7 @@ class Execs:
         """
         assert box.launched is not None and box.slot is not None
         request = box.requested()
-        process = _within(process, request.spec, request.image.cwd)
+        process = within(process, request.spec, request.image.cwd)
         if not process.argv:
             raise Invalid("argv", "name a program to run")
         one = _Exec(self._store.next_number("key"), box.id, process, tag, keep or bool(tag))
@@ -469,7 +469,7 @@ async def _end(attached: Attached) -> None:
         await attached.signal(SIGKILL)
 
 
-def _within(process: Process, spec: SandboxSpec, image_cwd: str) -> Process:
+def within(process: Process, spec: SandboxSpec, image_cwd: str) -> Process:
     """What exec says nothing about is as for the main process; and it never has more power than that one."""
     main, asked = spec.process, process.capabilities
     held = tuple(name for name in asked if name in main.capabilities)

@@ -237,31 +237,36 @@ class Launching:
 
     async def exec(
         self, process: Process, request: Request, where: Launched, slot: Slot, key: int, *, output: bool, devpts: bool,
-        kept: bool = False,
+        kept: bool = False, channel: int | None = None,
     ) -> Launched:  # fmt: skip
         """Run one more process in a running sandbox. devpts: mount its terminals first, there are none yet. kept: it
-        shall outlive whoever reads its output.
+        shall outlive whoever reads its output. channel: a socket that becomes its descriptor 3; the launcher then keeps
+        nothing of it.
         """
         identity = self._identity(request.image, process) if process.user or process.groups else request.identity
         env = environment(request.image.env, process, identity, request.spec.hostname or slot.name)
         spec, facts, main = request.spec, self._facts, where.key
+        fds, talks = ([], False) if channel is None else ([channel], True)
 
         def compile() -> Plan:
-            return exec_(process, env, identity, spec, facts, slot, main, output=output, add_devpts=devpts, kept=kept)
+            return exec_(
+                process, env, identity, spec, facts, slot, main, output=output, add_devpts=devpts, kept=kept,
+                channel=talks,
+            )  # fmt: skip
 
         # What differs between two programs of one sandbox is the last operation, if they are asked for alike.
-        alike = (main, identity, output, devpts, kept, *(getattr(process, name) for name in _ALIKE))
+        alike = (main, identity, output, devpts, kept, talks, *(getattr(process, name) for name in _ALIKE))
         known = self._execs.get(alike)
         if known is None or known[0] is not request:
             plan = compile()
-            launched = await self._run(where.shard, key, _planned(plan), (), slot)
+            launched = await self._run(where.shard, key, _planned(plan), fds, slot)
             if len(self._execs) >= _SHAPES:
                 self._execs.clear()
             self._execs[alike] = (request, encode(Plan(plan.ops[:-1])), _roles(plan))
             return launched
         check_process(process, env)
         planned = _Planned(append(known[1], run_program(process, env, False)), (), known[2], compile)
-        return await self._run(where.shard, key, planned, (), slot)
+        return await self._run(where.shard, key, planned, fds, slot)
 
     async def files(
         self, request: Request, where: Launched, slot: Slot, key: int, program: int, *, joined: bool

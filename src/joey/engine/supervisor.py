@@ -22,6 +22,7 @@ from joey.engine.acknowledge import Acknowledgements
 from joey.engine.admission import Admission
 from joey.engine.attached import Attached
 from joey.engine.box import Box
+from joey.engine.channels import Channel, Channels
 from joey.engine.events import Data, Events, Wanted
 from joey.engine.execs import Execs
 from joey.engine.files import BoxFiles
@@ -86,6 +87,7 @@ class Engine(WithNetworks):
         self.acknowledgements: Acknowledgements
         self.execs: Execs
         self.helpers: Helpers
+        self.channels = Channels(self)
         self.admission = Admission()
         self.warm = Warm(self)
         self.networks = Networks(self)
@@ -157,6 +159,7 @@ class Engine(WithNetworks):
         await asyncio.gather(*(box.leave() for box in self.boxes))
         self.execs.leave()
         await self.helpers.close()
+        await self.channels.close()
         await self.acknowledgements.close()
         with contextlib.suppress(JoeyError):
             await self.store.flush()
@@ -359,6 +362,10 @@ class Engine(WithNetworks):
         self._check_running(box)
         return await self.execs.start(box, process, output=not detach, tag=tag, keep=keep or detach)
 
+    async def channel(self, ref: str, process: Process) -> Channel:
+        """Run `process` in a running sandbox with a stream socket to it as its descriptor 3. Raises JoeyError."""
+        return await self.channels.open(self._touched(ref), process)
+
     def _told(self, process: ProcessView) -> None:
         """A process has started or ended."""
         box = self._boxes.get(process.sandbox)
@@ -530,7 +537,7 @@ class Engine(WithNetworks):
         box = self._keys.get(child.key)
         if box is not None:
             box.apply(Exited(child.key, self.exit_of(box, child)))
-        elif not self.execs.ended(child):
+        elif not self.execs.ended(child) and not self.channels.ended(child):
             self.acknowledgements.add(shard, child.key, durable=False)
 
     def exit_of(self, box: Box, child: Child) -> Exit:

@@ -60,18 +60,18 @@ def owned_namespaces(wanted: int) -> int:
     return flags | (f.CLONE_NEWNS | f.CLONE_NEWUTS | f.CLONE_NEWIPC if wanted & _OWNED_MOUNTS else 0)
 
 
-def pipes(process: Process, output: bool, lasting: bool = True) -> list[op.Op]:
+def pipes(process: Process, output: bool, lasting: bool = True, *, keep: bool = True) -> list[op.Op]:
     """In the launcher: the streams of a process without terminal. `output` False sends them to /dev/null inside; what
-    writes to one that is not lasting notices that nobody reads it any more.
+    writes to one that is not lasting notices that nobody reads it any more. keep: the launcher has copies.
     """
     if process.tty:
         return []
     ops: list[op.Op] = []
     if process.stdin:
-        ops += [op.Pipe(STDIN, STDIN_FAR), op.Hold(STDIN_FAR, f.ROLE_STDIN)]
+        ops += [op.Pipe(STDIN, STDIN_FAR), op.Hold(STDIN_FAR, f.ROLE_STDIN, keep=keep)]
     if output:
-        ops += [op.Pipe(STDOUT_FAR, STDOUT, lasting=lasting), op.Hold(STDOUT_FAR, f.ROLE_STDOUT)]
-        ops += [op.Pipe(STDERR_FAR, STDERR, lasting=lasting), op.Hold(STDERR_FAR, f.ROLE_STDERR)]
+        ops += [op.Pipe(STDOUT_FAR, STDOUT, lasting=lasting), op.Hold(STDOUT_FAR, f.ROLE_STDOUT, keep=keep)]
+        ops += [op.Pipe(STDERR_FAR, STDERR, lasting=lasting), op.Hold(STDERR_FAR, f.ROLE_STDERR, keep=keep)]
     return ops
 
 
@@ -87,12 +87,12 @@ def streams(process: Process, output: bool, base: int, identity: Identity, devpt
     return [op.Chown("", uid, gid, at=reg) for reg in mine]
 
 
-def stdio(process: Process, output: bool, reach: tuple[Reg, ...] = ()) -> op.Stdio:
+def stdio(process: Process, output: bool, reach: tuple[Reg, ...] = (), more: tuple[Reg, ...] = ()) -> op.Stdio:
+    """more: what it has as descriptors 3, 4, …"""
     if process.tty:
-        return op.Stdio(SLAVE, SLAVE, SLAVE, reach=reach)
-    return op.Stdio(
-        STDIN if process.stdin else NULL, STDOUT if output else NULL, STDERR if output else NULL, reach=reach
-    )
+        return op.Stdio(SLAVE, SLAVE, SLAVE, more, reach)
+    out, err = (STDOUT, STDERR) if output else (NULL, NULL)
+    return op.Stdio(STDIN if process.stdin else NULL, out, err, more, reach)
 
 
 def null(process: Process, output: bool) -> list[op.Op]:
