@@ -15,7 +15,7 @@ from __future__ import annotations
 from joey.plan import flags as f
 from joey.plan import oci_process as proc
 from joey.plan import ops as op
-from joey.plan.oci_mounts import DEVICES, EMPTY, ROOT, USERNS, Filesystems, id_map, inner
+from joey.plan.oci_mounts import CGROUP, DEVICES, EMPTY, ROOT, USERNS, Filesystems, id_map, inner
 from joey.plan.oci_process import GATE, SLAVE, STDERR, STDIN, STDOUT, SYNC, Refused
 from joey.plan.ops import Reg
 
@@ -30,6 +30,7 @@ NAMESPACES = {
     "uts": f.CLONE_NEWUTS, "user": f.CLONE_NEWUSER, "cgroup": f.CLONE_NEWCGROUP, "time": f.CLONE_NEWTIME,
 }  # fmt: skip
 _ORDER = ("cgroup", "ipc", "uts", "network", "pid", "mount")
+_V2 = ("", "unified")
 _FORK = f.CLONE_VM | f.CLONE_VFORK
 STEP_HOOKS = 1
 """Everything is in place, the root not yet changed: prestart, createRuntime and createContainer hooks run now."""
@@ -170,10 +171,17 @@ def check_sysctl(name: str, kinds: list[str]) -> None:
 # --- the first child -------------------------------------------------------------------------------------------------
 
 
+def _child(facts: Facts) -> list[op.Op]:
+    """The first child, born in its cgroup of the v2 hierarchy: who is moved there later waits 10 to 20 ms for a grace
+    period of the kernel for it (cgroup_threadgroup_rwsem).
+    """
+    into = [op.Open(CGROUP, place, flags=f.O_PATH | f.O_CLOEXEC) for name, place in facts.cgroups if name in _V2]
+    return [*into, op.Clone(_FORK, CGROUP if into else op.NO_REG)]
+
+
 def _joins(facts: Facts) -> list[op.Op]:
-    """The calling process, which has no other threads: of a v1 hierarchy as `flags.JOIN_V1` says."""
-    v2 = ("", "unified")
-    return [op.Write(f"{place}/{'cgroup.procs' if name in v2 else f.JOIN_V1}", "0") for name, place in facts.cgroups]
+    """v1 hierarchies, by the calling process, which has no other threads: as `flags.JOIN_V1` says."""
+    return [op.Write(f"{place}/{f.JOIN_V1}", "0") for name, place in facts.cgroups if name not in _V2]
 
 
 def _oom_score(process: Json) -> list[op.Op]:
@@ -188,7 +196,7 @@ def _enters(facts: Facts) -> list[op.Op]:
 def _first(
     process: Json, linux: Json, facts: Facts, kinds: list[str], made: list[str], early: list[op.Op]
 ) -> list[op.Op]:
-    ops: list[op.Op] = [op.Clone(_FORK), op.Chdir(facts.rootfs)]
+    ops = [*_child(facts), op.Chdir(facts.rootfs)]
     ops += _joins(facts) + _oom_score(process) + early
     # The host's rights reach into every namespace, those of a user namespace only into its own: so the user
     # namespace comes after what is joined, and before what is made.
@@ -305,7 +313,7 @@ def exec_(process: Json, linux: Json, facts: Facts) -> op.Plan:
     masks, _ = proc.capability_masks(process, facts.held)
     env = proc.environment(process, facts.home)
     early, late = proc.rlimits(process)
-    ops: list[op.Op] = [op.Clone(_FORK), *_affinity(process, "initial")]
+    ops = [*_child(facts), *_affinity(process, "initial")]
     ops += _joins(facts)
     ops += _affinity(process, "final") + _oom_score(process)
     ops += [op.Write(f"/proc/self/{file}", label) for file, label in facts.labels]
