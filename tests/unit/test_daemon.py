@@ -258,7 +258,32 @@ def test_tls(tmp_path: Path) -> None:
         with pytest.raises(joey.Unreachable) as caught:  # not tried again: it is as untrusted a second later
             list(joey.Sandbox.list(url=f"https://{where}", api_key="joey_0"))
         assert "JOEY_CA" in caught.value.remedy and time.monotonic() - begun < 5
+        _joey_by_tls(server, f"https://{where}", cert)
     assert "tls_cert: " in refused(home, "--tls-cert", str(key), "--tls-key", str(key))
+
+
+def _joey_by_tls(server: Daemon, url: str, cert: Path) -> None:
+    """The command line at another machine's engine: JOEY_HOME has none, and none is started there."""
+    key = server.call("POST", "/v1/keys", {"name": "laptop"})["key"]
+    home = cert.parent / "nowhere"
+    environment = {**os.environ, "JOEY_HOME": str(home), "JOEY_URL": url, "JOEY_CA": str(cert), "JOEY_API_KEY": key}
+
+    def joey(*words: str, input: str = "", **env: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [*JOEY, *words], env={**environment, **env}, input=input, capture_output=True, text=True, check=False
+        )
+
+    long = "x" * 300_000  # more than one TLS record, both ways
+    done = joey("run", "-i", "--rm", "host", "sh", "-c", "cat; exit 3", input=long)
+    assert (done.stdout, done.returncode) == (long, 3), done.stderr
+    assert joey("ps", "-q", "-a").stdout == ""
+    assert joey("ps", JOEY_API_KEY="joey_wrong").returncode != 0
+    assert "certificate" in joey("ps", JOEY_CA="").stderr
+    assert "JOEY_URL" in joey("ps", JOEY_URL="box:8443").stderr
+    assert "JOEY_URL" in joey("system", "reset", "-f").stderr
+    nobody = joey("ps", JOEY_URL="http://127.0.0.1:1")
+    assert "no engine answers at http://127.0.0.1:1" in nobody.stderr and nobody.returncode == 1
+    assert not home.exists()
 
 
 def test_it_does_not_start_open_to_the_world(tmp_path: Path) -> None:

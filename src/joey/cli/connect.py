@@ -1,4 +1,4 @@
-"""A connection to the engine, which is started if none answers."""
+"""A connection to the engine: JOEY_URL's, else this machine's, which is started if none answers."""
 
 import os
 
@@ -7,6 +7,10 @@ from joey.client.transport import Connection, Unreachable, socket_path
 
 def engine(start=True):
     """A Connection. Raises Unreachable if there is no engine and none can be started."""
+    if elsewhere():
+        from joey.cli import remote
+
+        return remote.connect()
     path = socket_path()
     try:
         return Connection.open(path)
@@ -17,6 +21,11 @@ def engine(start=True):
 
     spawn()
     return Connection.open(path)
+
+
+def elsewhere():
+    """Whether the engine meant is not the one of JOEY_HOME."""
+    return bool(os.environ.get("JOEY_URL"))
 
 
 def absent(error):

@@ -3,7 +3,7 @@
 import os
 import sys
 
-from joey.cli.connect import absent, engine
+from joey.cli.connect import absent, elsewhere, engine
 from joey.cli.options import UsageError, closest
 from joey.cli.output import complain, is_terminal, say, say_json, table
 from joey.client.transport import Unreachable, home
@@ -64,6 +64,8 @@ def df(values):
 
 def reset(values):
     """Remove all there is, by the running engine or, if none runs, by one made for it."""
+    if elsewhere():
+        raise UsageError("reset is for this machine's engine, and JOEY_URL names another", "unset JOEY_URL")
     if not values.get("force"):
         if not is_terminal(0):
             raise UsageError("reset ends and removes every sandbox: say that you mean it", "joey system reset -f")

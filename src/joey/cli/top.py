@@ -22,7 +22,7 @@ def overview(words):
     text += [
         "",
         "joey COMMAND --help says more about a command, with an example.",
-        f"JOEY_HOME is where the instance lives ({home()}).",
+        f"JOEY_HOME is where the instance lives ({home()}); JOEY_URL and JOEY_API_KEY name another machine's.",
     ]
     write(2 if not words else 1, ("\n".join(text) + "\n").encode())
     return 0 if words else 2

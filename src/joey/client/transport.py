@@ -129,10 +129,11 @@ class Response:
 
 
 class Connection:
-    """One connection to the engine. A context manager; not for several threads."""
+    """One connection to the engine. A context manager; not for several threads. headers: of every request."""
 
-    def __init__(self, sock):
+    def __init__(self, sock, headers="Host: joey\r\n"):
         self._sock = sock
+        self._headers = headers
         self._buffer = bytearray()
 
     @classmethod
@@ -158,7 +159,7 @@ class Connection:
         """Send a request; the Response of a success (2xx, 101). Raises Problem, Lost."""
         body = b"" if value is None else jsontext.dumps(value).encode()
         kind = "Content-Type: application/json\r\n" if body else ""
-        head = f"{method} {path} HTTP/1.1\r\nHost: joey\r\n{kind}{headers}Content-Length: {len(body)}\r\n\r\n"
+        head = f"{method} {path} HTTP/1.1\r\n{self._headers}{kind}{headers}Content-Length: {len(body)}\r\n\r\n"
         self._send(head.encode() + body)
         response = self._response()
         if response.status >= 300:
@@ -167,7 +168,8 @@ class Connection:
 
     def upload(self, method, path, pieces, kind):
         """Send a body of unknown length, `pieces` of bytes of media type `kind`; → Response. Raises as request."""
-        head = f"{method} {path} HTTP/1.1\r\nHost: joey\r\nContent-Type: {kind}\r\nTransfer-Encoding: chunked\r\n\r\n"
+        kind = f"Content-Type: {kind}\r\n"
+        head = f"{method} {path} HTTP/1.1\r\n{self._headers}{kind}Transfer-Encoding: chunked\r\n\r\n"
         try:
             self._send(head.encode())
             for piece in pieces:

@@ -90,10 +90,13 @@ class Wire:
 
 def connect(endpoint: Endpoint) -> Wire:
     """Raises Unreachable."""
+    return Wire(open_socket(endpoint))
+
+
+def open_socket(endpoint: Endpoint) -> socket.socket:
+    """Connected, by TLS if asked for. Raises Unreachable."""
     try:
-        if endpoint.path:
-            return Wire(_unix(endpoint.path))
-        return Wire(_tcp(endpoint))
+        return _unix(endpoint.path) if endpoint.path else _tcp(endpoint)
     except OSError as error:
         raise unreachable(endpoint, error) from None
 
