@@ -1,0 +1,135 @@
+"""The channel's frames (`runtime/frames.py`, which both sides import) and what the daemon makes of an answer."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+
+from joey.functions.runtime.frames import (
+    BODY,
+    CANCEL,
+    CONFIG,
+    CREDIT,
+    CREDITS,
+    DATA,
+    DONE,
+    END,
+    ERROR,
+    HEAD,
+    HEADER,
+    INIT_ERROR,
+    INVOKE,
+    LOG,
+    MAX_BODY,
+    MAX_DATA,
+    MAX_FRAME,
+    READY,
+    RESULT,
+    STDERR,
+    STDOUT,
+    STOP,
+    WINDOW,
+    Frames,
+    frame,
+)
+
+LOG_TAIL = 4096
+"""Bytes of an invocation's output that its answer carries (as AWS Lambda's LogType=Tail)."""
+
+# Types of errors that are not a handler's own, by the names AWS Lambda gives them.
+IMPORT_ERROR = "Runtime.ImportModuleError"
+SYNTAX_ERROR = "Runtime.UserCodeSyntaxError"
+HANDLER_NOT_FOUND = "Runtime.HandlerNotFound"
+MALFORMED_HANDLER = "Runtime.MalformedHandlerName"
+MARSHAL_ERROR = "Runtime.MarshalError"
+UNMARSHAL_ERROR = "Runtime.UnmarshalError"
+EXIT_ERROR = "Runtime.ExitError"
+OUT_OF_MEMORY = "Runtime.OutOfMemory"
+INVALID_ENTRYPOINT = "Runtime.InvalidEntrypoint"
+TIMED_OUT = "Sandbox.Timedout"
+INIT_TIMED_OUT = "Sandbox.InitTimedout"
+PROTOCOL_ERROR = "Runtime.ProtocolError"
+RESPONSE_TOO_LARGE = "Function.ResponseSizeTooLarge"
+STOPPED = "Sandbox.Stopped"
+"""The instance was stopped (scaled in, its function removed) while it worked: worth another attempt."""
+
+
+class Failure(msgspec.Struct, frozen=True):
+    """Why an invocation, or an instance's start, failed. As JSON it is what clients of AWS Lambda and FC get:
+    {"errorMessage", "errorType", "stackTrace", "requestId"}.
+    """
+
+    type: str = msgspec.field(name="errorType")
+    message: str = msgspec.field(name="errorMessage")
+    trace: list[str] = msgspec.field(name="stackTrace", default_factory=list)
+    request_id: str = msgspec.field(name="requestId", default="")
+
+    def json(self) -> bytes:
+        """As clients get it."""
+        return _encode(self)
+
+
+@dataclass(slots=True)
+class Answer:
+    """Of one invocation. Exactly one of `body` and `chunks` is there, or `failure`.
+
+    head: of answers by HTTP (wsgi, asgi, http: {"status": int, "headers": [[name, value], …]}) and of streams
+    ({"content_type": str}); else None. chunks: to be read once, or closed; raises StreamFailed if it fails on the way.
+    logs: the last LOG_TAIL bytes the invocation printed (of a stream: until its head; complete with `chunks`' end).
+    seconds: from the request's way in to the answer (of a stream: to its head, then to its end).
+    """
+
+    body: bytes | None = None
+    head: dict[str, Any] | None = None
+    chunks: AsyncIterator[bytes] | None = None
+    failure: Failure | None = None
+    logs: bytes = b""
+    seconds: float = 0.0
+
+    @property
+    def payload(self) -> bytes:
+        """The whole answer as bytes; of a failure its JSON. Not of a stream."""
+        if self.failure is not None:
+            return self.failure.json()
+        return self.body or b""
+
+
+class StreamFailed(Exception):
+    """A stream broke off."""
+
+    def __init__(self, failure: Failure) -> None:
+        super().__init__(failure.message)
+        self.failure = failure
+
+
+@dataclass(slots=True)
+class Head:
+    """What goes in with a request's body.
+
+    id: the request's. http: of a request by HTTP: {"method", "path", "query", "headers": [[name, value], …],
+    "scheme", "client"}; None for an event. client_context, identity: as JSON gives them (AWS Lambda). trace: X-Ray's.
+    stream: the caller takes an answer in pieces (HEAD, DATA); else a generator's pieces are joined.
+    """
+
+    id: str
+    http: dict[str, Any] | None = None
+    client_context: Any = None
+    identity: Any = None
+    trace: str = ""
+    arn: str = ""
+    stream: bool = False
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+_encode = msgspec.json.Encoder().encode
+
+__all__ = [
+    "Answer", "BODY", "CANCEL", "CONFIG", "CREDIT", "CREDITS", "DATA", "DONE", "END", "ERROR", "EXIT_ERROR", "Failure",
+    "Frames", "HANDLER_NOT_FOUND", "HEAD", "HEADER", "Head", "IMPORT_ERROR", "INIT_ERROR", "INIT_TIMED_OUT",
+    "INVALID_ENTRYPOINT", "INVOKE", "LOG", "LOG_TAIL", "MALFORMED_HANDLER", "MARSHAL_ERROR", "MAX_BODY", "MAX_DATA",
+    "MAX_FRAME", "OUT_OF_MEMORY", "PROTOCOL_ERROR", "READY", "RESPONSE_TOO_LARGE", "RESULT", "STDERR", "STDOUT", "STOP",
+    "STOPPED", "SYNTAX_ERROR", "StreamFailed", "TIMED_OUT", "UNMARSHAL_ERROR", "WINDOW", "frame",
+]  # fmt: skip
