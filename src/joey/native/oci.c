@@ -40,9 +40,14 @@ struct container {
 
 /* ---- Python */
 
+/* The file of all modules is read before anything is imported (src/joey/oci/bundle.py): that, too, finds its own code in it. */
 static const char boot[] =
-	"import sys,gc;gc.disable();sys.path.insert(0,sys.argv.pop(1))\n"
-	"from joey.oci.bundle import install;install()\n"
+	"import sys,gc,marshal;gc.disable();d=sys.argv.pop(1);sys.path.insert(0,d);n='joey.oci.bundle'\n"
+	"try:\n"
+	" with open(f'{d}/joey/oci/__pycache__/calls.{sys.implementation.cache_tag}','rb') as f:a=marshal.load(f)\n"
+	" m=type(sys)(n);m.__file__=f'{d}/joey/oci/bundle.py';exec(marshal.loads(a[1][n][2]),m.__dict__);m.install(a)\n"
+	" if m.installed:sys.modules[n]=m\n"
+	"except (OSError,ValueError,EOFError,TypeError,KeyError,IndexError):pass\n"
 	"from joey.oci.verbs import console;console()";
 
 static bool up(char *path, int levels)

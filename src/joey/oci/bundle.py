@@ -53,18 +53,16 @@ class Finder:
         exec(marshal.loads(self.modules[module.__name__][2]), module.__dict__)
 
 
-def install():
-    """Use the file, if it is there and of these sources."""
+def install(read):
+    """Use what has been read of the file (native/oci.c, boot), if it is of these sources. Raises what a file that is
+    none of ours makes it raise: OSError, ValueError, TypeError.
+    """
     global installed
-    try:
-        with open(PATH, "rb") as file:
-            stamps, modules = marshal.load(file)
-        for name, stamp in stamps.items():
-            found = os.stat(f"{PACKAGE}/{name}")
-            if (found.st_mtime_ns, found.st_size) != stamp:
-                return
-    except (OSError, ValueError, EOFError, TypeError):
-        return
+    stamps, modules = read
+    for name, stamp in stamps.items():
+        found = os.stat(f"{PACKAGE}/{name}")
+        if (found.st_mtime_ns, found.st_size) != stamp:
+            return
     sys.meta_path.insert(0, Finder(modules))
     installed = True
 
@@ -85,7 +83,7 @@ def make():
             with open(f"{PACKAGE}/{file}", "rb") as source:
                 found = os.fstat(source.fileno())
                 stamps[file] = (found.st_mtime_ns, found.st_size)
-                code = compile(source.read(), f"{PACKAGE}/{file}", "exec", dont_inherit=True)
+                code = compile(source.read(), f"{PACKAGE}/{file}", "exec", dont_inherit=True, optimize=2)
             package = file.endswith("__init__.py")
             name = "joey/" + (os.path.dirname(file) if package else file.removesuffix(".py"))
             modules[name.rstrip("/").replace("/", ".")] = (file, package, marshal.dumps(code))

@@ -252,6 +252,18 @@ def remove(groups, seconds=5.0):
         pause = min(pause * 2, 0.05)
 
 
+def gone(groups):
+    """Whether all of it could be removed, as there was nobody in it nor anything below."""
+    for _, _, directory in groups:
+        try:
+            os.rmdir(directory)
+        except FileNotFoundError:
+            pass
+        except OSError:
+            return False
+    return True
+
+
 def _remove(directory):
     try:
         os.rmdir(directory)

@@ -67,9 +67,11 @@ def delete(root, name, force):
     # by a `create` that was killed: its lock was free.
     if status not in ("stopped", "creating") and not force:
         raise OciError(f"cannot delete container {name} that is not stopped: {status}")
-    cgroups.kill(container.data["cgroups"])
-    _wait_end(container)
-    cgroups.remove(container.data["cgroups"])
+    groups = container.data["cgroups"]
+    if status != "stopped" or not cgroups.gone(groups):  # without a pid namespace others may live on in it
+        cgroups.kill(groups)
+        _wait_end(container)
+        cgroups.remove(groups)
     _poststop(container)
     container.remove()
 

@@ -23,6 +23,9 @@ class Lean:
 
     def __init__(self, *values: object, **named: object) -> None:
         fields = self.__struct_fields__
+        if not named and len(values) == len(fields):
+            self.__dict__.update(zip(fields, values, strict=True))
+            return
         given = dict(zip(fields, values, strict=False))
         given.update(named)
         if len(given) != len(values) + len(named):
