@@ -11,8 +11,8 @@ ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "src" / "joey"
 
 ROOMS = {
-    "api", "bench", "build", "cli", "client", "engine", "functions", "groups", "host", "images", "model", "native",
-    "network", "oci", "plan", "testing",
+    "api", "bench", "build", "cli", "client", "engine", "functions", "groups", "host", "images", "mcp", "model",
+    "native", "network", "oci", "plan", "testing",
 }  # fmt: skip
 # Facts arrive as values: the pure rooms reach neither the machine nor a clock nor chance.
 IMPURE = {
@@ -38,6 +38,7 @@ FORBIDDEN = {
     "oci": {"engine", "api", "images", "network"},
     "client": {"engine", "host", "network", "build"},
     "cli": {"engine", "host", "network", "build"},
+    "mcp": {"api", "build", "cli", "engine", "host", "images", "network"},
 }
 # room -> the only other rooms of joey it may import
 ALLOWED = {

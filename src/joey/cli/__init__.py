@@ -46,6 +46,7 @@ VERBS = {
     "daemon": ("daemon", "Run the engine in the foreground"),
     "keys": ("keys", "API keys, for clients that come by TCP"),
     "env": ("env", "Print what other systems' clients need to use Joey: e2b, docker"),
+    "mcp": ("mcp", "Tools for agents (Model Context Protocol): sandboxes, commands, code, files"),
     "backup": ("backup", "Copy the engine's state to a file, while it goes on"),
     "system": ("system", "The instance as a whole: info, df, reset"),
     "doctor": ("doctor", "Say what this host can do, what it lacks, and how to get it"),

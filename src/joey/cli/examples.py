@@ -41,6 +41,7 @@ EXAMPLES = {
     "backup": "joey backup /srv/backup/joey.tar",
     "system": "joey system df",
     "doctor": "joey doctor",
+    "mcp": "joey mcp --http 127.0.0.1:8765",
     "env": 'eval "$(joey env e2b)"',
     "version": "joey version",
     "bench": "joey bench latency",
