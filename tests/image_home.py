@@ -12,8 +12,9 @@ import pytest
 
 import registries
 from joey.host.instance import Instance
-from joey.images import index, store_gc
+from joey.images import auth, index, store_gc
 from joey.images.library import Library
+from joey.images.login import login as keep
 from joey.images.pull import Progress
 from joey.images.store import StoredImage
 
@@ -54,6 +55,9 @@ class Home:
 
     def push(self, name: str, target: str, chunk: int = 0) -> str:
         return self.run(lambda: self.library.push(name, target, self.seen.append, chunk=chunk))
+
+    def login(self, registry: str, name: str, password: str) -> Path:
+        return self.run(lambda: keep(registry, auth.Credentials(name, password), self.library.config()))
 
     def files(self, image: StoredImage) -> dict[str, bytes | None]:
         return registries.merged([self.store.layer_path(one) for one in image.diff_ids])

@@ -181,6 +181,8 @@ class FakeRegistry:
 
     def answer(self, request: web.Request) -> web.StreamResponse:
         """What a registry without faults says."""
+        if request.path == "/v2/":
+            return web.Response()
         name, _, rest = request.path.removeprefix("/v2/").partition("/manifests/")
         if rest:
             data, kind = self.manifests.get((name, rest), (b"", ""))

@@ -123,7 +123,9 @@ def test_docker_registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, secure
             login(tmp_path, monkeypatch, host, "joey:wrong")
             with pytest.raises(RegistryDenied, match="with the credentials"):
                 home.pull(f"{host}/a/b:1")
-            login(tmp_path, monkeypatch, host, "joey:secret")
+            with pytest.raises(RegistryDenied, match="with the credentials"):
+                home.login(host, "joey", "wrong again")  # changes nothing
+            assert home.login(host, "joey", "secret") == tmp_path / "config.json"
         image = home.pull(f"{host}/a/b:1")
         assert image.digest == made.digest
         assert home.push(f"{host}/a/b:1", f"{host}/c/d:2") == made.digest

@@ -1,5 +1,6 @@
 """Names of images, registries' configuration and challenges: text in, values out."""
 
+import asyncio
 import base64
 import json
 import time
@@ -9,10 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from joey.images import auth, config, reference
+from joey.images import auth, config, login, reference
 from joey.images.reference import parse
 from joey.images.registry_http import retry_after
 from joey.model.errors import Invalid, RegistryFailed
+from registries import FakeRegistry
 
 DIGEST = "sha256:" + "a" * 64
 
@@ -117,8 +119,6 @@ async def known(host: str) -> auth.Credentials | None:
 
 
 def run(host: str) -> auth.Credentials | None:
-    import asyncio
-
     return asyncio.run(known(host))
 
 
@@ -164,6 +164,39 @@ def test_helpers(docker: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for host, what in (("g", "no JSON"), ("b", "broken"), ("x", "docker-credential-none"), ("e", "no program")):
         with pytest.raises(Invalid, match=what):
             run(host)
+
+
+def test_login_keeps_what_else_is_in_the_file(docker: Path) -> None:
+    elsewhere = docker.parent / "elsewhere.json"
+    elsewhere.write_text(json.dumps({"auths": {"https://h:5": {"auth": "eDp5"}}, "detachKeys": "ctrl-x"}))
+    docker.symlink_to(elsewhere)
+    with FakeRegistry() as registry:  # asks nobody who he is
+        asyncio.run(login.login(registry.host, auth.Credentials("me", "p:w"), config.RegistriesConfig()))
+        assert docker.is_symlink() and elsewhere.stat().st_mode & 0o777 == 0o600
+        assert run(registry.host) == auth.Credentials("me", "p:w") and run("h:5") == auth.Credentials("x", "y")
+        assert asyncio.run(login.logout(registry.host)) and asyncio.run(login.logout("h:5"))
+        assert not asyncio.run(login.logout("h:5"))
+    assert json.loads(elsewhere.read_text()) == {"auths": {}, "detachKeys": "ctrl-x"}
+    assert {one.name for one in docker.parent.iterdir()} == {"config.json", "elsewhere.json"}
+    with pytest.raises(RegistryFailed):
+        asyncio.run(login.login("127.0.0.1:1", auth.Credentials("a", "b"), config.RegistriesConfig(retries=0)))
+    assert json.loads(elsewhere.read_text())["auths"] == {}
+
+
+def test_login_by_a_helper(docker: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = docker.parent
+    monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
+    program = folder / "docker-credential-test"
+    program.write_text(f'#!/bin/sh\n(echo "$1"; cat) >> {folder}/said\n')
+    program.chmod(0o755)
+    docker.write_text('{"credsStore": "test"}')
+    with FakeRegistry() as registry:
+        asyncio.run(login.login(registry.host, auth.Credentials("me", "word"), config.RegistriesConfig()))
+        asyncio.run(login.logout(registry.host))
+        said = (folder / "said").read_text()
+        kept = json.dumps({"ServerURL": registry.host, "Username": "me", "Secret": "word"})
+        assert said == f"store\n{kept}erase\n{registry.host}"
+    assert docker.read_text() == '{"credsStore": "test"}'
 
 
 def test_challenges() -> None:

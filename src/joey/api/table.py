@@ -19,12 +19,15 @@ from joey.api import (
     node,
     pools,
     processes,
+    registries,
     sandboxes,
     snapshots,
     volumes,
 )
+from joey.api.facades.aws_lambda import entry as aws_lambda
 from joey.api.facades.docker import entry as docker
 from joey.api.facades.e2b import entry as e2b
+from joey.api.facades.fc import entry as fc
 from joey.api.routes import Route
 
 MODULES = (
@@ -38,6 +41,7 @@ MODULES = (
     archives,
     build,
     images,
+    registries,
     snapshots,
     volumes,
     networks,
@@ -49,6 +53,8 @@ MODULES = (
     documents,
     e2b,
     docker,
+    aws_lambda,
+    fc,
 )
 
 TAGS = {

@@ -50,8 +50,8 @@ def push(values, arguments):
 
 _ABOUT = """
 Registries, mirrors and plain HTTP are configured in registries.toml in JOEY_HOME; names and
-passwords are those of docker login (~/.docker/config.json). An interrupted transfer goes on
-where it ended."""
+passwords are those of joey login or docker login (~/.docker/config.json). An interrupted transfer
+goes on where it ended."""
 
 COMMANDS = {
     "pull": {

@@ -16,6 +16,7 @@ import json
 import os
 import re
 import shutil
+import subprocess
 import time
 from pathlib import Path
 from typing import Any
@@ -95,7 +96,8 @@ async def credentials(registry: str) -> Credentials | None:
     return None
 
 
-def _keys(registry: str) -> tuple[str, ...]:
+def keys(registry: str) -> tuple[str, ...]:
+    """Names under which credentials of `registry` may stand; new ones get the first."""
     if registry in (DEFAULT_REGISTRY, "registry-1.docker.io"):
         return (HUB_KEY, DEFAULT_REGISTRY, "index.docker.io", "registry-1.docker.io")
     return (registry, f"https://{registry}", f"http://{registry}", f"https://{registry}/", f"https://{registry}/v1/",
@@ -103,19 +105,19 @@ def _keys(registry: str) -> tuple[str, ...]:
 
 
 async def _of(value: dict[str, Any], registry: str, path: Path) -> Credentials | None:
-    keys = _keys(registry)
+    names = keys(registry)
     helpers = value.get("credHelpers")
-    for key in keys:
+    for key in names:
         if isinstance(helpers, dict) and isinstance(helpers.get(key), str):
             return await _ask(helpers[key], key, path)
     auths = value.get("auths")
-    entries = [auths[key] for key in keys if isinstance(auths, dict) and isinstance(auths.get(key), dict)]
+    entries = [auths[key] for key in names if isinstance(auths, dict) and isinstance(auths.get(key), dict)]
     for entry in entries:
         if found := _stored(entry, registry, path):
             return found
     store = value.get("credsStore")
     if isinstance(store, str) and store:
-        return await _ask(store, keys[0], path)
+        return await _ask(store, names[0], path)
     return None
 
 
@@ -137,31 +139,39 @@ def _stored(entry: dict[str, Any], registry: str, path: Path) -> Credentials | N
 
 async def _ask(helper: str, key: str, path: Path) -> Credentials | None:
     """What a credential helper has for `key`."""
-    where = f"{path}: helper {helper}"
-    program = shutil.which(f"docker-credential-{helper}") if _HELPER.fullmatch(helper) else None
-    if program is None:
-        raise Invalid(where, f"there is no program docker-credential-{helper} on PATH")
-    pipe = asyncio.subprocess.PIPE
-    process = await asyncio.create_subprocess_exec(program, "get", stdin=pipe, stdout=pipe, stderr=pipe)
-    try:
-        out, err = await asyncio.wait_for(process.communicate(key.encode()), _HELPER_SECONDS)
-    except TimeoutError:
-        raise Invalid(where, f"did not answer within {_HELPER_SECONDS} s") from None
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.wait()
-    if process.returncode:
-        message = (out or err).decode(errors="replace").strip()
-        if "credentials not found" in message.lower():
-            return None
-        raise Invalid(where, f"failed: {message[:200] or f'exit code {process.returncode}'}")
+    out = await asyncio.to_thread(run_helper, helper, "get", path, key)
+    if out is None:
+        return None
     try:
         value = json.loads(out)
         name, secret = value["Username"], value["Secret"]
     except (ValueError, KeyError, TypeError) as error:
-        raise Invalid(where, "its answer is no JSON with Username and Secret") from error
+        raise Invalid(f"{path}: helper {helper}", "its answer is no JSON with Username and Secret") from error
     return Credentials(identity=secret) if name == "<token>" else Credentials(name, secret)
+
+
+def run_helper(helper: str, verb: str, path: Path, text: str) -> bytes | None:
+    """What a credential helper answers to `verb` (get, store, erase) and `text`; None if it knows no such credentials.
+    path: the file that names it. Blocks. Raises Invalid.
+    """
+    where = f"{path}: helper {helper}"
+    program = shutil.which(f"docker-credential-{helper}") if _HELPER.fullmatch(helper) else None
+    if program is None:
+        raise Invalid(where, f"there is no program docker-credential-{helper} on PATH")
+    try:
+        done = subprocess.run(
+            [program, verb], input=text.encode(), capture_output=True, timeout=_HELPER_SECONDS, check=False
+        )
+    except subprocess.TimeoutExpired:
+        raise Invalid(where, f"did not answer within {_HELPER_SECONDS} s") from None
+    except OSError as error:
+        raise Invalid(where, f"cannot be run: {error.strerror}") from error
+    if not done.returncode:
+        return done.stdout
+    message = (done.stdout or done.stderr).decode(errors="replace").strip()
+    if "credentials not found" in message.lower():
+        return None
+    raise Invalid(where, f"failed: {message[:200] or f'exit code {done.returncode}'}")
 
 
 class Token(msgspec.Struct, frozen=True):

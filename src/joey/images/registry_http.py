@@ -49,16 +49,19 @@ class TryAgain(Exception):
 class Http:
     """A pool of connections to one endpoint for work on one repository. Close it.
 
-    scope: the token's, such as `repository:library/debian:pull`.
+    scope: the token's, such as `repository:library/debian:pull`. known: who we are, else whoever is logged in.
     """
 
-    def __init__(self, endpoint: Endpoint, config: RegistriesConfig, scopes: tuple[str, ...]) -> None:
+    def __init__(
+        self, endpoint: Endpoint, config: RegistriesConfig, scopes: tuple[str, ...],
+        known: auth.Credentials | None = None,
+    ) -> None:  # fmt: skip
         self.endpoint, self.config, self.scopes = endpoint, config, scopes
         self._host = urlsplit(endpoint.base).netloc
         self._tls = ssl_context(endpoint.config)
         self._session: aiohttp.ClientSession | None = None
         self._authorization = ""
-        self._credentials: auth.Credentials | bool | None = False
+        self._credentials: auth.Credentials | bool | None = known or False
         self._token: auth.Token | None = None
         self._challenge: auth.Challenge | None = None
         self._lock = asyncio.Lock()
@@ -182,7 +185,7 @@ class Http:
         text = f"{self._host} answers {status}" + (f": {said}" if said else f" {response.reason or ''}".rstrip())
         if status in (401, 403):
             who = "with the credentials it was given" if self._authorization else "without credentials"
-            raise RegistryDenied(where, f"{text} ({who})", f"docker login {self.endpoint.auth}, or another account")
+            raise RegistryDenied(where, f"{text} ({who})", f"joey login {self.endpoint.auth}, or another account")
         if status == 404:
             raise ImageError(where, f"not found: {text}", "look at the name and the tag")
         error = RegistryFailed(where, text)
@@ -202,7 +205,7 @@ class Http:
             known = await self._known()
             if known is None:
                 raise RegistryDenied(
-                    where, f"{self._host} wants a user name and password", f"docker login {self.endpoint.auth}"
+                    where, f"{self._host} wants a user name and password", f"joey login {self.endpoint.auth}"
                 )
             self._authorization = known.basic()
 
@@ -244,7 +247,7 @@ class Http:
             body = await response.content.read(_MAX_TOKEN)
             if response.status in (401, 403):
                 wrong = "refuses the credentials" if known else "gives no token without credentials"
-                raise RegistryDenied(where, f"{parts.netloc} {wrong}", f"docker login {self.endpoint.auth}")
+                raise RegistryDenied(where, f"{parts.netloc} {wrong}", f"joey login {self.endpoint.auth}")
             if response.status != 200:
                 error = RegistryFailed(where, f"the token server {parts.netloc} answers {response.status}")
                 if response.status in RETRIED:
