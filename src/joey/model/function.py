@@ -42,7 +42,8 @@ class AsyncConfig(Value, frozen=True, kw_only=True):
     """How asynchronous invocations are retried, and who hears of their end.
 
     max_retries: attempts after the first. max_age: seconds after which one that waits is given up. on_success,
-    on_failure: "function:NAME[:QUALIFIER]" that is invoked with a record of it, or "" for nobody.
+    on_failure: "function:NAME[:QUALIFIER]" that is invoked with a record of it, "queue:NAME" that keeps the record
+    until somebody reads it (a dead letter), or "" for nobody.
     """
 
     max_retries: int = 2
@@ -56,9 +57,9 @@ class AsyncConfig(Value, frozen=True, kw_only=True):
         for name in ("on_success", "on_failure"):
             if value := getattr(self, name):
                 prefix, _, target = value.partition(":")
-                if prefix != "function":
-                    raise Invalid(name, f"{value!r} is no destination", "function:NAME or function:NAME:QUALIFIER")
-                split_ref(target, name)
+                if prefix not in ("function", "queue"):
+                    raise Invalid(name, f"{value!r} is no destination", "function:NAME[:QUALIFIER], or queue:NAME")
+                check_name(target, name) if prefix == "queue" else split_ref(target, name)
 
 
 class FunctionSpec(Value, frozen=True, kw_only=True):

@@ -1,0 +1,511 @@
+"""From an invocation to a place at an instance: limits, waiting, starting, stopping. One for the node.
+
+What is beyond a limit is refused at once (TooMany) and never piles up: invocations of an owner, of a function with
+reserved instances, those that wait for a function and those that wait at all are bounded, and so is how long they do.
+Starts in flight are bounded too and go in turns (`turns.py`), so a function with a thousand waiting invocations does
+not keep another's first one from starting. How many instances: `scaler.py`; how long idle ones stay: `histogram.py`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import heapq
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass, field
+from itertools import count
+
+from joey.functions.histogram import IdleTimes, Windows
+from joey.functions.pool import Deployed, Member, Pool, Runner, StartFailed
+from joey.functions.scaler import Limits, wanted_now
+from joey.functions.stats import Stats
+from joey.functions.turns import Turns
+from joey.functions.wire import Answer, Head
+from joey.model.errors import Broken, Busy, JoeyError, TooMany
+
+log = logging.getLogger("joey.functions")
+_LOOK = 1.0
+"""Seconds between two looks at a version that has something to do."""
+_HOPELESS = 3
+"""So many starts failed one after the other: all who wait are told."""
+_LONGEST_PAUSE = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """running: invocations of one key under way or waiting, of the administrator; waiting: of one function, of all.
+    seconds: that one waits at most. starts: of instances in flight.
+    """
+
+    key_running: int = 1000
+    admin_running: int = 20_000
+    function_waiting: int = 5000
+    waiting: int = 20_000
+    seconds: float = 60.0
+    starts: int = 64
+
+
+@dataclass(slots=True)
+class Function:
+    """What all versions of one function share."""
+
+    owner: str
+    name: str
+    reserved: int | None = None
+    """Invocations at a time."""
+    running: int = 0
+    waiting: int = 0
+    last: float = 0.0
+    """When there was an invocation last; 0 for not yet."""
+    idle: IdleTimes = field(default_factory=IdleTimes)
+    stats: Stats = field(default_factory=Stats)
+
+
+@dataclass(slots=True)
+class Served:
+    """An answer and how it came about. cold: an instance was started for it."""
+
+    answer: Answer
+    instance: str
+    cold: bool
+
+
+class _Owner:
+    __slots__ = ("reserved", "unreserved")
+
+    def __init__(self) -> None:
+        self.unreserved = self.reserved = 0
+
+
+class Dispatcher:
+    """start: makes an instance; raises StartFailed for what is the function's own fault, else JoeyError. happened: is
+    told (kind, version, data) of starts and ends.
+    """
+
+    def __init__(
+        self,
+        start: Callable[[Deployed], Awaitable[Runner]],
+        *,
+        bounds: Bounds | None = None,
+        happened: Callable[..., None] = lambda kind, deployed, **data: None,
+    ) -> None:
+        self.bounds = bounds or Bounds()
+        self.functions: dict[tuple[str, str], Function] = {}
+        self.pools: dict[tuple[str, str, str, str], Pool] = {}
+        self.waiting = self.starts = 0
+        self._start, self._happened = start, happened
+        self._owners: dict[str, _Owner] = {}
+        self._turns: Turns[tuple[str, str, str, str]] = Turns()
+        self._looks: list[tuple[float, int, Pool]] = []
+        self._numbers = count()
+        self._due: dict[int, float] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._loop = asyncio.get_running_loop()
+        self._timer: asyncio.TimerHandle | None = None
+        self._closing = False
+
+    # --- what is set -------------------------------------------------------------------------------------------------
+
+    def function(self, owner: str, name: str) -> Function:
+        """The state of a function, made if need be."""
+        found = self.functions.get((owner, name))
+        if found is None:
+            found = self.functions[owner, name] = Function(owner, name)
+        return found
+
+    def reserve(self, owner: str, name: str, instances: int | None) -> None:
+        """So many instances are this function's alone, and all it may have; None: as any other."""
+        function = self.function(owner, name)
+        mine = self._owners.setdefault(owner, _Owner())
+        if (function.reserved is None) != (instances is None):  # what runs now counts on the other side from here on
+            moved = function.running + function.waiting
+            mine.unreserved += moved if instances is None else -moved
+        mine.reserved += (instances or 0) - (function.reserved or 0)
+        function.reserved = instances
+
+    def most(self, owner: str) -> int:
+        """Invocations of an owner at a time."""
+        return self.bounds.key_running if owner else self.bounds.admin_running
+
+    def pool(self, deployed: Deployed) -> Pool:
+        """Of a version, made if need be."""
+        pool = self.pools.get(deployed.key)
+        if pool is None:
+            function = self.function(*deployed.function)
+            pool = self.pools[deployed.key] = Pool(deployed, function.stats, self._wants)
+            self.limit(pool)
+        return pool
+
+    def limit(self, pool: Pool, provisioned: int | None = None) -> None:
+        """Set its limits anew; provisioned: instances that are kept (None: as they are)."""
+        spec = pool.deployed.version.spec
+        least = pool.limits.least if provisioned is None else provisioned
+        caps = [spec.max_instances, self.function(*pool.deployed.function).reserved]
+        most = min((cap for cap in caps if cap is not None), default=1 << 30)
+        pool.limits = Limits(0 if pool.draining else min(least, most), most, spec.concurrency)
+        self._look(pool, self._loop.time())
+
+    def retire(self, pool: Pool) -> None:
+        """No more invocations come; those that are there are served, then its instances are stopped."""
+        pool.draining = True
+        self.limit(pool, 0)
+        self._rescale(pool)
+
+    def remove(self, owner: str, name: str) -> None:
+        """The function is gone; what is under way ends as it ends."""
+        self.reserve(owner, name, None)
+        function = self.functions[owner, name]
+        if not function.running and not function.waiting:
+            del self.functions[owner, name]
+        else:
+            function.idle, function.stats = IdleTimes(), Stats()
+
+    def now(self) -> float:
+        """Seconds of the clock that members' times are of."""
+        return self._loop.time()
+
+    # --- invocations -------------------------------------------------------------------------------------------------
+
+    async def invoke(self, deployed: Deployed, head: Head, body: bytes, timeout: float) -> Served:
+        """Have it answered. Raises TooMany, Busy, and what a start fails with: JoeyError, StartFailed."""
+        pool = self.pools.get(deployed.key) or self.pool(deployed)
+        function = self._enter(pool)
+        clock = self._loop.time
+        begun = clock()
+        try:
+            member = pool.take()
+            if member is None:
+                member = await self._wait(pool, function, begun)
+        except BaseException:
+            self._leave(pool, function)
+            raise
+        cold = not member.served and member.running == 1 and member.started >= begun
+        stats = function.stats
+        stats.invocations += 1
+        if cold:
+            stats.cold_starts += 1
+        ready = clock()
+        stats.waits.add(ready - begun)
+        pool.scaler.seen.set(ready, pool.running + len(pool.waiting))
+        kept = False
+        try:
+            answer = await member.runner.invoke(head, body, timeout)
+            if answer.failure is not None:
+                stats.failed(answer.failure.type)
+            if answer.chunks is not None:
+                chunks = answer.chunks
+                answer.chunks = _Chunks(chunks, lambda: self._done(pool, function, member, ready))
+                kept = True
+            return Served(answer, member.runner.id, cold)
+        finally:
+            if not kept:
+                self._done(pool, function, member, ready)
+
+    def _enter(self, pool: Pool) -> Function:
+        """One more invocation. Raises TooMany naming the limit."""
+        deployed = pool.deployed
+        function = self.functions[deployed.function]
+        if self._closing:
+            raise Busy("functions", "the engine is ending", "come back later")
+        under_way = function.running + function.waiting
+        mine = self._owners.get(deployed.owner)
+        if mine is None:
+            mine = self._owners[deployed.owner] = _Owner()
+        if function.reserved is not None:
+            cap = function.reserved * pool.places
+            if under_way >= cap:
+                raise self._refused(function, "reserved", f"has {cap} places reserved and no more", "raise `reserved`")
+        elif mine.unreserved >= self.most(deployed.owner) - mine.reserved:
+            free = self.most(deployed.owner) - mine.reserved
+            text = f"{mine.unreserved} invocations of its owner are under way, of {free} that nothing is reserved from"
+            raise self._refused(function, "owner", text, "wait for some")
+        if pool.limits.most == 0:
+            raise self._refused(function, "max_instances", "may have no instances", "raise max_instances")
+        if not under_way:
+            now = self._loop.time()
+            if function.last:
+                function.idle.add(now - function.last)
+            due = self._due.get(id(pool))
+            if due is None or due > now + _LOOK:
+                self._look(pool, now + _LOOK)
+        if function.reserved is None:
+            mine.unreserved += 1
+        function.running += 1
+        return function
+
+    def _leave(self, pool: Pool, function: Function) -> None:
+        function.running -= 1
+        function.last = self._loop.time()
+        if function.reserved is None:
+            self._owners[function.owner].unreserved -= 1
+
+    def _done(self, pool: Pool, function: Function, member: Member, ready: float) -> None:
+        self._leave(pool, function)
+        now = function.last
+        pool.took(now - ready)
+        function.stats.durations.add(now - ready)
+        pool.give_back(member, now)
+        pool.scaler.seen.set(now, pool.running + len(pool.waiting))
+        if pool.draining:
+            self._rescale(pool)
+
+    async def _wait(self, pool: Pool, function: Function, begun: float) -> Member:
+        bounds = self.bounds
+        if function.waiting >= bounds.function_waiting or self.waiting >= bounds.waiting:
+            text = f"{function.waiting} invocations wait for it already"
+            raise self._refused(function, "waiting", text, "come back later")
+        future = pool.wait(self._loop)
+        function.waiting += 1
+        function.running -= 1
+        self.waiting += 1
+        timer = self._loop.call_later(bounds.seconds, self._waited, future, function)
+        try:
+            self._ask(pool, begun)
+            return await future
+        except asyncio.CancelledError:
+            if future.done() and not future.cancelled() and future.exception() is None:
+                pool.give_back(future.result(), self._loop.time())  # the place came as the caller left
+            future.cancel()
+            raise
+        finally:
+            timer.cancel()
+            function.waiting -= 1
+            function.running += 1
+            self.waiting -= 1
+
+    def _waited(self, future: asyncio.Future[Member], function: Function) -> None:
+        if not future.done():
+            text = f"no instance became free within {self.bounds.seconds:g} s"
+            future.set_exception(self._refused(function, "seconds", text, "come back later, or raise max_instances"))
+
+    def _refused(self, function: Function, reason: str, text: str, remedy: str) -> TooMany:
+        function.stats.refused(reason)
+        return TooMany("invocations", f"function {function.name}: {text}", remedy, retry_after=1)
+
+    # --- instances ---------------------------------------------------------------------------------------------------
+
+    def _ask(self, pool: Pool, now: float) -> None:
+        """Somebody waits: start at once what that takes, averages aside."""
+        demand = pool.demand()
+        pool.scaler.seen.set(now, demand.running + demand.waiting)
+        wanted = min(wanted_now(demand, pool.limits), pool.limits.most)
+        pool.missing = wanted - demand.ready - demand.starting
+        if now < pool.not_before:
+            self._look(pool, pool.not_before)
+        elif pool.missing > 0:
+            self._wants(pool)
+        self._look(pool, now + _LOOK)
+
+    def _wants(self, pool: Pool) -> None:
+        self._turns.add(pool.deployed.owner, pool.deployed.key)
+        self._start_more()
+
+    def _start_more(self) -> None:
+        while self.starts < self.bounds.starts and not self._closing:
+            key = self._turns.next()
+            if key is None:
+                return
+            pool = self.pools.get(key)
+            if pool is None or pool.missing <= 0:
+                self._turns.remove(key[0], key)
+                continue
+            pool.missing -= 1
+            pool.starting += 1
+            self.starts += 1
+            self._spawn(self._begin(pool))
+
+    async def _begin(self, pool: Pool) -> None:
+        begun = self._loop.time()
+        try:
+            runner = await self._start(pool.deployed)
+        except StartFailed as failed:
+            pool.failures += 1
+            pool.stats.failed(failed.failure.type)
+            pool.fail(failed, 1 if pool.failures < _HOPELESS else len(pool.waiting))
+            self._pause(pool, pool.failures - _HOPELESS)
+        except Busy as full:  # the node, or the owner's share of it: who waits goes on to wait
+            pool.failures += 1
+            self._pause(pool, min(pool.failures - 4, 2))
+            log.info("function %s: no instance now: %s", pool.deployed.version.name, full)
+            if not pool.members and not pool.starting > 1 and pool.failures > 2 * _HOPELESS:
+                pool.fail(full, len(pool.waiting))
+        except JoeyError as error:
+            pool.failures += 1
+            pool.fail(error, len(pool.waiting))
+            self._pause(pool, pool.failures - _HOPELESS)
+            log.warning("function %s: an instance cannot start: %s", pool.deployed.version.name, error)
+        except Exception as error:
+            pool.failures += 1
+            log.exception("function %s: an instance cannot start", pool.deployed.version.name)
+            pool.fail(Broken("start", f"{type(error).__name__}: {error}"), len(pool.waiting))
+            self._pause(pool, pool.failures)
+        else:
+            self._started(pool, runner, begun)
+        finally:
+            pool.starting -= 1
+            self.starts -= 1
+            if not self._closing:
+                self._rescale(pool)
+                self._start_more()
+
+    def _pause(self, pool: Pool, exponent: int) -> None:
+        if exponent >= 0:
+            pool.not_before = self._loop.time() + min(0.1 * 2.0 ** min(exponent, 8), _LONGEST_PAUSE)
+
+    def _started(self, pool: Pool, runner: Runner, begun: float) -> None:
+        now = self._loop.time()
+        pool.stats.starts.add(now - begun)
+        if runner.gone.done() or self._closing:
+            self._spawn(self._stop(pool, Member(runner, now, now), "closing"))
+            return
+        if not pool.waiting:
+            pool.stats.prewarmed += 1
+        member = pool.add(runner, now, now - begun)
+        runner.gone.add_done_callback(lambda gone: self._gone(pool, member))
+        self._happened("started", pool.deployed, instance=runner.id, seconds=now - begun)
+
+    def _gone(self, pool: Pool, member: Member) -> None:
+        if not pool.drop(member) or self._closing:
+            return
+        pool.stats.ended += 1
+        reason = "" if member.runner.gone.cancelled() else str(member.runner.gone.result())
+        self._happened("ended", pool.deployed, instance=member.runner.id, reason=reason)
+        self._rescale(pool)
+
+    def _rescale(self, pool: Pool) -> None:
+        """Start what is missing, stop what is too much, forget what is empty."""
+        now = self._loop.time()
+        function = self.functions.get(pool.deployed.function)
+        if function is not None and not pool.running and not pool.waiting:
+            keep = pool.deployed.version.spec.keep_alive
+            pool.windows = Windows(0.0, keep) if keep is not None else function.idle.windows()
+        for member in pool.scale(now):
+            pool.drop(member)
+            self._spawn(self._stop(pool, member, "idle"))
+        if now < pool.not_before and (pool.waiting or pool.limits.least > len(pool.members)):
+            self._look(pool, pool.not_before)
+        if pool.empty and (pool.draining or self._over(pool, now)):
+            self._forget(pool)
+            return
+        self._look(pool, self._next_look(pool, now))
+
+    def _over(self, pool: Pool, now: float) -> bool:
+        """Nothing of it is to be warm any more, until somebody asks."""
+        windows = pool.windows
+        return not pool.limits.least and (windows is None or not pool.last or now - pool.last >= windows.end)
+
+    def _next_look(self, pool: Pool, now: float) -> float:
+        if pool.running or pool.waiting or pool.starting or len(pool.members) > max(1, pool.limits.least):
+            return now + _LOOK
+        windows = pool.windows
+        if windows is None or not pool.last:
+            return now + 10 * _LOOK
+        edges = [pool.last + windows.prewarm, pool.last + windows.end]
+        return max(now + _LOOK, min((edge for edge in edges if edge > now), default=now + 60 * _LOOK))
+
+    def _forget(self, pool: Pool) -> None:
+        self.pools.pop(pool.deployed.key, None)
+        self._turns.remove(pool.deployed.owner, pool.deployed.key)
+        self._due.pop(id(pool), None)
+
+    async def _stop(self, pool: Pool, member: Member, reason: str) -> None:
+        with contextlib.suppress(JoeyError):
+            await member.runner.stop()
+        self._happened("stopped", pool.deployed, instance=member.runner.id, reason=reason)
+
+    async def kill(self, pool: Pool, instance: str) -> bool:
+        """Stop one instance, whatever it does. Returns whether there was one."""
+        for member in list(pool.members):
+            if member.runner.id == instance:
+                pool.drop(member)
+                await self._stop(pool, member, "asked")
+                self._rescale(pool)
+                return True
+        return False
+
+    # --- time --------------------------------------------------------------------------------------------------------
+
+    def _look(self, pool: Pool, when: float) -> None:
+        """Look at it then, or earlier if that was asked for before."""
+        due = self._due.get(id(pool))
+        if due is not None and due <= when:
+            return
+        self._due[id(pool)] = when
+        heapq.heappush(self._looks, (when, next(self._numbers), pool))
+        if self._looks[0][0] == when:
+            self._arm()
+
+    def _arm(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self._loop.call_at(self._looks[0][0], self._tick) if self._looks else None
+
+    def _tick(self) -> None:
+        now = self._loop.time()
+        while self._looks and self._looks[0][0] <= now:
+            when, _, pool = heapq.heappop(self._looks)
+            if self._due.get(id(pool)) == when:
+                del self._due[id(pool)]
+                if self.pools.get(pool.deployed.key) is pool:
+                    self._rescale(pool)
+        self._arm()
+
+    def _spawn(self, work: Awaitable[None]) -> None:
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def close(self, seconds: float = 5.0) -> None:
+        """Stop every instance; those that wait are told to come back."""
+        self._closing = True
+        if self._timer is not None:
+            self._timer.cancel()
+        ending = Busy("functions", "the engine is ending", "come back later")
+        for pool in self.pools.values():
+            pool.fail(ending, len(pool.waiting))
+            for member in list(pool.members):
+                pool.drop(member)
+                self._spawn(self._stop(pool, member, "closing"))
+        if self._tasks:
+            _, left = await asyncio.wait(self._tasks, timeout=seconds)
+            for task in left:
+                task.cancel()
+            if left:
+                await asyncio.wait(left, timeout=1.0)
+
+
+class _Chunks:
+    """A stream's pieces; its place is free at their end, whatever that is."""
+
+    __slots__ = ("_chunks", "_done")
+
+    def __init__(self, chunks: AsyncIterator[bytes], done: Callable[[], None]) -> None:
+        self._chunks, self._done = chunks, done
+
+    def __aiter__(self) -> _Chunks:
+        return self
+
+    async def __anext__(self) -> bytes:
+        try:
+            return await self._chunks.__anext__()
+        except BaseException:
+            self._end()
+            raise
+
+    async def aclose(self) -> None:
+        """Nobody wants the rest."""
+        try:
+            close = getattr(self._chunks, "aclose", None)
+            if close is not None:
+                await close()
+        finally:
+            self._end()
+
+    def _end(self) -> None:
+        done, self._done = self._done, _nothing
+        done()
+
+
+def _nothing() -> None:
+    """It is done already."""

@@ -1,0 +1,433 @@
+"""Asynchronous invocations: kept in functions.db before they are answered for, done at least once.
+
+A task is on disk when `put` returns. Whoever kills the daemon afterwards finds it again: what was queued is queued,
+what was under way is done again (so a handler may see the same request id twice). Its end, the record for its
+destination and that destination's own task or message are one commit. Bodies lie on disk only, but for the newest ones;
+in memory a task is some 200 bytes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import heapq
+import logging
+import random
+import time
+from collections import OrderedDict, deque
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from joey.functions import retries
+from joey.functions.retries import Attempt, Next, State, Window
+from joey.functions.store import Store
+from joey.functions.turns import Turns
+from joey.model.errors import Conflict, JoeyError, NotFound, TooMany
+from joey.model.function import AsyncConfig
+from joey.model.function_views import Message, TaskView
+
+log = logging.getLogger("joey.functions")
+Statement = tuple[str, Sequence[Any]]
+
+MOST_OPEN = 100_000
+"""Tasks of one function that are not over."""
+AT_ONCE = 512
+"""Tasks under way, all functions together."""
+KEPT_RESULT = 256 << 10
+KEEP_SECONDS, KEEP_ROWS = 86_400.0, 200_000
+"""Tasks that are over."""
+_CACHE = 32 << 20
+_RECENT = 2000
+_INSERT = (
+    "INSERT OR IGNORE INTO tasks (number, id, owner, name, qualifier, state, created, due, attempts, source, head,"
+    " version, error, body) VALUES (?, ?, ?, ?, ?, 'queued', ?, ?, 0, ?, ?, '', '', ?)"
+)
+
+
+@dataclass(slots=True, eq=False)
+class Task:
+    """One that is not over."""
+
+    number: int
+    id: str
+    owner: str
+    name: str
+    qualifier: str
+    created: float
+    due: float
+    attempts: int = 0
+    refusals: int = 0
+    state: State = "queued"
+    source: str = ""
+    started: float | None = None
+    error: str = ""
+    work: asyncio.Task[None] | None = None
+
+    @property
+    def key(self) -> tuple[str, str]:
+        return self.owner, self.name
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """Of an attempt. error: its type. payload: what the handler answered, or its failure as JSON. version: that ran."""
+
+    result: str
+    payload: bytes = b""
+    error: str = ""
+    version: str = ""
+
+
+@dataclass(slots=True)
+class _Line:
+    """The tasks of one function that are due."""
+
+    ready: deque[Task] = field(default_factory=deque)
+    window: Window = field(default_factory=Window)
+    running: int = 0
+    open: int = 0
+
+
+class Queue:
+    """attempt: does one; raises nothing of ours. config: what holds for a task. concluded: statements that belong to a
+    task's end (destinations), and tasks to begin once they are on disk.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        attempt: Callable[[Task, bytes, bytes], Awaitable[Outcome]],
+        config: Callable[[Task], AsyncConfig],
+        concluded: Callable[[Task, Next, Outcome, bytes], tuple[list[Statement], list[Task]]],
+        *,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._store, self._attempt, self._config, self._concluded = store, attempt, config, concluded
+        self.clock = clock
+        self.tasks: dict[str, Task] = {}
+        self._lines: dict[tuple[str, str], _Line] = {}
+        self._turns: Turns[tuple[str, str]] = Turns()
+        self._later: list[tuple[float, int, Task]] = []
+        self._cache: OrderedDict[int, tuple[bytes, bytes]] = OrderedDict()
+        self._cached = 0
+        self._over: OrderedDict[str, TaskView] = OrderedDict()
+        self._running = 0
+        self._timer: asyncio.TimerHandle | None = None
+        self._closing = False
+        found = store.read("SELECT max(number) FROM tasks")[0][0] or 0
+        sequence = store.read("SELECT seq FROM sqlite_sequence WHERE name = 'tasks'")
+        self._next = max(found, sequence[0][0] if sequence else 0) + 1
+
+    # --- in and out --------------------------------------------------------------------------------------------------
+
+    def open(self) -> None:
+        """Take up what an earlier engine left: what was under way counts as not tried."""
+        rows = self._store.read(
+            "SELECT number, id, owner, name, qualifier, created, due, attempts, state, source FROM tasks"
+            " WHERE finished IS NULL ORDER BY number"
+        )
+        for number, id, owner, name, qualifier, created, due, attempts, state, source in rows:
+            tried = max(0, attempts - 1) if state == "running" else attempts
+            self.add(Task(number, id, owner, name, qualifier, created, due, tried, source=source))
+        self.prune()
+
+    def prepared(
+        self, id: str, owner: str, name: str, qualifier: str, head: bytes, body: bytes, source: str, due: float = 0.0
+    ) -> tuple[Task, Statement]:
+        """A task and what writes it; `add` it once that is on disk. Raises TooMany."""
+        line = self._lines.get((owner, name))
+        if line is not None and line.open >= MOST_OPEN:
+            text = f"{line.open} asynchronous invocations of {name} wait already"
+            raise TooMany("invocations", text, "come back later", retry_after=5)
+        now = self.clock()
+        task = Task(self._next, id, owner, name, qualifier, now, max(now, due), source=source)
+        self._next += 1
+        if self._cached + len(body) <= _CACHE:
+            self._cache[task.number] = head, body
+            self._cached += len(body)
+        values = (task.number, id, owner, name, qualifier, now, task.due, source, head, body)
+        return task, (_INSERT, values)
+
+    async def put(self, *args: Any, **options: Any) -> Task:
+        """As `prepared`; returns when it is on disk. Raises what prevents that."""
+        task, statement = self.prepared(*args, **options)
+        self._store.write_all([statement])
+        try:
+            await asyncio.shield(self._store.committed())
+        except JoeyError:
+            self._uncache(task.number)
+            raise
+        except asyncio.CancelledError:
+            self.add(task)  # it is written, or will be: whoever asked left before he heard of it
+            raise
+        self.add(task)
+        return task
+
+    def add(self, task: Task) -> None:
+        """It is to be done."""
+        self.tasks[task.id] = task
+        self._line(task.key).open += 1
+        self._enqueue(task)
+
+    def _line(self, key: tuple[str, str]) -> _Line:
+        line = self._lines.get(key)
+        if line is None:
+            line = self._lines[key] = _Line()
+        return line
+
+    def _enqueue(self, task: Task) -> None:
+        task.state = "queued"
+        if task.due > self.clock():
+            heapq.heappush(self._later, (task.due, task.number, task))
+            if self._later[0][2] is task:
+                self._arm()
+            return
+        self._line(task.key).ready.append(task)
+        self._turns.add(task.owner, task.key)
+        self._pump()
+
+    def _arm(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._later and not self._closing:
+            seconds = min(max(0.0, self._later[0][0] - self.clock()), 3600.0)  # the wall clock may jump
+            self._timer = asyncio.get_running_loop().call_later(seconds, self._awake)
+
+    def _awake(self) -> None:
+        now = self.clock()
+        while self._later and self._later[0][0] <= now:
+            task = heapq.heappop(self._later)[2]
+            if self.tasks.get(task.id) is task and task.state == "queued":
+                self._line(task.key).ready.append(task)
+                self._turns.add(task.owner, task.key)
+        self._pump()
+        self._arm()
+
+    # --- doing -------------------------------------------------------------------------------------------------------
+
+    def _pump(self) -> None:
+        while self._running < AT_ONCE and not self._closing:
+            key = self._turns.next()
+            if key is None:
+                return
+            line = self._lines[key]
+            while line.ready and line.ready[0].state != "queued":  # stopped meanwhile
+                line.ready.popleft()
+            if not line.ready or line.running >= int(line.window.size):
+                self._turns.remove(key[0], key)  # again when one of it ends
+                continue
+            task = line.ready.popleft()
+            line.running += 1
+            self._running += 1
+            task.state = "running"
+            task.work = asyncio.ensure_future(self._do(task, line))
+
+    async def _do(self, task: Task, line: _Line) -> None:
+        outcome: Outcome | None = None
+        try:
+            head, body = self._content(task)
+            config = self._config(task)
+            if task.attempts + task.refusals and retries.expired(task.created, self.clock(), config):
+                outcome, step = Outcome("failed", error=task.error), Next("expired", condition="EventAgeExceeded")
+            else:
+                task.started = self.clock()
+                task.attempts += 1
+                self._store.write(
+                    "UPDATE tasks SET state = 'running', attempts = ?, started = ? WHERE number = ?",
+                    task.attempts, task.started, task.number,
+                )  # fmt: skip
+                outcome = await self._attempt(task, head, body)
+                step = self._judged(task, outcome, line, config)
+            self._step(task, step, outcome, body)
+        except asyncio.CancelledError:
+            if task.state != "stopped":  # the engine ends: another one does it again
+                task.attempts -= 1
+            raise
+        except Exception:
+            log.exception("task %s", task.id)
+            task.due = self.clock() + retries.LONGEST
+            self._enqueue(task)
+        finally:
+            line.running -= 1
+            self._running -= 1
+            task.work = None
+            if line.ready:
+                self._turns.add(task.owner, task.key)
+            elif not line.open and not line.running:
+                self._lines.pop(task.key, None)
+                self._turns.remove(task.owner, task.key)
+            self._pump()
+
+    def _judged(self, task: Task, outcome: Outcome, line: _Line, config: AsyncConfig) -> Next:
+        if outcome.result == "refused":
+            task.attempts -= 1
+            task.refusals += 1
+            line.window.refused()
+        else:
+            task.refusals = 0
+            line.window.went_well()
+        attempt = Attempt(outcome.result, self.clock())  # type: ignore[arg-type]
+        return retries.after(attempt, task.attempts, task.refusals, task.created, config, random.random())
+
+    def _step(self, task: Task, step: Next, outcome: Outcome, body: bytes) -> None:
+        task.error = outcome.error
+        if step.state == "queued":
+            task.due = step.due
+            self._store.write(
+                "UPDATE tasks SET state = 'queued', attempts = ?, due = ?, error = ? WHERE number = ?",
+                task.attempts, task.due, task.error, task.number,
+            )  # fmt: skip
+            self._enqueue(task)
+            return
+        statements, more = self._concluded(task, step, outcome, body)
+        self._finish(task, step.state, outcome, statements)
+        for one in more:
+            self.add(one)
+
+    def _finish(self, task: Task, state: State, outcome: Outcome, statements: list[Statement]) -> None:
+        now = self.clock()
+        task.state = state
+        result = outcome.payload if len(outcome.payload) <= KEPT_RESULT else None
+        done: Statement = (
+            "UPDATE tasks SET state = ?, attempts = ?, finished = ?, version = ?, error = ?, result = ?, body = NULL"
+            " WHERE number = ?",
+            (state, task.attempts, now, outcome.version, outcome.error, result, task.number),
+        )
+        self._store.write_all([done, *statements])
+        self._uncache(task.number)
+        self.tasks.pop(task.id, None)
+        self._line(task.key).open -= 1
+        self._over[task.id] = self._view(task, finished=now, version=outcome.version, result=result)
+        while len(self._over) > _RECENT:
+            self._over.popitem(last=False)
+
+    def _content(self, task: Task) -> tuple[bytes, bytes]:
+        found = self._cache.get(task.number)
+        if found is None:
+            head, body = self._store.read("SELECT head, body FROM tasks WHERE number = ?", task.number)[0]
+            found = head, body or b""
+        return found
+
+    def _uncache(self, number: int) -> None:
+        found = self._cache.pop(number, None)
+        if found is not None:
+            self._cached -= len(found[1])
+
+    # --- asked for ---------------------------------------------------------------------------------------------------
+
+    def open_of(self, owner: str, name: str) -> int:
+        """Tasks of a function that are not over."""
+        line = self._lines.get((owner, name))
+        return line.open if line else 0
+
+    def get(self, id: str, owner: str | None) -> TaskView:
+        """One task. Raises NotFound."""
+        task = self.tasks.get(id)
+        found = self._view(task) if task is not None else self._over.get(id)
+        if found is None:
+            rows = self._store.read(f"{_SELECT} WHERE id = ?", id)
+            found = _of_row(rows[0]) if rows else None
+        if found is None or owner not in (None, found.owner):
+            raise NotFound("task", f"there is no task {id!r}", "joey fn ls")
+        return found
+
+    def list(
+        self, owner: str, name: str, *, state: str = "", limit: int = 100, before: int = 0
+    ) -> tuple[list[TaskView], int]:
+        """Of a function, newest first, without results; and the cursor for the next ones, 0 at the end."""
+        rows = self._store.read(
+            f"{_SELECT} WHERE owner = ? AND name = ? AND number < ? ORDER BY number DESC LIMIT ?",
+            owner, name, before or 1 << 62, 1000 if state else limit + 1,
+        )  # fmt: skip
+        found: list[TaskView] = []
+        for row in rows:
+            task = self.tasks.get(row[1])
+            view = self._view(task) if task is not None else self._over.get(row[1]) or _of_row(row)
+            if state in ("", view.state):
+                found.append(view)
+            if len(found) > limit:
+                break
+        more = len(found) > limit or (bool(state) and len(rows) == 1000)
+        found = found[:limit]
+        cursor = (found[-1].number if found else rows[-1][0]) if more else 0
+        return found, cursor
+
+    async def stop(self, id: str, owner: str | None) -> TaskView:
+        """Do not do it, or end it. Raises NotFound, Conflict if it is over."""
+        self.get(id, owner)
+        task = self.tasks.get(id)
+        if task is None:
+            raise Conflict("task", f"task {id} is over", "")
+        work = task.work
+        task.state = "stopped"
+        if work is not None:
+            work.cancel()
+            await asyncio.wait([work])
+        self._finish(task, "stopped", Outcome("failed", error="Stopped"), [])
+        await self._store.committed()
+        return self.get(id, owner)
+
+    def forget(self, owner: str, name: str) -> None:
+        """The function is gone, and with it what was to be done."""
+        for task in [task for task in self.tasks.values() if task.key == (owner, name)]:
+            work, task.state = task.work, "stopped"
+            if work is not None:
+                work.cancel()
+            self._finish(task, "stopped", Outcome("failed", error="FunctionRemoved"), [])
+
+    def prune(self) -> None:
+        """Forget what has been over for long."""
+        self._store.write("DELETE FROM tasks WHERE finished < ?", self.clock() - KEEP_SECONDS)
+        self._store.write("DELETE FROM tasks WHERE finished IS NOT NULL AND number < ?", max(0, self._next - KEEP_ROWS))
+
+    async def close(self) -> None:
+        """End what is under way; it is done again by the next engine."""
+        self._closing = True
+        if self._timer is not None:
+            self._timer.cancel()
+        works = [task.work for task in self.tasks.values() if task.work is not None]
+        for work in works:
+            work.cancel()
+        if works:
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.wait(works, timeout=5.0)
+
+    @staticmethod
+    def _view(task: Task, finished: float | None = None, version: str = "", result: bytes | None = None) -> TaskView:
+        return TaskView(
+            id=task.id, number=task.number, owner=task.owner, function=task.name, qualifier=task.qualifier,
+            state=task.state, created=task.created, due=task.due, attempts=task.attempts, started=task.started,
+            finished=finished, source=task.source, version=version, error=task.error, result=result,
+        )  # fmt: skip
+
+    # --- messages ----------------------------------------------------------------------------------------------------
+
+    def messages(self, owner: str, queue: str, *, after: int = 0, limit: int = 100) -> list[Message]:
+        """What went to a queue as a destination, oldest first."""
+        rows = self._store.read(
+            "SELECT id, at, body FROM messages WHERE owner = ? AND queue = ? AND id > ? ORDER BY id LIMIT ?",
+            owner, queue, after, limit,
+        )  # fmt: skip
+        return [Message(id=id, queue=queue, at=at, body=body) for id, at, body in rows]
+
+    async def remove_messages(self, owner: str, queue: str, upto: int) -> None:
+        """Those up to an id have been dealt with."""
+        self._store.write("DELETE FROM messages WHERE owner = ? AND queue = ? AND id <= ?", owner, queue, upto)
+        await self._store.committed()
+
+
+_SELECT = (
+    "SELECT number, id, owner, name, qualifier, state, created, due, attempts, started, finished, source, version,"
+    " error, result FROM tasks"
+)
+
+
+def _of_row(row: Sequence[Any]) -> TaskView:
+    number, id, owner, name, qualifier, state, created, due, attempts, started, finished, source, version, *rest = row
+    return TaskView(
+        id=id, number=number, owner=owner, function=name, qualifier=qualifier, state=state, created=created, due=due,
+        attempts=attempts, started=started, finished=finished, source=source, version=version, error=rest[0],
+        result=rest[1],
+    )  # fmt: skip
