@@ -1,6 +1,6 @@
-"""api.db: what only the HTTP service keeps. API keys and answers to creates with an idempotency key.
+"""api.db: what only the HTTP service keeps. API keys, answers to creates with an idempotency key, templates of E2B.
 
-Made when the first of either is kept, so an instance used by the command line alone has none. WAL with
+Made when the first of these is kept, so an instance used by the command line alone has none. WAL with
 synchronous=NORMAL: what is committed survives the end of this process at once.
 """
 
@@ -25,6 +25,11 @@ MIGRATIONS = (
         PRIMARY KEY (owner, key)
     ) WITHOUT ROWID;
     CREATE INDEX idempotency_at ON idempotency (at);
+    """,
+    """
+    CREATE TABLE e2b_templates (id TEXT PRIMARY KEY, document TEXT NOT NULL);
+    CREATE TABLE e2b_builds (id TEXT PRIMARY KEY, template TEXT NOT NULL, document TEXT NOT NULL);
+    CREATE INDEX e2b_builds_template ON e2b_builds (template);
     """,
 )
 """Entry n leads from version n to n + 1 (PRAGMA user_version). One that was released is never changed."""

@@ -27,6 +27,7 @@ from joey.api import (
 from joey.api.facades.aws_lambda import entry as aws_lambda
 from joey.api.facades.docker import entry as docker
 from joey.api.facades.e2b import entry as e2b
+from joey.api.facades.e2b import interpreter as e2b_interpreter
 from joey.api.facades.fc import entry as fc
 from joey.api.routes import Route
 
@@ -52,6 +53,7 @@ MODULES = (
     backup,
     documents,
     e2b,
+    e2b_interpreter,
     docker,
     aws_lambda,
     fc,

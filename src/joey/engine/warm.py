@@ -75,7 +75,7 @@ class Warm:
         naming what cannot be changed on a warm one; TooMany, Busy; Conflict (the name is taken).
         """
         engine, pool = self._engine, self.pools.get(name, owner)
-        check(name, pool.spec.spec, spec)
+        check(name, pool.spec.spec, spec, late_env=pool.spec.late_env)
         box = self.pools.take(pool)
         if box is None:
             return None

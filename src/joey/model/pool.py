@@ -17,12 +17,15 @@ MOST = 10_000
 
 
 class PoolSpec(Value, frozen=True, kw_only=True):
-    """Sandboxes of `spec` that are kept started: `size` of them, at most `max_starting` started at a time."""
+    """Sandboxes of `spec` that are kept started: `size` of them, at most `max_starting` started at a time. late_env:
+    what a request asks for in `process.env` is for what exec starts; the main program keeps what the pool's spec has.
+    """
 
     name: str
     spec: SandboxSpec = field(default_factory=SandboxSpec)
     size: int = 8
     max_starting: int = 2
+    late_env: bool = False
 
     def __post_init__(self) -> None:
         plain = self.name.replace("-", "").replace("_", "").replace(".", "")
@@ -70,9 +73,9 @@ def merged(body: dict[str, Any], spec: dict[str, Any]) -> dict[str, Any]:
     return both
 
 
-def check(name: str, have: SandboxSpec, wanted: SandboxSpec) -> None:
-    """Whether a member of the pool `name`, started as `have`, can become `wanted`. Raises Invalid, Unenforceable naming
-    the field that cannot be changed any more.
+def check(name: str, have: SandboxSpec, wanted: SandboxSpec, *, late_env: bool = False) -> None:
+    """Whether a member of the pool `name`, started as `have`, can become `wanted`. late_env: as of PoolSpec. Raises
+    Invalid, Unenforceable naming the field that cannot be changed any more.
     """
     for key in SandboxSpec.__struct_fields__:
         if key in _LATER:
@@ -85,15 +88,16 @@ def check(name: str, have: SandboxSpec, wanted: SandboxSpec) -> None:
                 raise Unenforceable("resources.disk", _fixed(name), _REMEDY)
             continue
         if key == "process":
-            _check_process(name, have, wanted)
+            _check_process(name, have, wanted, late_env)
             continue
         raise Invalid(key, _fixed(name), _REMEDY)
 
 
-def _check_process(name: str, have: SandboxSpec, wanted: SandboxSpec) -> None:
+def _check_process(name: str, have: SandboxSpec, wanted: SandboxSpec, late_env: bool) -> None:
     empty = have.init and not have.process.argv and have.entrypoint == ()
     for key in type(have.process).__struct_fields__:
-        if getattr(have.process, key) != getattr(wanted.process, key) and not (empty and key in _DEFAULTS_OF_EXEC):
+        free = (empty and key in _DEFAULTS_OF_EXEC) or (late_env and key == "env")
+        if getattr(have.process, key) != getattr(wanted.process, key) and not free:
             raise Invalid(f"process.{key}", _fixed(name), _REMEDY)
 
 

@@ -56,7 +56,7 @@ class FakePools:
 
     async def _hand_out(self, name: str, spec: SandboxSpec, owner: str) -> Box | None:
         pool = self._pools.get(name, owner)
-        check(name, pool.spec.spec, spec)
+        check(name, pool.spec.spec, spec, late_env=pool.spec.late_env)
         box = self._pools.take(pool)
         if box is None:
             return None

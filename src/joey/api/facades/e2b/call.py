@@ -10,14 +10,18 @@ from joey.api.service import Service
 from joey.model.views import Detail
 
 if TYPE_CHECKING:
+    from joey.api.facades.e2b.catalogue import Catalogue
     from joey.api.facades.e2b.entry import E2B
     from joey.api.facades.e2b.envd import State
+    from joey.api.facades.e2b.warmth import Warmth
 
 
 class Owned(Call):
     """Of the control plane: `ref` is an id among the key's sandboxes."""
 
-    __slots__ = ("e2b",)
+    __slots__ = ("catalogue", "e2b", "warmth")
+    catalogue: Catalogue
+    warmth: Warmth
 
     def __init__(self, request: web.Request, route: Route, service: Service, path: dict[str, str], e2b: E2B) -> None:
         super().__init__(request, route, service, path)

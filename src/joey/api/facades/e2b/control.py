@@ -16,23 +16,20 @@ from urllib.parse import parse_qsl, unquote
 import msgspec
 
 from joey.api.creation import IDEMPOTENCY
-from joey.api.facades.e2b import network
+from joey.api.facades.e2b import catalogue, network, starting
 from joey.api.facades.e2b.call import Owned
 from joey.api.facades.e2b.envd import RESUME, VERSION
 from joey.api.facades.e2b.errors import Failure, lacking
+from joey.api.facades.e2b.kinds import OWN, OWN_ENV, TEMPLATE, Kind
 from joey.api.light import web
 from joey.api.routes import JSON, Route
 from joey.api.tenant import restrict
 from joey.engine.interface import Filter
 from joey.model import codec
-from joey.model.errors import Conflict, Invalid, NotFound
+from joey.model.errors import Conflict, ImageError, Invalid, NotFound
 from joey.model.spec import Process, SandboxSpec, Update, check_labels
 from joey.model.views import Detail, Sandbox, Stats
 
-OWN = "joey.e2b."
-TEMPLATE = OWN + "template"
-TEMPLATES = {"base": "host"}
-"""Template -> image; other templates are images by their names."""
 DEFAULT_TIMEOUT = 15.0
 """Seconds, of E2B's API; its SDKs ask for 300."""
 _LONGEST = 30 * 86400
@@ -71,13 +68,21 @@ class _Timeout(msgspec.Struct, kw_only=True):
 async def create(call: Owned) -> web.StreamResponse:
     """A running sandbox."""
     data = await call.data()
-    spec = restrict(call, _spec(codec.decode(NewSandbox, data or b"{}")))
+    body = codec.decode(NewSandbox, data or b"{}")
+    kind = kind_of(call, body.templateID)
+    spec = restrict(call, _spec(body, kind))
+    if kind.mounts:
+        spec = msgspec.structs.replace(spec, mounts=kind.mounts)
 
     async def work() -> tuple[int, bytes]:
         begun = time.monotonic()
-        sandbox = (await call.engine.run(spec, owner=call.owner)).sandbox
+        try:
+            sandbox = await call.warmth.run(kind, spec, call.owner)
+        except ImageError as error:
+            raise catalogue.not_found(body.templateID, error) from None
         call.service.counters.launches.add(time.monotonic() - begun)
-        return 201, codec.encode(await made(call, sandbox))
+        await starting.ready(call.engine, sandbox.id, kind)
+        return 201, codec.encode(await made(call, sandbox, spec.proxy_token))
 
     key = call.request.headers.get(IDEMPOTENCY)
     if key is None:
@@ -87,28 +92,40 @@ async def create(call: Owned) -> web.StreamResponse:
     return web.Response(status=status, body=text, content_type=JSON)
 
 
-def _spec(body: NewSandbox) -> SandboxSpec:
+def kind_of(call: Owned, ref: str) -> Kind:
+    """What a template's name means for the key. Raises Failure (404)."""
+    images = catalogue.images_of(call.service)
+    try:
+        seen = images.seen_as(ref, call.owner) if images is not None and images.exists and call.owner else ref
+    except ImageError as error:
+        raise catalogue.not_found(ref, error) from None
+    return call.catalogue.kind(ref, call.owner, images, seen)
+
+
+def _spec(body: NewSandbox, kind: Kind) -> SandboxSpec:
     for name in ("mcp", "iam", "volumeMounts"):
         if getattr(body, name):
             raise lacking(name)
     if not body.autoPauseMemory:
         raise lacking("autoPauseMemory: false (pausing keeps memory here)")
-    labels = {TEMPLATE: body.templateID}
+    labels = {TEMPLATE: body.templateID, **kind.labels}
     if reserved := sorted(name for name in body.metadata if name.startswith(OWN)):
         raise Invalid("metadata", f"{reserved[0]!r}: names below {OWN} are Joey's own")
     resume = body.autoResume
     if resume.get("enabled", False) if isinstance(resume, Mapping) else resume:
         labels[RESUME] = "1"
     spec = SandboxSpec(
-        image=TEMPLATES.get(body.templateID, body.templateID),
+        image=kind.image,
         entrypoint=(),
         init=True,
-        process=Process(env={"E2B_SANDBOX": "true", **body.envVars}),
+        process=Process(argv=kind.argv, env={**OWN_ENV, **body.envVars}),
+        resources=kind.resources,
         labels=body.metadata | labels,
         network=network.of(body.network, body.allow_internet_access),
         timeout=seconds(DEFAULT_TIMEOUT if body.timeout is None else body.timeout),
         on_timeout="pause" if body.autoPause else "kill",
         remove=True,
+        proxy_token=network.traffic_token(body.network),
     )
     check_labels(spec.labels)
     return spec
@@ -120,10 +137,10 @@ def seconds(value: float, name: str = "timeout") -> float:
     return max(value, 0.001)
 
 
-async def made(call: Owned, sandbox: Sandbox) -> Message:
-    """How a client goes on with it."""
+async def made(call: Owned, sandbox: Sandbox, traffic: str | None) -> Message:
+    """How a client goes on with it. traffic: the token that requests to its ports must carry, None for none."""
     host = await call.service.doorway.host(sandbox.id, 1)
-    return {
+    found = {
         "sandboxID": sandbox.id,
         "templateID": sandbox.labels.get(TEMPLATE, sandbox.image),
         "clientID": "joey",
@@ -131,6 +148,7 @@ async def made(call: Owned, sandbox: Sandbox) -> Message:
         "envdAccessToken": call.e2b.token(sandbox.id),
         "domain": host.host.partition(".")[2],
     }
+    return found if traffic is None else found | {"trafficAccessToken": traffic}
 
 
 # --- looking ---------------------------------------------------------------------------------------------------------
@@ -317,7 +335,7 @@ async def _again(call: Owned, seconds: float, must: bool) -> web.StreamResponse:
         raise Conflict("", f"sandbox {call.ref} is already running")
     else:
         await _prolong(call, detail, seconds)
-    return call.reply(await made(call, detail.sandbox), 201 if paused else 200)
+    return call.reply(await made(call, detail.sandbox, detail.spec.proxy_token), 201 if paused else 200)
 
 
 async def update_network(call: Owned) -> None:

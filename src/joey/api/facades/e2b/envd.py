@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from joey.api.facades.e2b.call import EnvdCall
 from joey.api.facades.e2b.errors import Failure
+from joey.api.facades.e2b.kinds import BUILD
 from joey.api.light import web
 from joey.api.routes import BINARY, Route
 from joey.model.errors import Invalid, NotFound
@@ -59,7 +60,8 @@ async def awake(call: EnvdCall) -> None:
 
 async def user_of(call: EnvdCall, named: str = "") -> tuple[str, str]:
     """(name, home directory) of the user a request is for: named, else of the Authorization header, else the default:
-    `user` where the sandbox has one, else who its main program runs as. Raises Failure (unauthenticated).
+    what its template was built with, else `user` where the sandbox has one, else its main program's. Raises Failure
+    (unauthenticated).
     """
     name = named or _basic(call.request.headers.get("Authorization", ""))
     homes = await _homes(call)
@@ -68,7 +70,8 @@ async def user_of(call: EnvdCall, named: str = "") -> tuple[str, str]:
     if name and name not in homes:
         raise Failure(401, f"invalid username: '{name}' (the sandbox has {', '.join(sorted(homes)[:8]) or 'none'})")
     if not name:
-        name = DEFAULT_USER if DEFAULT_USER in homes else call.detail.spec.process.user
+        own = call.detail.spec.process.user
+        name = own if own and BUILD in call.detail.sandbox.labels else DEFAULT_USER if DEFAULT_USER in homes else own
     return name, homes.get(name or "root", "/")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import secrets
 from typing import Any
 
 import msgspec
@@ -34,13 +35,16 @@ def of(config: Config | None, internet: bool | None) -> NetworkSpec:
     return NetworkSpec(mode="nat", policy=policy(config or Config(), internet))
 
 
+def traffic_token(config: Config | None) -> str | None:
+    """What requests to a new sandbox's ports must carry; None: everybody who knows the sandbox is let in."""
+    return secrets.token_hex(16) if config is not None and config.allowPublicTraffic is False else None
+
+
 def policy(config: Config, internet: bool | None) -> NetworkPolicy:
     """Raises Failure, Invalid."""
     for name in ("maskRequestHost", "rules", "egressProxy"):
         if getattr(config, name):
             raise lacking(f"network.{name}")
-    if config.allowPublicTraffic is False:
-        raise lacking("network.allowPublicTraffic: false (a proxy_token of Joey's own API does that)")
     for given in (config.allow_internet_access, config.allowInternetAccess):
         internet = given if internet is None else internet
     allowed, denied = list(config.allowOut or ()), list(config.denyOut or ())
@@ -65,5 +69,7 @@ def change(config: Config, now: str | NetworkSpec) -> dict[str, Any]:
     """Of a running one. Raises Failure where there is no policy to change."""
     if mode_of(now) in ("none", "host"):
         raise lacking(f"a policy for a sandbox with network {mode_of(now)}")
+    if config.allowPublicTraffic is not None:
+        raise lacking("changing allowPublicTraffic of a running sandbox")
     wanted = policy(config, None)
     return {"internet": wanted.internet, "rules": codec.to_builtins(wanted.rules)}

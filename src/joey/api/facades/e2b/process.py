@@ -13,9 +13,9 @@ from typing import Any, ClassVar
 from joey.api.facades.e2b import connect
 from joey.api.facades.e2b.call import EnvdCall
 from joey.api.facades.e2b.connect import Fields, Stream
-from joey.api.facades.e2b.control import TEMPLATE
 from joey.api.facades.e2b.envd import absolute, user_of
 from joey.api.facades.e2b.errors import GONE, Failure
+from joey.api.facades.e2b.kinds import BUILD, TEMPLATE
 from joey.api.light import web
 from joey.api.requests import checked_process
 from joey.api.routes import Route
@@ -71,7 +71,7 @@ async def _wanted(call: EnvdCall, asked: Fields) -> tuple[Process, str]:
     wanted = Process(
         argv=(process.text("cmd"), *process.texts("args")),
         env=env | process.mapping("envs"),
-        cwd=absolute(process.text("cwd", "") or home, home),
+        cwd=absolute(process.text("cwd", "") or (spec.cwd if BUILD in labels and spec.cwd else home), home),
         user=user,
         tty=size is not None,
         stdin=size is None and asked.flag("stdin", True),

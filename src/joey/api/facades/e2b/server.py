@@ -9,19 +9,21 @@ from collections.abc import Awaitable, Callable
 from weakref import WeakSet
 
 from joey.api import streams
-from joey.api.facades.e2b import control, envd, errors, filesystem, process, snapshots
+from joey.api.facades.e2b import catalogue, control, envd, errors, filesystem, ports, process, snapshots
 from joey.api.facades.e2b.call import EnvdCall, Owned
 from joey.api.facades.e2b.entry import E2B
 from joey.api.facades.e2b.errors import GONE, Failure
+from joey.api.facades.e2b.warmth import Warmth
 from joey.api.keys import ACTIVITY, ENDED, ENGINE, SERVICE, STREAMS
 from joey.api.light import web
 from joey.api.requests import MAX_BODY
 from joey.api.routes import Call, NoSuchPath, Route, Router, WrongMethod
 from joey.api.service import Service
-from joey.model.errors import JoeyError, NotFound, TooMany
+from joey.model.errors import Invalid, JoeyError, NotFound, TooMany
 from joey.model.views import Detail
 
-_HOST = re.compile(r"49983-([0-9a-f]{24})\.")
+_HOST = re.compile(r"(\d{1,5})-([0-9a-f]{24})\.")
+ENVD_PORT = 49983
 _ID = re.compile(r"[0-9a-f]{24}")
 _ID_LENGTH = 24
 ENVD = ("/health", "/files", "/metrics", "/envs", "/init", "/process.Process/", "/filesystem.Filesystem/")
@@ -32,8 +34,18 @@ def application(service: Service, e2b: E2B) -> web.Application:
     app = web.Application(client_max_size=MAX_BODY)
     app[SERVICE], app[ENGINE], app[ENDED], app[ACTIVITY] = service, service.engine, service.ended, service.activity
     app[STREAMS] = WeakSet()
+    server = Server(service, e2b)
+
+    async def begin(app: web.Application) -> None:
+        server.warmth.open()
+
+    async def end(app: web.Application) -> None:
+        await server.warmth.close()
+
+    app.on_startup.append(begin)
     app.on_shutdown.append(streams.end_all)
-    app.router.add_route("*", r"/{tail:[\s\S]*}", Server(service, e2b).handle)
+    app.on_cleanup.append(end)
+    app.router.add_route("*", r"/{tail:[\s\S]*}", server.handle)
     return app
 
 
@@ -45,6 +57,8 @@ class Server:
         self.control = Router((*control.ROUTES, *snapshots.ROUTES))
         self.envd = Router((*envd.ROUTES, *process.ROUTES, *filesystem.ROUTES))
         self.state = envd.State()
+        self.catalogue = catalogue.of(service)
+        self.warmth = Warmth(service)
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
         activity = self.service.activity
@@ -52,7 +66,10 @@ class Server:
         path = request.raw_path.partition("?")[0]
         answer: Callable[[Exception], web.Response] = errors.response
         try:
-            if path.startswith(ENVD):
+            port = _port(request)
+            if port not in (0, ENVD_PORT):
+                return await self._forward(request, port)
+            if port == ENVD_PORT or path.startswith(ENVD):
                 if path.count("/") == 2:
                     answer = errors.connect
                 return await self._envd(request, path)
@@ -70,6 +87,7 @@ class Server:
             raise Failure(401, "the API key (E2B_API_KEY) is missing, wrong or revoked: joey keys create --e2b")
         route, variables = _found(self.control, request.method, path)
         call = Owned(request, route, self.service, variables, self.e2b)
+        call.catalogue, call.warmth = self.catalogue, self.warmth
         call.key, call.owner = key, "" if key.admin else key.id
         if call.ref:
             call.ref = self._id(call.ref, call.visible)
@@ -88,15 +106,19 @@ class Server:
         await envd.awake(call)
         return await self._counted(call)
 
+    async def _forward(self, request: web.Request, port: int) -> web.StreamResponse:
+        """To another port of a sandbox."""
+        call = EnvdCall(request, _FORWARD, self.service, {}, self.e2b)
+        call.detail = await self._detail(await self._sandbox(request, ""))
+        call.ref, call.owner = call.detail.sandbox.id, call.detail.sandbox.owner
+        return await ports.forward(call, port)
+
     async def _sandbox(self, request: web.Request, path: str) -> str:
         """Of the headers that SDKs send, of the host, or of the signature of a link."""
         if id := request.headers.get("E2b-Sandbox-Id"):
-            port = request.headers.get("E2b-Sandbox-Port", "49983")
-            if port != "49983":
-                raise errors.lacking(f"port {port} by this address (use get_host)")
             return id
         if match := _HOST.match(request.headers.get("Host", "")):
-            return match[1]
+            return match[2]
         if token := request.headers.get("X-Access-Token"):
             return token[:_ID_LENGTH]  # 2.10 says no more of a sandbox that it has connected to
         if path == "/files" and (signature := request.query.get("signature")):
@@ -165,6 +187,25 @@ async def _called(call: Owned) -> object:
         failures = call.service.counters.failures
         failures[error.code] = failures.get(error.code, 0) + 1
         raise
+
+
+async def _nothing(call: Call) -> None:
+    """Of the route below, which has no handler."""
+
+
+_FORWARD = Route("*", "/", _nothing, "A port of a sandbox", stream=True)
+
+
+def _port(request: web.Request) -> int:
+    """Of a sandbox, if a request names one; else 0. Raises Invalid."""
+    text = request.headers.get("E2b-Sandbox-Port", "")
+    if not text and (match := _HOST.match(request.headers.get("Host", ""))):
+        text = match[1]
+    if not text:
+        return ENVD_PORT if "E2b-Sandbox-Id" in request.headers else 0
+    if not (text.isascii() and text.isdigit() and 0 < int(text[:6]) < 65536):
+        raise Invalid("E2b-Sandbox-Port", f"{text!r} is no port")
+    return int(text)
 
 
 def _found(router: Router, method: str, path: str) -> tuple[Route, dict[str, str]]:

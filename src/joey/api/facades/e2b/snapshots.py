@@ -107,7 +107,9 @@ async def _forked(call: Owned, one: Sandbox | JoeyError, timeout: float) -> Mess
     try:
         if isinstance(one, JoeyError):
             raise one
-        return {"sandbox": await made(call, await call.engine.update(one.id, Update(timeout=timeout)))}
+        changed = await call.engine.update(one.id, Update(timeout=timeout))
+        token = (await call.engine.inspect(one.id)).spec.proxy_token
+        return {"sandbox": await made(call, changed, token)}
     except JoeyError as error:
         failure = errors.of(error)
         return {"error": {"code": failure.status, "message": failure.message}}

@@ -1,0 +1,138 @@
+"""Sandboxes started ahead: a warm pool of a key's for each template it uses, made at the first use and removed when
+nothing has been made of that template for ten minutes. A key with limits of its own has none: they would count.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import re
+import time
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from joey.api.facades.e2b.kinds import OWN_ENV, Kind
+from joey.model.errors import JoeyError, NotFound
+from joey.model.limits import NO_LIMITS
+from joey.model.network import NetworkPolicy, NetworkSpec
+from joey.model.pool import PoolSpec, check
+from joey.model.spec import Process, SandboxSpec
+from joey.model.views import Sandbox
+
+if TYPE_CHECKING:
+    from joey.api.service import Service
+
+PREFIX = "e2b."
+IDLE_SECONDS = 600.0
+_SIZE, _HEAVY_SIZE = 4, 2
+_HEAVY_SECONDS = 2.0
+"""After a cold start of a program: members would slow it down."""
+log = logging.getLogger("joey.daemon")
+
+
+class Warmth:
+    """The pools of the façade. used: when each was last of use, by (owner, name)."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        self._engine = service.engine
+        self.used: dict[tuple[str, str], float] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._timer: asyncio.TimerHandle | None = None
+
+    def open(self) -> None:
+        """Pools that an earlier engine had go when they are not used either."""
+        now = time.monotonic()
+        for pool in self._engine.pools():
+            if pool.name.startswith(PREFIX):
+                self.used[pool.owner, pool.name] = now
+        self._again()
+
+    async def close(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def run(self, kind: Kind, spec: SandboxSpec, owner: str) -> Sandbox:
+        """A sandbox of `spec`, a warm one if there is one that can become it."""
+        if not kind.warm or self._service.access.limits(owner) != NO_LIMITS:
+            return (await self._engine.run(spec, owner=owner)).sandbox
+        wanted = self._spec(kind, spec)
+        name = wanted.name
+        pool = self._fitting(name, spec, owner)
+        sandbox = (await self._engine.run(spec, owner=owner, pool=pool)).sandbox
+        self.used[owner, name] = time.monotonic()
+        if not pool:
+            self._beside(self._make(wanted, owner))
+        return sandbox
+
+    def _spec(self, kind: Kind, spec: SandboxSpec) -> PoolSpec:
+        """What members are: without what a request may choose."""
+        plain = msgspec.structs.replace(
+            spec, process=Process(argv=spec.process.argv, env=OWN_ENV), labels={}, timeout=None, on_timeout="kill",
+            network=NetworkSpec(mode="nat", policy=NetworkPolicy()), proxy_token=None,
+        )  # fmt: skip
+        name = _name(kind.key)
+        size = _HEAVY_SIZE if kind.argv else _SIZE
+        return PoolSpec(name=name, spec=plain, size=size, max_starting=min(size, 2), late_env=True)
+
+    def _fitting(self, name: str, spec: SandboxSpec, owner: str) -> str:
+        """The pool, if its members can become `spec`."""
+        try:
+            pool = self._engine.pool(name, owner)
+            check(name, pool.spec, spec, late_env=True)
+        except JoeyError:
+            return ""
+        return name
+
+    async def _make(self, wanted: PoolSpec, owner: str) -> None:
+        """Make it, unless it is there and this request only was an unusual one."""
+        if wanted.spec.process.argv:
+            await asyncio.sleep(_HEAVY_SECONDS)
+        try:
+            if self._engine.pool(wanted.name, owner).spec == wanted.spec:
+                return
+        except NotFound:
+            pass
+        try:
+            await self._engine.pool_create(wanted, owner=owner)
+        except JoeyError as error:
+            log.warning("e2b: no warm pool %s: %s", wanted.name, error)
+
+    def _beside(self, work: object) -> None:
+        task: asyncio.Task[None] = asyncio.ensure_future(work)  # type: ignore[arg-type]
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _again(self) -> None:
+        self._timer = asyncio.get_running_loop().call_later(IDLE_SECONDS / 10, self._tick)
+
+    def _tick(self) -> None:
+        self._beside(self._sweep())
+        self._again()
+
+    async def _sweep(self) -> None:
+        """Remove pools that nobody uses."""
+        now = time.monotonic()
+        for (owner, name), used in list(self.used.items()):
+            if now - used > IDLE_SECONDS:
+                await self._drop(owner, name)
+
+    async def forget(self, template: str) -> None:
+        """Before a template is deleted: its members hold images."""
+        for owner, name in list(self.used):
+            if name == _name(template):
+                await self._drop(owner, name)
+
+    async def _drop(self, owner: str, name: str) -> None:
+        self.used.pop((owner, name), None)
+        with contextlib.suppress(JoeyError):
+            await self._engine.pool_remove(name, owner=owner)
+
+
+def _name(template: str) -> str:
+    return PREFIX + re.sub(r"[^A-Za-z0-9._-]", "-", template)[:100]
