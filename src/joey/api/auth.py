@@ -61,11 +61,13 @@ class Access:
         self._database = database
         self._keys: dict[bytes, Key] = {}
         self._limits: dict[str, Limits] = {}
+        self._by_id: dict[str, Key] = {}
         for id, name, digest, created, admin, limits in database.read(
             "SELECT id, name, digest, created, admin, limits FROM keys ORDER BY created, id"
         ):
             decoded = msgspec.json.decode(limits, type=Limits)
-            self._keys[bytes(digest)] = Key(id=id, name=name, created=created, admin=bool(admin), limits=decoded)
+            key = Key(id=id, name=name, created=created, admin=bool(admin), limits=decoded)
+            self._keys[bytes(digest)] = self._by_id[id] = key
             self._limits[id] = decoded
 
     def list(self) -> list[Key]:
@@ -86,7 +88,8 @@ class Access:
             "INSERT INTO keys (id, name, digest, created, admin, limits) VALUES (?, ?, ?, ?, ?, ?)",
             key.id, key.name, digest, key.created, int(key.admin), limits,
         )  # fmt: skip
-        self._keys[digest], self._limits[key.id] = key, key.limits
+        self._keys[digest] = self._by_id[key.id] = key
+        self._limits[key.id] = key.limits
         return NewKey(**{name: getattr(key, name) for name in key.__struct_fields__}, key=secret)
 
     def revoke(self, ref: str) -> Key:
@@ -98,8 +101,12 @@ class Access:
             raise Invalid("key", f"{len(found)} keys have the name {ref!r}", "give the id")
         self._database.write("DELETE FROM keys WHERE digest = ?", found[0])
         key = self._keys.pop(found[0])
-        del self._limits[key.id]
+        del self._limits[key.id], self._by_id[key.id]
         return key
+
+    def of(self, id: str) -> Key | None:
+        """The key of an id, None if there is none: for those who have shown in another way that they have it."""
+        return self._by_id.get(id)
 
     def find(self, secret: str) -> Key | None:
         """The key of a secret, None if there is none."""

@@ -214,6 +214,8 @@ async def serve(engine: Engine, instance: Any, settings: Settings, ready: Callab
         await tidy(engine)
         await service.doorway.open()
         await service.e2b.open()
+        await service.aws_lambda.open()
+        await service.fc.open()
         await service.docker.open()
         _end_on_signal(service.ended)
         async with contextlib.AsyncExitStack() as stack:
@@ -243,6 +245,8 @@ async def serve(engine: Engine, instance: Any, settings: Settings, ready: Callab
             if listener.path is not None:
                 listener.path.unlink(missing_ok=True)
         await service.e2b.close()
+        await service.aws_lambda.close()
+        await service.fc.close()
         await service.docker.close()
         await service.doorway.close()
         service.database.close()

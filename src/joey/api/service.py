@@ -13,8 +13,10 @@ from joey.api.budget import SMALL, Budget
 from joey.api.config import Settings
 from joey.api.database import Database
 from joey.api.doorway import Doorway
+from joey.api.facades.aws_lambda.entry import Lambda
 from joey.api.facades.docker.entry import Docker
 from joey.api.facades.e2b.entry import E2B
+from joey.api.facades.fc.entry import FC
 from joey.api.idempotency import Idempotency
 from joey.api.keys import Activity
 from joey.api.light import web
@@ -42,6 +44,8 @@ class Service:
         self.activity = Activity()
         self.doorway = Doorway(engine, settings or Settings(), database.parent if database else None)
         self.e2b = E2B(self, database.parent if database else None)
+        self.aws_lambda = Lambda(self, database.parent if database else None)
+        self.fc = FC(self, database.parent if database else None)
         self.docker = Docker(self, database.parent if database else None, settings or Settings())
         self.ended = asyncio.Event()
         settings = settings or Settings()

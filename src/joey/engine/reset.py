@@ -68,6 +68,8 @@ def _remove_files(instance: Instance) -> int:
         *instance.home.glob("state.db*"),
         instance.home / "proxy.port",
         instance.home / "e2b.json",
+        instance.home / "lambda.json",
+        instance.home / "fc.json",
         instance.home / "docker.socket",
         instance.run / "launcher.log",
         instance.run / "facts.json",

@@ -1,0 +1,20 @@
+"""Code that a client sends as a zip archive, into the code store."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from joey.api.tenant import restrict_function
+
+if TYPE_CHECKING:
+    from joey.api.facades.signed import SignedCall
+    from joey.functions.service import Code
+    from joey.model.function import FunctionSpec
+
+
+async def stored(call: SignedCall, spec: FunctionSpec, zipped: bytes | None) -> Code | None:
+    """What becomes of the archive; None for none. Raises NotPermitted for what a key may not ask for, Invalid."""
+    restrict_function(call, spec)
+    if zipped is None:
+        return None
+    return await call.service.functions.code(spec, files={}, packed=zipped, requirements="", owner=call.owner)
