@@ -9,14 +9,12 @@ from typing import Any
 import msgspec
 
 from joey.functions.runtime.frames import (
-    BODY,
     CANCEL,
     CONFIG,
     CREDIT,
     CREDITS,
     DATA,
     DONE,
-    END,
     ERROR,
     HEAD,
     HEADER,
@@ -52,6 +50,8 @@ INVALID_ENTRYPOINT = "Runtime.InvalidEntrypoint"
 TIMED_OUT = "Sandbox.Timedout"
 INIT_TIMED_OUT = "Sandbox.InitTimedout"
 PROTOCOL_ERROR = "Runtime.ProtocolError"
+HTTP_ERROR = "Function.HTTPError"
+"""A program that serves HTTP answered an event with a status of 400 or more."""
 RESPONSE_TOO_LARGE = "Function.ResponseSizeTooLarge"
 STOPPED = "Sandbox.Stopped"
 """The instance was stopped (scaled in, its function removed) while it worked: worth another attempt."""
@@ -127,7 +127,7 @@ class Head:
 _encode = msgspec.json.Encoder().encode
 
 __all__ = [
-    "Answer", "BODY", "CANCEL", "CONFIG", "CREDIT", "CREDITS", "DATA", "DONE", "END", "ERROR", "EXIT_ERROR", "Failure",
+    "Answer", "CANCEL", "CONFIG", "CREDIT", "CREDITS", "DATA", "DONE", "ERROR", "EXIT_ERROR", "Failure",
     "Frames", "HANDLER_NOT_FOUND", "HEAD", "HEADER", "Head", "IMPORT_ERROR", "INIT_ERROR", "INIT_TIMED_OUT",
     "INVALID_ENTRYPOINT", "INVOKE", "LOG", "LOG_TAIL", "MALFORMED_HANDLER", "MARSHAL_ERROR", "MAX_BODY", "MAX_DATA",
     "MAX_FRAME", "OUT_OF_MEMORY", "PROTOCOL_ERROR", "READY", "RESPONSE_TOO_LARGE", "RESULT", "STDERR", "STDOUT", "STOP",

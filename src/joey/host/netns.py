@@ -36,6 +36,23 @@ async def connect(pid: int, host: str, port: int, *, foreign: bool = False) -> s
     return made
 
 
+async def listen(pid: int, host: str, port: int) -> socket.socket:
+    """A non-blocking TCP socket that listens at an address (not a name) of the network namespace of `pid`, which is not
+    our own. pid: as of `connect`. Raises OSError: ProcessLookupError if it has ended, PermissionError for our own.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    made = await asyncio.get_running_loop().run_in_executor(_thread, partial(make, pid, family, foreign=True))
+    try:
+        made.setblocking(False)
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        made.bind((host, port))
+        made.listen(64)
+    except BaseException:
+        made.close()
+        raise
+    return made
+
+
 def make(
     pid: int,
     family: socket.AddressFamily,

@@ -10,7 +10,6 @@
                                               HEAD {…} DATA … DATA … DONE   one that streams, or speaks HTTP
                                               HEAD {…} DATA … ERROR {…}     one that failed on the way
                                               ERROR {…}
-      BODY … END                            (after an INVOKE whose head says "more")
       CREDIT u32                            so many bytes of DATA have been taken
       CANCEL                                nobody wants the answer any more
                                             LOG u8 stream | bytes           printed by this invocation; 0: by none
@@ -20,12 +19,14 @@ A head is JSON without line breaks. Ids of invocations are the daemon's, each us
 streams at most WINDOW bytes ahead of what CREDIT has given back. Who breaks these rules is cut off.
 """
 
+from __future__ import annotations
+
 import struct
 
 HEADER = struct.Struct("<IBI")
 CREDITS = struct.Struct("<I")
 
-CONFIG, INVOKE, BODY, END, CANCEL, STOP, CREDIT = 1, 2, 3, 4, 5, 6, 7
+CONFIG, INVOKE, CANCEL, STOP, CREDIT = 1, 2, 3, 4, 5
 READY, INIT_ERROR, RESULT, HEAD, DATA, DONE, ERROR, LOG = 16, 17, 18, 19, 20, 21, 22, 23
 
 MAX_FRAME = (6 << 20) + (1 << 16)
@@ -38,7 +39,7 @@ WINDOW = 1 << 20
 STDOUT, STDERR = 1, 2
 
 
-def frame(kind, invocation=0, payload=b""):
+def frame(kind: int, invocation: int = 0, payload: bytes = b"") -> bytes:
     """One frame as bytes."""
     return HEADER.pack(len(payload), kind, invocation) + payload
 
@@ -46,17 +47,18 @@ def frame(kind, invocation=0, payload=b""):
 class Frames:
     """Bytes in, frames out."""
 
-    def __init__(self, limit=MAX_FRAME):
+    def __init__(self, limit: int = MAX_FRAME) -> None:
         self._buffer = bytearray()
         self._limit = limit
 
-    def feed(self, data):
+    def feed(self, data: bytes | bytearray | memoryview) -> list[tuple[int, int, bytes]]:
         """The frames that are whole now: (kind, invocation, payload). Raises ValueError for one that is too long."""
         buffer = self._buffer
         if buffer:
             buffer += data
             data = buffer
-        found, at, end = [], 0, len(data)
+        found: list[tuple[int, int, bytes]] = []
+        at, end = 0, len(data)
         while end - at >= 9:
             length, kind, invocation = HEADER.unpack_from(data, at)
             if length > self._limit:
