@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from joey.api.tenant import restrict_function
+from joey.model import codec
+from joey.model.function import FunctionSpec
 
 if TYPE_CHECKING:
     from joey.api.facades.signed import SignedCall
     from joey.functions.service import Code
-    from joey.model.function import FunctionSpec
+
+
+def permitted(call: SignedCall, spec: FunctionSpec, changes: dict[str, Any]) -> None:
+    """Raises NotPermitted for changes that a key may not ask for, Invalid for wrong ones."""
+    restrict_function(call, codec.convert(FunctionSpec, {**codec.to_builtins(spec), **changes}))
 
 
 async def stored(call: SignedCall, spec: FunctionSpec, zipped: bytes | None) -> Code | None:

@@ -10,7 +10,7 @@ from joey.api.facades.aws_lambda import spec as translate
 from joey.api.facades.aws_lambda import views
 from joey.api.facades.aws_lambda.base import answer, fields, found, functions, listed, name_of, reference
 from joey.api.facades.aws_lambda.errors import Failure, lacking
-from joey.api.facades.code import stored
+from joey.api.facades.code import permitted, stored
 from joey.api.facades.fields import Fields
 from joey.api.facades.signed import SignedCall
 from joey.api.routes import Route
@@ -44,7 +44,7 @@ async def create_function(call: SignedCall) -> Any:
     if package == "Image":
         values["image"] = image
     spec = FunctionSpec(name=name, layers=layers, **values)
-    await call.whole(functions(call).create(spec, await stored(call, code), owner=call.owner))
+    await call.whole(functions(call).create(spec, await stored(call, spec, code), owner=call.owner))
     return await _changed(call, name, publish, 201)
 
 
@@ -138,8 +138,9 @@ async def update_code(call: SignedCall) -> Any:
     before = found(call, name)
     code, image = _code(given, before.spec.tags.get(translate.PACKAGE, "Zip"))
     _same(before, revision)
-    new = await stored(call, code)
+    new = await stored(call, before.spec, code)
     if new is None:
+        permitted(call, before.spec, {"image": image})
         work = functions(call).update_config(name, {"image": image}, owner=call.visible, revision=revision)
     else:
         work = functions(call).update_code(name, new, owner=call.visible, revision=revision)
@@ -158,6 +159,7 @@ async def update_configuration(call: SignedCall) -> Any:
         changes["layers"] = await _layers(call, given)
     given.done()
     _same(before, revision)
+    permitted(call, before.spec, changes)
     await call.whole(functions(call).update_config(name, changes, owner=call.visible, revision=revision))
     return await _changed(call, name, False)
 

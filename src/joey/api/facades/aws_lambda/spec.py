@@ -1,4 +1,5 @@
-"""What CreateFunction and UpdateFunctionConfiguration say, as fields of a FunctionSpec. It looks which Pythons there are.
+"""What CreateFunction and UpdateFunctionConfiguration say, as fields of a FunctionSpec. It looks which Pythons there
+are on this machine, and is pure else.
 
 What Joey has no field for and clients want back (Role, PackageType) are tags below `joey.aws.`, hidden from ListTags.
 """

@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from joey.api.facades.code import stored
+from joey.api.facades.code import permitted, stored
 from joey.api.facades.fc import spec as translate
 from joey.api.facades.fc.base import (
     FUNCTION,
@@ -98,8 +98,8 @@ async def create_function(call: SignedCall) -> Any:
     elif code is None:
         raise Invalid("code", "is required")
     try:
-        new = await stored(call, code)
-        await call.whole(functions(call).create(FunctionSpec(name=name, **values), new, owner=call.owner))
+        spec = FunctionSpec(name=name, **values)
+        await call.whole(functions(call).create(spec, await stored(call, spec, code), owner=call.owner))
     except Conflict as error:
         raise Failure(409, "FunctionAlreadyExists", error.message) from None
     return _now(call, name)
@@ -172,7 +172,8 @@ async def update_function(call: SignedCall) -> Any:
     given.done()
     if code is not None and changes.get("runtime", before.spec.runtime) == translate.CONTAINER:
         raise Invalid("code", "is not for custom containers: the image is the code")
-    new = await stored(call, code)
+    permitted(call, before.spec, changes)
+    new = await stored(call, before.spec, code)
     if changes:
         await call.whole(functions(call).update_config(name, changes, owner=call.visible))
     if new is not None:
