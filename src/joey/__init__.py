@@ -14,9 +14,11 @@ from joey._version import __version__
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from joey.client import errors
+    from joey.client._async.function import AsyncFunction
     from joey.client._async.pool import AsyncPool
     from joey.client._async.sandbox import AsyncSandbox
     from joey.client._async.volume import AsyncVolume
+    from joey.client._sync.function import Function
     from joey.client._sync.pool import Pool
     from joey.client._sync.sandbox import Sandbox
     from joey.client._sync.volume import Volume
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
         Unenforceable,
         Unreachable,
     )
+    from joey.client.function import function
     from joey.client.image import Image
     from joey.client.mapping import amap, map
     from joey.client.types import CommandResult, FileInfo, ProcessInfo, SandboxInfo
@@ -51,6 +54,9 @@ _PUBLIC: dict[str, str] = {
     "AsyncPool": "joey.client._async.pool",
     "Volume": "joey.client._sync.volume",
     "AsyncVolume": "joey.client._async.volume",
+    "Function": "joey.client._sync.function",
+    "AsyncFunction": "joey.client._async.function",
+    "function": "joey.client.function",
     "Image": "joey.client.image",
     "map": "joey.client.mapping",
     "amap": "joey.client.mapping",
@@ -64,6 +70,7 @@ _PUBLIC: dict[str, str] = {
 
 __all__ = [
     "__version__", "Sandbox", "AsyncSandbox", "Image", "Pool", "AsyncPool", "Volume", "AsyncVolume", "map", "amap",
+    "function", "Function", "AsyncFunction",
     "CommandResult", "FileInfo", "ProcessInfo", "SandboxInfo", "errors",
     "AuthenticationError", "Busy", "CommandExit", "Conflict", "ConnectionLost", "Invalid", "InvalidArgument",
     "JoeyError", "NotFound", "RemoteError", "Timeout", "Unenforceable", "Unreachable",

@@ -68,7 +68,7 @@ def _run(options: Namespace, stop: threading.Event) -> dict[str, Any]:
         finally:
             daemons.close()
             said = _complaints(place / "daemon.log")
-            left = _reset(instance, watch)
+            left = reset(instance, watch)
         return {**chaos.result(said), "leaks": sum(left.values()), "leaks_by_kind": left, "machine": machine.machine()}
 
 
@@ -78,7 +78,7 @@ def _complaints(log: Path) -> list[str]:
     return sorted({line for line in lines if line.startswith(("joey: ", "try: ")) or "Error" in line})
 
 
-def _reset(instance: Instance, watch: Watch) -> dict[str, int]:
+def reset(instance: Instance, watch: Watch) -> dict[str, int]:
     """What is left when all sandboxes are deleted and the engine is gone, but for its own cgroups and folders."""
     from joey.api.daemon import DATABASE
     from joey.api.database import Database

@@ -2,6 +2,7 @@
 
 from joey.bench import COMMANDS as BENCHES
 from joey.cli import VERBS, load
+from joey.cli.fn import VERBS as FN_VERBS
 from joey.cli.image import VERBS as IMAGE_VERBS
 from joey.cli.options import UsageError, listed
 from joey.cli.output import write
@@ -9,6 +10,7 @@ from joey.cli.output import write
 SHELLS = ("bash", "zsh", "fish")
 WORDS = {
     "image": tuple(IMAGE_VERBS),
+    "fn": tuple(FN_VERBS),
     "network": ("create", "ls", "inspect", "rm"),
     "volume": ("create", "ls", "inspect", "rm", "prune"),
     "pool": ("create", "ls", "inspect", "rm"),

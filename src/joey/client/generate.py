@@ -18,7 +18,7 @@ _HEAD = "# Generated from ../_async/{name} by joey.client.generate: change that 
 _WORDS = {
     r"async (def|with|for)\b": r"\1",
     r"\bawait ": "",
-    r"\bAsync(Iterator|Iterable|Sandbox|Pool|Volume)\b": r"\1",
+    r"\bAsync(Iterator|Iterable|Sandbox|Pool|Volume|Function|Task)\b": r"\1",
     r"\bjoey\.client\._async\b": "joey.client._sync",
     r"__a(enter|exit|iter|next)__": r"__\1__",
     r"\bStopAsyncIteration\b": "StopIteration",

@@ -90,11 +90,16 @@ def map(
         "image": image, "concurrency": concurrency, "retries": retries, "timeout": timeout, "on_error": on_error,
         "progress": progress, "fresh": fresh, "trust": trust, "python": python, **options,
     }  # fmt: skip
+    return blocking(lambda: amap(work, inputs, **arguments))
+
+
+def blocking(make: Callable[[], Coroutine[Any, Any, list[Any]]]) -> list[Any]:
+    """Run what `make` begins to its end; within a running loop (a notebook) on one of our own."""
     try:
         asyncio.get_running_loop()
     except RuntimeError:
-        return asyncio.run(amap(work, inputs, **arguments))
-    return _beside(lambda: amap(work, inputs, **arguments))  # within a loop (a notebook): on one of our own
+        return asyncio.run(make())
+    return _beside(make)
 
 
 def _beside(make: Callable[[], Any]) -> list[Any]:

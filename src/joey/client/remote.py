@@ -27,6 +27,14 @@ _ERRORS_KEPT = 4096
 
 def payload(function: Callable[[Any], Any]) -> bytes:
     """The line that brings a function into a sandbox. Raises Invalid if it cannot be sent."""
+    data = dumped(function)
+    found = importlib.util.find_spec("cloudpickle.cloudpickle")
+    source = Path(found.origin).read_bytes() if found is not None and found.origin else b""
+    return _line({"load": _b64(data), "lib": _b64(source)})
+
+
+def dumped(function: Callable[..., Any]) -> bytes:
+    """A function as a pickle, by value. Raises Invalid."""
     try:
         import cloudpickle  # type: ignore[import-untyped]
     except ImportError:
@@ -34,15 +42,12 @@ def payload(function: Callable[[Any], Any]) -> bytes:
             "work", "sending a function needs the package cloudpickle", "pip install cloudpickle, or map a command"
         ) from None
     try:
-        data = _dump(cloudpickle, function)
+        return _dump(cloudpickle, function)
     except Exception as error:
         raise Invalid("work", f"{function!r} cannot be sent: {error}") from None
-    found = importlib.util.find_spec("cloudpickle.cloudpickle")
-    source = Path(found.origin).read_bytes() if found is not None and found.origin else b""
-    return _line({"load": _b64(data), "lib": _b64(source)})
 
 
-def _dump(cloudpickle: Any, function: Callable[[Any], Any]) -> bytes:
+def _dump(cloudpickle: Any, function: Callable[..., Any]) -> bytes:
     """By value also where it could be imported here: inside there is only what the image has."""
     module = sys.modules.get(getattr(function, "__module__", "") or "")
     mine = module is not None and module.__name__ not in ("__main__", "builtins") and not _standard(module.__name__)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from joey.model.function_views import FunctionView, InstanceView, TaskView
 from joey.model.snapshots import FileChange, Snapshot
 from joey.model.spec import HealthCheck, Mount, Process, Restart, SandboxSpec, Tmpfs
 from joey.model.views import Detail, Event, Exit, FileEvent, FileInfo, Node, Pool, PortHost, ProcessView, Sandbox, Stats
@@ -27,6 +28,9 @@ Volumes = Mapping[str, Any] | Sequence[Mapping[str, Any]]
 """{path inside: name of a volume or a Volume}, {host path: path inside}, "…:ro" at the end of the latter for read-only;
 or VolumeMount and Mount values as dicts."""
 VolumeInfo = Volume
+FunctionInfo = FunctionView
+InstanceInfo = InstanceView
+TaskInfo = TaskView
 
 
 class CommandResult:
@@ -62,8 +66,9 @@ class CommandResult:
 
 
 __all__ = [
-    "Command", "CommandResult", "Detail", "Envs", "Event", "Exit", "FileEvent", "FileInfo", "HealthCheck", "Mount",
+    "Command", "CommandResult", "Detail", "Envs", "Event", "Exit", "FileEvent", "FileInfo", "FunctionInfo",
+    "HealthCheck", "InstanceInfo", "Mount",
     "Node", "PoolInfo", "PortHost", "Process", "ProcessInfo", "Restart", "SandboxInfo", "SandboxMetrics", "SandboxSpec",
     "Size",
-    "FileChange", "Snapshot", "State", "Tmpfs", "VolumeInfo", "Volumes",
+    "FileChange", "Snapshot", "State", "TaskInfo", "Tmpfs", "VolumeInfo", "Volumes",
 ]  # fmt: skip

@@ -1,0 +1,215 @@
+"""`joey fn`: versions, aliases, triggers, scaling and tasks of a function."""
+
+import time
+
+from joey.cli.connect import engine
+from joey.cli.options import UsageError
+from joey.cli.output import ago, clip, say, say_json, span, table
+from joey.cli.values import decimal, whole
+from joey.client.transport import query, quote
+
+
+def path_of(name):
+    """Of a function in the API."""
+    return f"/v1/functions/{quote(name)}"
+
+
+def publish(values, words):
+    """Its number."""
+    body = {"description": values["description"]} if "description" in values else {}
+    with engine() as connection:
+        made = connection.call("POST", f"{path_of(words[0])}/versions", body)
+    say_json(made) if values.get("json") else say(made["version"])
+
+
+def versions(values, words):
+    """The oldest first."""
+    with engine() as connection:
+        found = connection.call("GET", f"{path_of(words[0])}/versions")
+    if values.get("json"):
+        say_json(found)
+        return
+    now = time.time()
+    rows = [(one["version"], ago(one["created"], now), one["code_sha256"][:12], one["description"]) for one in found]
+    say(table(("VERSION", "CREATED", "CODE", "DESCRIPTION"), rows))
+
+
+# ---- scaling
+
+
+def scale(values, words):
+    """Change what is given, and say how it is."""
+    body = {}
+    if "provisioned" in values:
+        body["provisioned"] = whole(values["provisioned"], "--provisioned", 0)
+    for option in ("reserved", "max_instances"):
+        if option in values:
+            body[option] = _or_none(values[option], option, "none", lambda text, name: whole(text, name, 0))
+    if "keep_alive" in values:
+        body["keep_alive"] = _or_none(values["keep_alive"], "keep_alive", "auto", decimal)
+    with engine() as connection:
+        if body:
+            connection.call("PUT", f"{path_of(words[0])}/scaling", body)
+        found = connection.call("GET", path_of(words[0]))
+    spec = found["spec"]
+    now = {name: spec.get(name) for name in ("provisioned", "reserved", "max_instances", "keep_alive", "concurrency")}
+    if values.get("json"):
+        say_json(now)
+        return
+    words = {"reserved": "none", "max_instances": "none", "keep_alive": "auto"}
+    say(table(("SETTING", "VALUE"), [(name, words.get(name) if at is None else at) for name, at in now.items()]))
+
+
+def _or_none(text, option, word, number):
+    return None if text == word else number(text, "--" + option.replace("_", "-"))
+
+
+# ---- aliases
+
+
+def alias(values, words):
+    """Of a function: list; of a function and an alias: show; with a version too: set."""
+    name, *rest = words
+    path = f"{path_of(name)}/aliases"
+    with engine() as connection:
+        if values.get("remove"):
+            _need(rest, "alias", f"joey fn alias --remove {name} ALIAS")
+            connection.call("DELETE", f"{path}/{quote(rest[0])}")
+            say(rest[0])
+        elif len(rest) == 2:
+            body = {"version": rest[1], "weights": _weights(values)}
+            made = connection.call("PUT", f"{path}/{quote(rest[0])}", body)
+            say_json(made) if values.get("json") else say(f"{name}:{rest[0]}")
+        elif rest:
+            say_json(connection.call("GET", f"{path}/{quote(rest[0])}"))
+        else:
+            found = connection.call("GET", path)
+            if values.get("json"):
+                say_json(found)
+                return
+            rows = [(one["name"], one["version"], _shares(one["weights"]), one["description"] or "-") for one in found]
+            say(table(("ALIAS", "VERSION", "OTHERS", "DESCRIPTION"), rows))
+
+
+def _weights(values):
+    found = {}
+    for entry in values.get("weight", ()):
+        version, equals, share = entry.partition("=")
+        if not equals:
+            raise UsageError(f"--weight {entry}: give VERSION=SHARE", "--weight 2=0.1")
+        found[version] = decimal(share, f"--weight {version}")
+    return found
+
+
+def _shares(weights):
+    return ", ".join(f"{version}: {share:g}" for version, share in weights.items()) or "-"
+
+
+def _need(rest, what, remedy):
+    if len(rest) != 1:
+        raise UsageError(f"name one {what}", remedy)
+
+
+# ---- triggers
+
+
+def trigger(values, words):
+    """Of a function: list; of a function and a trigger: show, or with --schedule or --url set."""
+    name, *rest = words
+    path = f"{path_of(name)}/triggers"
+    body = _trigger(values)
+    with engine() as connection:
+        if values.get("remove"):
+            _need(rest, "trigger", f"joey fn trigger --remove {name} TRIGGER")
+            connection.call("DELETE", f"{path}/{quote(rest[0])}")
+            say(rest[0])
+        elif body:
+            _need(rest, "trigger", f"joey fn trigger {name} TRIGGER --schedule 'rate(5 minutes)'")
+            made = connection.call("PUT", f"{path}/{quote(rest[0])}", body)
+            say_json(made) if values.get("json") else say(made["path"] or rest[0])
+        elif rest:
+            say_json(connection.call("GET", f"{path}/{quote(rest[0])}"))
+        else:
+            found = connection.call("GET", path)
+            if values.get("json"):
+                say_json(found)
+                return
+            say(table(("TRIGGER", "KIND", "WHEN OR WHERE", "QUALIFIER", "STATE", "NEXT"), [_row(one) for one in found]))
+
+
+def _row(view):
+    one, at = view["trigger"], view.get("next")
+    due = f"in {span(at - time.time())}".lower() if at else "-"
+    state = "on" if one["enabled"] else "off"
+    return one["name"], one["kind"], one["schedule"] or view["path"], one["qualifier"] or "-", state, due
+
+
+def _trigger(values):
+    if "schedule" in values and values.get("url"):
+        raise UsageError("--schedule and --url are two triggers", "one of them")
+    if "schedule" in values:
+        body = {"kind": "timer", "schedule": values["schedule"]}
+        if "payload" in values:
+            body["payload"] = values["payload"]
+    elif values.get("url"):
+        body = {"kind": "url"}
+        if "auth" in values:
+            if values["auth"] not in ("key", "none"):
+                raise UsageError(f"--auth: {values['auth']!r} is neither key nor none")
+            body["auth"] = values["auth"]
+    else:
+        for option in ("payload", "auth", "off"):
+            if option in values:
+                raise UsageError(f"--{option} goes with --schedule or --url")
+        return None
+    if "qualifier" in values:
+        body["qualifier"] = values["qualifier"]
+    if values.get("off"):
+        body["enabled"] = False
+    return body
+
+
+# ---- tasks
+
+
+def tasks(values, words):
+    """Of a function: the newest first; --stop ID…"""
+    with engine() as connection:
+        if values.get("stop"):
+            for id in words:
+                connection.call("POST", f"/v1/tasks/{quote(id)}/stop")
+                say(id)
+            return
+        if len(words) != 1:
+            raise UsageError("name one function", "joey fn tasks NAME")
+        asked = {"state": values.get("state"), "limit": _limit(values)}
+        found = connection.call("GET", f"{path_of(words[0])}/tasks{query(asked)}")
+    if values.get("json"):
+        say_json(found)
+        return
+    now = time.time()
+    rows = [(one["id"], one["state"], one["attempts"], ago(one["created"], now), clip(one["error"] or "-", 60))
+            for one in found]  # fmt: skip
+    say(table(("TASK", "STATE", "ATTEMPTS", "CREATED", "ERROR"), rows))
+
+
+def _limit(values):
+    return whole(values["tail"], "--tail", 1) if "tail" in values else None
+
+
+def task(values, words):
+    """Everything about tasks."""
+    with engine() as connection:
+        say_json([connection.call("GET", f"/v1/tasks/{quote(id)}") for id in words])
+
+
+def instances(values, words):
+    """Those that run."""
+    with engine() as connection:
+        found = connection.call("GET", f"{path_of(words[0])}/instances")
+    if values.get("json"):
+        say_json(found)
+        return
+    head = list(found[0]) if found else ["id", "state"]
+    rows = [[one.get(name) for name in head] for one in found]
+    say(table([name.upper().replace("_", " ") for name in head], rows))
