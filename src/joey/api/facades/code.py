@@ -9,7 +9,7 @@ from joey.model import codec
 from joey.model.function import FunctionSpec
 
 if TYPE_CHECKING:
-    from joey.api.facades.signed import SignedCall
+    from joey.api.facades.signed_server import SignedCall
     from joey.functions.service import Code
 
 

@@ -1,4 +1,4 @@
-"""Façades whose clients sign requests (joey.api.facades.signing): whose the key is, what a body may weigh, who waits.
+"""Façades whose clients sign requests (joey.api.facades.signing): whose secret is what.
 
 A key's signing secret is derived from the façade's own secret and the key's id, so nothing more is stored, revoking the
 key revokes it, and the hash that Joey keeps of the key is of no use to sign with. `joey env NAME` prints it for a key
@@ -7,30 +7,14 @@ made for that, `joey env NAME --key KEY` for any other.
 
 from __future__ import annotations
 
-import asyncio
-import secrets
-import time
-from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Any
-from urllib.parse import parse_qsl
-
 import msgspec
 
 from joey.api.auth import Key, KeyBody
-from joey.api.budget import SMALL
 from joey.api.facades import signing
 from joey.api.facades.loopback import Loopback
-from joey.api.facades.signing import Unsigned
-from joey.api.light import web
-from joey.api.routes import Call, NoSuchPath, Route, Router, WrongMethod
-from joey.model.errors import Busy, Invalid, JoeyError, NotFound, TooMany
+from joey.model.errors import Invalid, NotFound
 from joey.model.value import Value
 
-if TYPE_CHECKING:
-    from joey.api.service import Service
-
-MAX_CODE = 72 << 20
-"""Bytes of a body with code: 50 MiB of zip in base64, and what stands around it."""
 REGION, ACCOUNT = "local", "000000000000"
 
 
@@ -81,154 +65,3 @@ class Signed(Loopback):
         if len(found) > 1:
             raise Invalid("key", f"{len(found)} keys have the name {ref!r}", "give the id")
         return found[0]
-
-
-class SignedCall(Call):
-    """One signed request. id: of the request; content: its body; params: of its query, by name."""
-
-    __slots__ = ("content", "facade", "id", "params")
-
-    def __init__(
-        self, request: web.Request, route: Route, service: Service, path: dict[str, str], facade: Signed, id: str
-    ) -> None:
-        super().__init__(request, route, service, path)
-        self.facade, self.id = facade, id
-        self.content = b""
-        self.params: dict[str, list[str]] = {}
-
-    def param(self, name: str, default: str = "") -> str:
-        """The last value of a query parameter."""
-        return self.params.get(name, [default])[-1]
-
-    def allow(self, lacking: Callable[[str], Exception], *names: str) -> None:
-        """No other query parameter may be given, unless it is empty."""
-        for name, values in self.params.items():
-            if name not in names and any(values):
-                raise lacking(name)
-
-
-class SignedServer:
-    """Handles a façade's requests. A subclass says how it verifies, limits and answers."""
-
-    def __init__(self, facade: Signed, routes: tuple[Route, ...], name: Callable[[], str]) -> None:
-        self.facade, self.service = facade, facade.service
-        self.router = Router(routes)
-        self._name = name
-
-    def verify(self, request: signing.Request) -> str:
-        """The key id that signed. Raises Unsigned."""
-        raise NotImplementedError
-
-    def limit(self, route: Route) -> int:
-        """Bytes that a body may have."""
-        raise NotImplementedError
-
-    def failed(self, error: Exception, id: str) -> web.Response:
-        """The answer for an exception; id: of the request."""
-        raise NotImplementedError
-
-    def unknown(self, method: str, path: str) -> Exception:
-        """What is raised for what no route is there for."""
-        raise NotImplementedError
-
-    def application(self) -> web.Application:
-        """What serves on the façade's socket."""
-        app = web.Application(client_max_size=MAX_CODE)
-        app.router.add_route("*", r"/{tail:[\s\S]*}", self.handle)
-        return app
-
-    async def handle(self, request: web.Request) -> web.StreamResponse:
-        activity, id = self.service.activity, self._name()
-        activity.open += 1
-        call: SignedCall | None = None
-        try:
-            path, _, query = request.raw_path.partition("?")
-            try:
-                route, variables = self.router.find(request.method, path)
-            except (NoSuchPath, WrongMethod):
-                raise self.unknown(request.method, path) from None
-            call = SignedCall(request, route, self.service, variables, self.facade, id)
-            await self._admit(call, path, query)
-            return await self._counted(call)
-        except (ConnectionError, asyncio.CancelledError):
-            raise
-        except Exception as error:
-            if isinstance(error, JoeyError):
-                failures = self.service.counters.failures
-                failures[error.code] = failures.get(error.code, 0) + 1
-            return self.failed(error, id)
-        finally:
-            activity.done()
-            if call is not None and call.held:
-                self.service.budget.give(call.owner, call.held)
-
-    async def _admit(self, call: SignedCall, path: str, query: str) -> None:
-        """Set key, owner, content and params: the body is read for somebody who names a key, and then checked."""
-        given = call.request.headers.get("Authorization", "")
-        name = given.partition("Credential=")[2].partition(",")[0].partition("/")[0].strip()
-        if given and (key := self.service.access.of(name)) is not None:
-            call.owner = "" if key.admin else key.id  # whose memory the body takes
-        elif given and name:
-            raise Unsigned("unknown", "the access key id is no key of this Joey, or the key is revoked")
-        call.content = await self._body(call) if given else b""
-        headers: dict[str, list[str]] = {}
-        for field, value in call.request.headers.items():
-            headers.setdefault(field.lower(), []).append(value)
-        signer = self.verify(signing.Request(call.request.method, path, query, headers, call.content))
-        call.key = self.service.access.of(signer)
-        call.params = {}
-        for field, value in parse_qsl(query, keep_blank_values=True):
-            call.params.setdefault(field, []).append(value)
-
-    async def _body(self, call: SignedCall) -> bytes:
-        most, length = self.limit(call.route), call.request.content_length
-        if length is not None and length > most:
-            raise web.HTTPRequestEntityTooLarge(most, length)
-        if call.request.content.is_eof() and not length:
-            return b""
-        if (size := most if length is None else length) > SMALL:
-            call.hold(size)
-        pieces, got = [], 0
-        async for piece in call.chunks():
-            got += len(piece)
-            if got > most:
-                raise web.HTTPRequestEntityTooLarge(most, got)
-            pieces.append(piece)
-        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
-
-    async def _counted(self, call: SignedCall) -> web.StreamResponse:
-        """A key's requests count together with those to Joey's own API."""
-        service, owner = self.service, call.owner
-        mine = service.by_owner.get(owner, 0)
-        if owner and mine >= service.max_per_key:
-            raise TooMany("key", f"{mine} requests of this key are under way", "wait for some", retry_after=1)
-        if service.in_flight >= service.max_requests:
-            raise Busy("requests", f"{service.in_flight} are in flight", "come back later", retry_after=1)
-        service.by_owner[owner] = mine + 1
-        service.in_flight += 1
-        try:
-            handler: Callable[[Any], Awaitable[web.StreamResponse]] = call.route.handler
-            return await handler(call)
-        finally:
-            service.in_flight -= 1
-            left = service.by_owner[owner] - 1
-            if left:
-                service.by_owner[owner] = left
-            else:
-                del service.by_owner[owner]
-
-
-def now() -> float:
-    """Seconds since the epoch: signatures are compared with it."""
-    return time.time()
-
-
-def request_id() -> str:
-    """Of the form of a UUID, as both APIs have them."""
-    text = secrets.token_hex(16)
-    return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
-
-
-def url_of(call: SignedCall, path: str) -> str:
-    """Where a function URL is reached: at the façade's own address, which is there whatever else is served."""
-    return f"{call.facade.url}{path}"

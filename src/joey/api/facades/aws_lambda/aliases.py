@@ -9,7 +9,7 @@ from joey.api.facades.aws_lambda import views
 from joey.api.facades.aws_lambda.base import answer, fields, functions, listed, name_of
 from joey.api.facades.aws_lambda.errors import Failure, lacking
 from joey.api.facades.fields import Fields
-from joey.api.facades.signed import SignedCall
+from joey.api.facades.signed_server import SignedCall
 from joey.api.routes import Route
 from joey.model import codec
 from joey.model.errors import Invalid

@@ -6,7 +6,7 @@ from typing import Any
 
 from joey.api.facades.aws_lambda import errors, views
 from joey.api.facades.fields import Fields
-from joey.api.facades.signed import SignedCall
+from joey.api.facades.signed_server import SignedCall
 from joey.api.light import web
 from joey.functions.service import Functions
 from joey.model import codec

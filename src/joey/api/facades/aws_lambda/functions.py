@@ -12,7 +12,7 @@ from joey.api.facades.aws_lambda.base import answer, fields, found, functions, l
 from joey.api.facades.aws_lambda.errors import Failure, lacking
 from joey.api.facades.code import permitted, stored
 from joey.api.facades.fields import Fields
-from joey.api.facades.signed import SignedCall
+from joey.api.facades.signed_server import SignedCall
 from joey.api.routes import Route
 from joey.model.errors import Invalid
 from joey.model.function import LATEST, FunctionSpec, Version

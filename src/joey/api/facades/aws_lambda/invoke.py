@@ -11,7 +11,7 @@ import msgspec
 from joey.api.facades.aws_lambda import eventstream, views
 from joey.api.facades.aws_lambda.base import JSON, answer, functions, reference
 from joey.api.facades.aws_lambda.errors import Failure, lacking
-from joey.api.facades.signed import SignedCall
+from joey.api.facades.signed_server import SignedCall
 from joey.api.light import web
 from joey.api.routes import Route
 from joey.functions.invocation import Invocation

@@ -6,7 +6,7 @@ from typing import Any
 
 from joey.api.facades.aws_lambda.base import answer
 from joey.api.facades.aws_lambda.errors import Failure, lacking
-from joey.api.facades.signed import SignedCall
+from joey.api.facades.signed_server import SignedCall
 from joey.api.routes import Route
 
 _ROOT = "/2018-10-31/layers"

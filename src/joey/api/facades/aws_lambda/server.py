@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 from joey.api.facades import signing
-from joey.api.facades.aws_lambda import aliases, errors, functions, invoke, layers, settings
-from joey.api.facades.signed import MAX_CODE, Signed, SignedServer, now, request_id
+from joey.api.facades.aws_lambda import aliases, errors, functions, invoke, layers, policy, settings
+from joey.api.facades.signed import Signed
+from joey.api.facades.signed_server import MAX_CODE, SignedServer, now, request_id
 from joey.api.light import web
 from joey.api.routes import Route
 
 MAX_PAYLOAD = 6 << 20
 """Bytes of a synchronous invocation's event."""
 _MAX_REQUEST = 1 << 20
-_ROUTES = (*functions.ROUTES, *aliases.ROUTES, *invoke.ROUTES, *settings.ROUTES, *layers.ROUTES)
+_ROUTES = (
+    *functions.ROUTES,
+    *aliases.ROUTES,
+    *invoke.ROUTES,
+    *settings.ROUTES,
+    *policy.ROUTES,
+    *layers.ROUTES,
+)
 
 
 class LambdaServer(SignedServer):

@@ -10,7 +10,7 @@ from joey.api.facades.aws_lambda import views
 from joey.api.facades.aws_lambda.base import answer, fields, found, functions, listed, name_of, reference
 from joey.api.facades.aws_lambda.errors import Failure, lacking
 from joey.api.facades.aws_lambda.functions import retag
-from joey.api.facades.signed import SignedCall, url_of
+from joey.api.facades.signed_server import SignedCall, url_of
 from joey.api.routes import Route
 from joey.model.errors import Invalid
 from joey.model.function import LATEST, AsyncConfig, Trigger
@@ -306,6 +306,19 @@ async def untag(call: SignedCall) -> Any:
     return answer(call, status=204)
 
 
+async def code_signing(call: SignedCall) -> Any:
+    """GetFunctionCodeSigningConfig: none has one."""
+    name = name_of(call)
+    found(call, name)
+    return answer(call, {"FunctionName": name, "CodeSigningConfigArn": ""})
+
+
+async def event_sources(call: SignedCall) -> Any:
+    """ListEventSourceMappings: there are none."""
+    call.allow(lacking, "EventSourceArn", "FunctionName", "Marker", "MaxItems")
+    return answer(call, {"EventSourceMappings": []})
+
+
 async def account(call: SignedCall) -> Any:
     """GetAccountSettings."""
     mine = functions(call).list(owner=call.visible)
@@ -341,5 +354,7 @@ ROUTES = (
     Route("GET", _TAGS, list_tags, "ListTags"),
     Route("POST", _TAGS, tag, "TagResource"),
     Route("DELETE", _TAGS, untag, "UntagResource"),
+    Route("GET", "/2020-06-30/functions/{name}/code-signing-config", code_signing, "GetFunctionCodeSigningConfig"),
+    Route("GET", "/2015-03-31/event-source-mappings", event_sources, "ListEventSourceMappings"),
     Route("GET", "/2016-08-19/account-settings", account, "GetAccountSettings"),
 )

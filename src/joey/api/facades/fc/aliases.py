@@ -6,7 +6,7 @@ from typing import Any
 
 from joey.api.facades.fc.base import FUNCTION, Message, answer, fields, functions, inward, listed, name_of, outward
 from joey.api.facades.fc.errors import Failure, lacking
-from joey.api.facades.signed import SignedCall
+from joey.api.facades.signed_server import SignedCall
 from joey.api.routes import Route
 from joey.model.errors import Conflict
 from joey.model.function import Alias

@@ -8,7 +8,8 @@ from typing import Any
 
 from joey.api.facades.fc import errors
 from joey.api.facades.fields import Fields
-from joey.api.facades.signed import ACCOUNT, REGION, SignedCall
+from joey.api.facades.signed import ACCOUNT, REGION
+from joey.api.facades.signed_server import SignedCall
 from joey.api.light import web
 from joey.functions.service import Functions
 from joey.model import codec

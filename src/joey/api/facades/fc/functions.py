@@ -28,7 +28,7 @@ from joey.api.facades.fc.base import (
 )
 from joey.api.facades.fc.errors import Failure, lacking
 from joey.api.facades.fields import Fields
-from joey.api.facades.signed import SignedCall
+from joey.api.facades.signed_server import SignedCall
 from joey.api.routes import Route
 from joey.model.errors import Conflict, Invalid
 from joey.model.function import LATEST, FunctionSpec, Version, check_name

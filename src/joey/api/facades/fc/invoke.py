@@ -21,7 +21,7 @@ from joey.api.facades.fc.base import (
     token,
 )
 from joey.api.facades.fc.errors import Failure, lacking
-from joey.api.facades.signed import SignedCall
+from joey.api.facades.signed_server import SignedCall
 from joey.api.light import web
 from joey.api.routes import Route
 from joey.functions.wire import StreamFailed

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from joey.api.facades import signing
 from joey.api.facades.fc import aliases, errors, functions, invoke, settings, triggers
-from joey.api.facades.signed import MAX_CODE, Signed, SignedServer, now, request_id
+from joey.api.facades.signed import Signed
+from joey.api.facades.signed_server import MAX_CODE, SignedServer, now, request_id
 from joey.api.light import web
 from joey.api.routes import Route
 

@@ -21,7 +21,7 @@ from joey.api.facades.fc.base import (
     stamp,
 )
 from joey.api.facades.fc.errors import Failure, lacking
-from joey.api.facades.signed import SignedCall
+from joey.api.facades.signed_server import SignedCall
 from joey.api.routes import Route
 from joey.model.errors import Invalid
 from joey.model.function import LATEST, AsyncConfig, split_ref

@@ -21,7 +21,7 @@ from joey.api.facades.fc.base import (
 )
 from joey.api.facades.fc.errors import Failure, lacking
 from joey.api.facades.fields import Fields
-from joey.api.facades.signed import SignedCall, url_of
+from joey.api.facades.signed_server import SignedCall, url_of
 from joey.api.routes import Route
 from joey.model import codec
 from joey.model.errors import Conflict, Invalid
