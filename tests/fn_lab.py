@@ -53,7 +53,7 @@ class FakeRunner:
 
     def __init__(self, lab: "Lab") -> None:
         self.id = f"i{next(self.numbers):04}"
-        self.gone: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self.gone: asyncio.Future[Failure] = asyncio.get_running_loop().create_future()
         self._lab = lab
 
     async def invoke(self, head: Head, body: bytes, timeout: float) -> Answer:
@@ -71,7 +71,7 @@ class FakeRunner:
     def end(self, reason: str) -> None:
         if not self.gone.done():
             self._lab.alive.discard(self)
-            self.gone.set_result(reason)
+            self.gone.set_result(Failure(reason, reason))
 
 
 class Lab:

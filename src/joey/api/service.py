@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable
+import contextlib
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from joey.api import params, problem
+from joey.api import function_urls, params, problem
 from joey.api.auth import Access
 from joey.api.budget import SMALL, Budget
 from joey.api.config import Settings
@@ -23,6 +24,8 @@ from joey.api.light import web
 from joey.api.metrics import Counters
 from joey.api.routes import Call, NoSuchPath, Route, Router, WrongMethod, reply
 from joey.engine.interface import Engine
+from joey.functions.deploy import functions_of
+from joey.functions.service import URLS
 from joey.model.errors import Busy, JoeyError, TooMany
 
 
@@ -43,6 +46,7 @@ class Service:
         self.documents: dict[str, bytes] = {}
         self.activity = Activity()
         self.doorway = Doorway(engine, settings or Settings(), database.parent if database else None)
+        self.functions = functions_of(engine, database.parent if database else None)
         self.e2b = E2B(self, database.parent if database else None)
         self.aws_lambda = Lambda(self, database.parent if database else None)
         self.fc = FC(self, database.parent if database else None)
@@ -95,6 +99,8 @@ class Service:
 
     async def _answer(self, request: web.Request, local: bool) -> web.StreamResponse:
         path, _, raw_query = request.raw_path.partition("?")
+        if path.startswith(URLS):
+            return await function_urls.serve(self, request, path, raw_query, local)
         route, variables = self.router.find(request.method, path)
         call = Call(request, route, self, variables)
         if not local or "Authorization" in request.headers or "X-API-Key" in request.headers:
@@ -105,18 +111,24 @@ class Service:
             call.ref = self.engine.resolve(call.ref, call.visible)
         if not call.owner:
             return await self._handle(call)
-        mine = self.by_owner.get(call.owner, 0)
-        if mine >= self.max_per_key:
-            raise TooMany("key", f"{mine} requests of this key are under way", "wait for some of them", retry_after=1)
-        self.by_owner[call.owner] = mine + 1
-        try:
+        with self.counted(call.owner):
             return await self._handle(call)
+
+    @contextlib.contextmanager
+    def counted(self, owner: str) -> Iterator[None]:
+        """A request of that owner is under way inside the block. Raises TooMany."""
+        mine = self.by_owner.get(owner, 0)
+        if owner and mine >= self.max_per_key:
+            raise TooMany("key", f"{mine} requests of this key are under way", "wait for some of them", retry_after=1)
+        self.by_owner[owner] = mine + 1
+        try:
+            yield
         finally:
-            left = self.by_owner[call.owner] - 1
+            left = self.by_owner[owner] - 1
             if left:
-                self.by_owner[call.owner] = left
+                self.by_owner[owner] = left
             else:
-                del self.by_owner[call.owner]
+                del self.by_owner[owner]
 
     async def _handle(self, call: Call) -> web.StreamResponse:
         try:

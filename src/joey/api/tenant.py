@@ -17,6 +17,7 @@ from joey.images import reference
 from joey.model import codec
 from joey.model.capabilities import DEFAULT_CAPABILITIES
 from joey.model.errors import Invalid, NotPermitted
+from joey.model.function import FunctionSpec, Version
 from joey.model.network import EgressRule, NetworkSpec, mode_of, protected, public
 from joey.model.spec import Process, SandboxSpec, Update
 
@@ -25,6 +26,8 @@ MAX_SPEC = 256 << 10
 MAX_PORTS = 64
 """Published ports of one sandbox: each holds a descriptor of the engine."""
 MAX_PIDS = 4096
+OWN = "joey.function"
+"""A label of the engine's own, and all that begin so: what has it is removed when an engine starts."""
 _FIRST_OPEN_PORT = 1024
 _ORDINARY_SHARES, _ORDINARY_IO = 1024, 100
 _SECONDS_OF_HEALTH = 1.0
@@ -59,7 +62,21 @@ def restrict(call: Call, spec: SandboxSpec) -> SandboxSpec:
         _network(call, spec.network)
     if len(codec.encode(spec)) > MAX_SPEC:
         raise Invalid("body", f"the specification is longer than {MAX_SPEC} bytes", "write what is long as files")
+    if any(name == OWN or name.startswith(OWN + ".") for name in spec.labels):
+        raise _refused("labels", f"{OWN} is how instances of functions are told from other sandboxes")
     return _pulled(call, spec)
+
+
+def restrict_function(call: Call, spec: FunctionSpec) -> None:
+    """What a function's instances are asked to be: what a sandbox of the caller may be."""
+    if not call.owner:
+        return
+    from joey.functions.instance import Paths, sandbox_spec
+
+    box = restrict(call, sandbox_spec(Version(spec=spec), Paths()))
+    if box.pull == "never" and box.image != "host":
+        names = ", ".join(call.service.keys_pull) or "none"
+        raise _refused("image", f"{box.image} is of no registry that keys may have asked ({names})")
 
 
 def _refused(field: str, why: str = "only an administrator may ask for this") -> NotPermitted:
@@ -84,6 +101,8 @@ def restrict_update(call: Call, change: Update) -> None:
     if not call.owner:
         return
     _resources(change.resources)
+    if any(name == OWN or name.startswith(OWN + ".") for name in change.labels):
+        raise _refused("labels", f"{OWN} is the engine's own")
     if "rules" in change.network:
         try:
             rules = codec.convert(tuple[EgressRule, ...], change.network["rules"])

@@ -369,7 +369,7 @@ class Dispatcher:
         if not pool.drop(member) or self._closing:
             return
         pool.stats.ended += 1
-        reason = "" if member.runner.gone.cancelled() else str(member.runner.gone.result())
+        reason = "" if member.runner.gone.cancelled() else member.runner.gone.result().type
         self._happened("ended", pool.deployed, instance=member.runner.id, reason=reason)
         self._rescale(pool)
 

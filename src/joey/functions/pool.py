@@ -29,7 +29,7 @@ class Runner(Protocol):
     """One instance, as `joey.functions.instance.Instance` is. gone: done, with the reason, once it can take no more."""
 
     id: str
-    gone: asyncio.Future[str]
+    gone: asyncio.Future[Failure]
 
     async def invoke(self, head: Head, body: bytes, timeout: float) -> Answer: ...
     async def stop(self) -> None: ...
@@ -38,9 +38,9 @@ class Runner(Protocol):
 class StartFailed(Exception):
     """The function's own code could not be loaded: what every invocation of it would be answered."""
 
-    def __init__(self, failure: Failure) -> None:
+    def __init__(self, failure: Failure, logs: bytes = b"") -> None:
         super().__init__(failure.message)
-        self.failure = failure
+        self.failure, self.logs = failure, logs
 
 
 _ONLY_SCALING: dict[str, Any] = {

@@ -221,7 +221,7 @@ class Core:
             served = await self._dispatcher.invoke(self.deployed(entry, version), head, body, version.spec.timeout)
         except StartFailed as failed:
             failure = msgspec.structs.replace(failed.failure, request_id=head.id)
-            return Invocation(200, head.id, version.version, failure=failure, cold=True)
+            return Invocation(200, head.id, version.version, failure=failure, logs=failed.logs, cold=True)
         answer = served.answer
         return Invocation(
             200, head.id, version.version, answer.body, answer.chunks, answer.head, answer.failure, answer.logs,
