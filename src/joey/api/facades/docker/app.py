@@ -7,7 +7,19 @@ import secrets
 from typing import Any
 from weakref import WeakSet
 
-from joey.api.facades.docker import build, containers, data, execs, files, images, networks, system, volumes
+from joey.api.facades.docker import (
+    anonymous,
+    build,
+    containers,
+    data,
+    events,
+    execs,
+    files,
+    images,
+    networks,
+    system,
+    volumes,
+)
 from joey.api.facades.docker.base import VERSION, Req, Route, answer, described, error, split
 from joey.api.facades.docker.hijack import CONNECTIONS, end_all
 from joey.api.facades.docker.state import State
@@ -18,8 +30,8 @@ from joey.api.service import Service
 from joey.model.errors import JoeyError
 
 ROUTES: tuple[Route, ...] = (
-    *system.ROUTES, *containers.ROUTES, *execs.ROUTES, *data.ROUTES, *files.ROUTES, *images.ROUTES, *networks.ROUTES,
-    *volumes.ROUTES, *build.ROUTES,
+    *system.ROUTES, *containers.ROUTES, *execs.ROUTES, *data.ROUTES, *events.ROUTES, *files.ROUTES, *images.ROUTES,
+    *networks.ROUTES, *volumes.ROUTES, *build.ROUTES,
 )  # fmt: skip
 _COMPILED = tuple((route, route.pattern) for route in ROUTES)
 
@@ -52,6 +64,20 @@ def make(service: Service) -> web.Application:
 
     app = web.Application(client_max_size=MAX_BODY)
     app[CONNECTIONS] = WeakSet()
+
+    async def begin(app: web.Application) -> None:
+        """What an engine before this one has left to do."""
+        await anonymous.sweep(service.engine, state)
+        if anonymous.any_left(service.engine):
+            anonymous.follow(service.engine, state)
+
+    async def end(app: web.Application) -> None:
+        state.news.close()
+        if state.sweeper is not None:
+            state.sweeper.cancel()
+
+    app.on_startup.append(begin)
+    app.on_shutdown.append(end)
     app.on_shutdown.append(end_all)
     app.router.add_route("*", r"/{tail:[\s\S]*}", handle)
     return app
@@ -67,7 +93,9 @@ async def _answer(request: web.Request, service: Service, state: State) -> web.S
         if match := pattern.fullmatch(path):
             known = True
             if route.method == request.method:
-                value: Any = await route.handler(Req(request, service, state, match.groupdict(), query))
+                asked = Req(request, service, state, match.groupdict(), query)
+                route.check(asked.query)
+                value: Any = await route.handler(asked)
                 if isinstance(value, web.StreamResponse):
                     return value
                 return web.Response(status=204) if value is None else _json(value, route.status)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -78,6 +78,25 @@ class Req:
         except ValueError:
             raise Invalid(name, f"{text!r} is not a whole number") from None
 
+    def moment(self, name: str) -> float | None:
+        """Seconds since the epoch, as the command line sends it: SECONDS.NANOSECONDS. Raises Invalid."""
+        text = self.query.get(name, "")
+        if text in ("", "0"):
+            return None
+        try:
+            return float(text)
+        except ValueError:
+            raise Invalid(name, f"{text!r} is not a number of seconds") from None
+
+    def tell(self, kind: str, action: str, id: str, **attributes: str) -> None:
+        """Something happened that the engine has no event for (events.py)."""
+        one = self.engine.find(id).view() if kind == "container" else None  # type: ignore[attr-defined]
+        if one is not None:
+            attributes["image"] = one.image
+        labels = dict(one.labels) if one is not None else {}
+        name = one.name if one is not None else attributes.pop("name", "")
+        self.state.news.emit(f"{kind}.{action}", sandbox=id, name=name, labels=labels, **attributes)
+
     def filters(self, *known: str) -> dict[str, list[str]]:
         """The parameter `filters`, {name: [value]} or {name: {value: true}}. Raises Invalid for one not `known`."""
         text = self.query.get("filters", "")
@@ -142,14 +161,24 @@ Handler = Callable[[Req], Awaitable[Any]]
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """path: `{id}` is one segment, `{name}` may hold slashes. What a handler returns: None is 204, a StreamResponse
-    itself, anything else JSON with `status`.
+    """path: `{id}` is one segment, `{name}` may hold slashes. query: the parameters it knows, between spaces; a request
+    with another one is refused. What a handler returns: None is 204, a StreamResponse itself, anything else JSON with
+    `status`.
     """
 
     method: str
     path: str
     handler: Handler
+    query: str = ""
     status: int = 200
+
+    def check(self, query: Mapping[str, str]) -> None:
+        """Raises Refused for a parameter that nobody would look at. One without a value asks for nothing."""
+        known = self.query.split()
+        for name, value in query.items():
+            if name not in known and value:
+                there = f"it knows {', '.join(known)}" if known else "it knows none"
+                raise Refused("", f"the parameter {name}={value!r} is not supported by {self.path}: {there}")
 
     @property
     def pattern(self) -> re.Pattern[str]:

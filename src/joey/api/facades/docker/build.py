@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections import deque
+from collections.abc import Iterable
 from typing import Any
 
 from joey.api.build import News, carried_out, receive
@@ -15,7 +17,7 @@ from joey.model import codec
 from joey.model.errors import Invalid, JoeyError
 
 _USUAL: dict[str, tuple[str, ...]] = {
-    "rm": ("0", "1", "true", "false"), "forcerm": ("0", "1", "true", "false"), "version": ("1",), "q": ("1", "0"),
+    "rm": ("1", "true"), "forcerm": ("0", "1", "true", "false"), "version": ("1",), "q": ("1", "0"),
     "cachefrom": ("[]", "null"), "ulimits": ("[]", "null"), "buildid": (), "cgroupparent": (),
     "cpuperiod": ("0",), "cpuquota": ("0",), "cpusetcpus": (), "cpusetmems": (), "cpushares": ("0",), "memory": ("0",),
     "memswap": ("0",), "shmsize": ("0",), "squash": ("0",), "extrahosts": ("[]", "null"), "securityopt": ("[]", "null"),
@@ -24,9 +26,20 @@ _USUAL: dict[str, tuple[str, ...]] = {
 _READ = {"t", "dockerfile", "nocache", "pull", "buildargs", "labels", "target", "networkmode", "platform"}
 
 
+_HELD = 1000
+_WHY = {"rm": "a build leaves no containers behind: there are none to keep"}
+
+
 class _News(News):
+    """held: what is only told if the build fails (`docker build -q`), None to tell it at once."""
+
+    held: deque[dict[str, Any]] | None = None
+
     def tell(self, event: dict[str, Any]) -> None:
-        if line := _said(event):
+        line = _said(event)
+        if line and self.held is not None:
+            self.held.append(line)
+        elif line:
             self.add(line)
 
 
@@ -50,11 +63,12 @@ async def build(r: Req) -> web.StreamResponse:
     async with session.folder(own.store) as place:
         extras = await receive(r, place)
         news = _News()
+        news.held = deque(maxlen=_HELD) if r.flag("q") else None
         async with carried_out(r.engine, own, place, name, options, extras, news) as task:
             response = await r.stream()
             await news.follow(task, lambda line: response.write(_line(line)))
             await session.remove(place)
-            await response.write(b"".join(_line(line) for line in _outcome(task, r, options)))
+            await response.write(b"".join(_line(line) for line in _outcome(task, r, options, news.held or ())))
             await response.write_eof()
             return response
 
@@ -63,16 +77,18 @@ def _line(value: dict[str, Any]) -> bytes:
     return json.dumps(value).encode() + b"\r\n"
 
 
-def _outcome(task: asyncio.Future[Any], r: Req, options: Options) -> list[dict[str, Any]]:
+def _outcome(
+    task: asyncio.Future[Any], r: Req, options: Options, held: Iterable[dict[str, Any]]
+) -> list[dict[str, Any]]:
     failure = task.exception()
     if failure is not None:
         text = str(failure) if isinstance(failure, JoeyError) else f"defect in the engine: {type(failure).__name__}"
-        return [{"errorDetail": {"message": text}, "error": text}]
+        return [*held, {"errorDetail": {"message": text}, "error": text}]
     r.images.changed()
     id = r.images.store.find(task.result().digest).config.digest
-    lines: list[dict[str, Any]] = [{"aux": {"ID": id}}, {"stream": f"Successfully built {id[7:19]}\n"}]
     if r.flag("q"):
-        lines[1] = {"stream": f"{id}\n"}
+        return [{"stream": f"{id}\n"}]
+    lines: list[dict[str, Any]] = [{"aux": {"ID": id}}, {"stream": f"Successfully built {id[7:19]}\n"}]
     return lines + [{"stream": f"Successfully tagged {tag}\n"} for tag in options.tags]
 
 
@@ -83,7 +99,7 @@ def _options(r: Req) -> tuple[Options, str]:
         raise Refused("version", "Joey has the classic builder, not BuildKit: DOCKER_BUILDKIT=0 docker build")
     for field, value in r.query.items():
         if field not in _READ and value and value not in _USUAL.get(field, ()) and field != "buildid":
-            raise Refused(field, f"{value!r} is not supported by Joey's builder")
+            raise Refused(field, _WHY.get(field, f"{value!r} is not supported by Joey's builder"))
     network = r.query.get("networkmode", "") or "default"
     network = {"bridge": "default"}.get(network, network)
     if network not in NETWORKS:
@@ -109,4 +125,5 @@ async def prune(r: Req) -> Any:
     return {"CachesDeleted": [], "SpaceReclaimed": 0}
 
 
-ROUTES = (Route("POST", "/build", build), Route("POST", "/build/prune", prune))
+_KNOWN = " ".join((*_READ, *_USUAL))
+ROUTES = (Route("POST", "/build", build, _KNOWN), Route("POST", "/build/prune", prune, "all filters keep-storage"))

@@ -8,8 +8,9 @@ import re
 import time
 from typing import Any
 
-from joey.api.facades.docker import request, views
+from joey.api.facades.docker import anonymous, networks, request, views
 from joey.api.facades.docker.base import Refused, Req, Route, answer, error
+from joey.api.facades.docker.fields import Fields
 from joey.api.facades.docker.hostconfig import resources, restart
 from joey.api.light import web
 from joey.api.requests import signal_number
@@ -18,7 +19,7 @@ from joey.model import codec
 from joey.model.errors import Conflict, Invalid, JoeyError, LaunchFailed, NotFound
 from joey.model.image import Image
 from joey.model.snapshots import CommitBody
-from joey.model.spec import SandboxSpec, Update
+from joey.model.spec import HealthCheck, SandboxSpec, Update
 from joey.model.views import Exit, Sandbox
 
 _STATES: dict[str, str] = {
@@ -33,9 +34,17 @@ _FILTERS = ("id", "name", "label", "status", "ancestor", "exited", "network", "v
 
 async def create(r: Req) -> web.Response:
     """201 {"Id", "Warnings"}; 404 where the image is not here, upon which the client pulls it."""
-    spec, stays = request.spec(await r.json(), r.query.get("name", "").removeprefix("/"), r.query.get("platform", ""))
+
+    def check_of(image: str) -> HealthCheck | None:
+        with contextlib.suppress(JoeyError):
+            return r.images.image(image, "").health
+        return None
+
+    name = r.query.get("name", "").removeprefix("/")
+    wanted = request.spec(await r.json(), name, r.query.get("platform", ""), check_of)
+    spec = networks.named(r.engine, wanted.spec)
     try:
-        made = await r.whole(r.engine.create(spec))
+        made = await r.whole(_create(r, spec, wanted))
     except Invalid as failure:
         if failure.status == 404:
             raise NotFound("", f"No such image: {spec.image}") from None
@@ -45,9 +54,15 @@ async def create(r: Req) -> web.Response:
             text = f'Conflict. The container name "/{spec.name}" is already in use: remove or rename that container'
             raise Conflict("", text) from None
         raise
-    if stays:
+    if wanted.stays:
         r.state.stdin_stays.add(made.id)
-    return answer({"Id": made.id, "Warnings": []}, status=201)
+    r.state.image(made.id, spec.image)
+    return answer({"Id": made.id, "Warnings": wanted.warnings}, status=201)
+
+
+async def _create(r: Req, spec: SandboxSpec, wanted: request.Wanted) -> Sandbox:
+    async with anonymous.made(r.engine, r.state, spec, wanted.sources, wanted.anonymous):
+        return await r.engine.create(spec)
 
 
 async def start(r: Req) -> web.Response:
@@ -73,6 +88,7 @@ async def stop(r: Req) -> web.Response:
         return web.Response(status=304)
     # -1 is "never kill": a day is longer than any client waits.
     await r.whole(r.engine.stop(id, None if seconds is None else 86400.0 if seconds < 0 else float(seconds)))
+    _tell(r, "stop", id)
     return web.Response(status=204)
 
 
@@ -91,9 +107,17 @@ def signal_of(r: Req, default: str = "KILL") -> int:
 
 
 async def restart_container(r: Req) -> web.Response:
-    seconds = r.number("t")
-    await r.whole(r.engine.stop(r.id, None if seconds is None or seconds < 0 else float(seconds)))
-    return await start(r)
+    id = r.id
+    if (await r.engine.inspect(id)).sandbox.state in ("running", "paused"):
+        await stop(r)
+    response = await start(r)
+    _tell(r, "restart", id)
+    return response
+
+
+def _tell(r: Req, action: str, id: str, **attributes: str) -> None:
+    with contextlib.suppress(NotFound):  # one that is removed at its end is gone by now
+        r.tell("container", action, id, **attributes)
 
 
 async def kill(r: Req) -> web.Response:
@@ -101,6 +125,7 @@ async def kill(r: Req) -> web.Response:
     if (await r.engine.inspect(id)).sandbox.state not in ("running", "paused"):
         raise Conflict("", f"cannot kill container: {r.path['id']}: container {id} is not running")
     await r.whole(r.engine.kill(id, number))
+    _tell(r, "kill", id, signal=str(number))
     return web.Response(status=204)
 
 
@@ -123,12 +148,14 @@ async def remove(r: Req) -> None:
     if r.flag("link"):
         raise Refused("link", "Joey has no links: use a network")
     id = r.id
+    volumes = anonymous.of(r.engine, (await r.engine.inspect(id)).spec) if r.flag("v") else []
     try:
         await r.whole(r.engine.remove(id, force=r.flag("force")))
     except Conflict as failure:
         text = f'cannot remove container "{r.path["id"]}": {failure}: container is running: stop it, or force'
         raise Conflict("", text) from None
     r.state.forget(id)
+    await r.whole(anonymous.remove(r.engine, volumes))
 
 
 async def wait(r: Req) -> web.StreamResponse:
@@ -169,6 +196,7 @@ async def _gone(r: Req, id: str) -> None:
 async def index(r: Req) -> Any:
     """Newest first. Filters hold all; of one filter's values any."""
     filters = r.filters(*_FILTERS)
+    _unsized(r)
     limit = r.number("limit", 0) or 0
     asked = Filter(
         all=r.flag("all") or bool(limit > 0), states=_states(filters.get("status", [])), limit=0,
@@ -177,13 +205,22 @@ async def index(r: Req) -> Any:
     if "exited" in filters:
         asked = Filter(all=True, states=frozenset(("exited",)), labels=asked.labels, ids=asked.ids)
     found = [one for one in await r.engine.list(asked) if await _chosen(r, one, filters)]
-    now = time.time()
     rows = []
     for one in found[: limit if limit > 0 else None]:
         with contextlib.suppress(NotFound):
-            detail = await r.engine.inspect(one.id)
-            rows.append(views.row(one, image_id(r, one), views.mounts(detail.spec), now))
+            rows.append(await shown(r, one))
     return rows
+
+
+async def shown(r: Req, one: Sandbox) -> dict[str, Any]:
+    """Its row. Raises NotFound."""
+    detail = await r.engine.inspect(one.id)
+    return views.row(one, image_id(r, one), views.mounts(detail.spec), time.time())
+
+
+def _unsized(r: Req) -> None:
+    if r.flag("size"):
+        raise Refused("size", "Joey does not count what a container has written: docker diff")
 
 
 def _states(wanted: list[str]) -> frozenset[Any]:
@@ -232,6 +269,7 @@ async def _times(r: Req, refs: list[str]) -> list[float]:
 
 async def inspect(r: Req) -> Any:
     id = r.id
+    _unsized(r)
     detail = await r.engine.inspect(id)
     return views.inspect(
         detail, image_of(r, detail.spec, id), image_id(r, detail.sandbox), r.state.of(id), id in r.state.stdin_stays
@@ -257,7 +295,7 @@ def image_id(r: Req, one: Sandbox) -> str:
 
 async def update(r: Req) -> Any:
     """Limits and the restart policy."""
-    fields = request.Fields("HostConfig", await r.json())
+    fields = Fields("HostConfig", await r.json())
     change: dict[str, Any] = {"resources": resources(fields)}
     policy = restart(fields)
     body = await r.json()
@@ -269,7 +307,7 @@ async def update(r: Req) -> Any:
 
 
 async def commit(r: Req) -> web.Response:
-    request.Fields("", await r.json()).refuse({}, dict.fromkeys(("Cmd", "Env", "Labels", "User"), "say it by changes"))
+    Fields("", await r.json()).refuse({}, dict.fromkeys(("Cmd", "Env", "Labels", "User"), "say it by changes"))
     id = r.find(r.query.get("container", ""))
     name = r.query.get("repo", "")
     if name and r.query.get("tag"):
@@ -281,6 +319,7 @@ async def commit(r: Req) -> web.Response:
     )  # fmt: skip
     made = await r.whole(_snapshots(r).commit(id, wanted))
     r.images.changed()
+    _tell(r, "commit", id, comment=wanted.message)
     return answer({"Id": r.images.store.find(made.id).config.digest}, status=201)
 
 
@@ -311,20 +350,20 @@ async def prune(r: Req) -> Any:
 
 
 ROUTES = (
-    Route("POST", "/containers/create", create),
-    Route("GET", "/containers/json", index),
-    Route("POST", "/containers/prune", prune),
-    Route("GET", "/containers/{id}/json", inspect),
+    Route("POST", "/containers/create", create, "name platform"),
+    Route("GET", "/containers/json", index, "all limit size filters"),
+    Route("POST", "/containers/prune", prune, "filters"),
+    Route("GET", "/containers/{id}/json", inspect, "size"),
     Route("GET", "/containers/{id}/changes", changes),
     Route("POST", "/containers/{id}/start", start),
-    Route("POST", "/containers/{id}/stop", stop),
-    Route("POST", "/containers/{id}/restart", restart_container),
-    Route("POST", "/containers/{id}/kill", kill),
+    Route("POST", "/containers/{id}/stop", stop, "t signal"),
+    Route("POST", "/containers/{id}/restart", restart_container, "t signal"),
+    Route("POST", "/containers/{id}/kill", kill, "signal"),
     Route("POST", "/containers/{id}/pause", pause),
     Route("POST", "/containers/{id}/unpause", unpause),
-    Route("POST", "/containers/{id}/wait", wait),
-    Route("POST", "/containers/{id}/rename", rename),
+    Route("POST", "/containers/{id}/wait", wait, "condition"),
+    Route("POST", "/containers/{id}/rename", rename, "name"),
     Route("POST", "/containers/{id}/update", update),
-    Route("DELETE", "/containers/{id}", remove),
-    Route("POST", "/commit", commit),
+    Route("DELETE", "/containers/{id}", remove, "v force link"),
+    Route("POST", "/commit", commit, "container repo tag comment author changes pause"),
 )

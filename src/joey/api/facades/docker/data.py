@@ -1,12 +1,10 @@
-"""What comes out of containers: attach, logs, stats, top, events."""
+"""What comes out of containers: attach, logs, stats, top."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import time
-from collections.abc import AsyncIterator
 from typing import Any
 
 from joey.api.facades.docker import hijack, views
@@ -14,7 +12,7 @@ from joey.api.facades.docker.base import Refused, Req, Route, answer
 from joey.api.light import web
 from joey.engine.interface import LogQuery
 from joey.model.errors import Conflict, Invalid, JoeyError, NotFound
-from joey.model.views import Event, LogEntry, Stats
+from joey.model.views import LogEntry, Stats
 
 _TICKS = 100
 _HELPER = "joey-files"
@@ -27,6 +25,7 @@ async def attach(r: Req) -> web.StreamResponse:
     id = r.id
     detail = await r.engine.inspect(id)
     tty = detail.spec.process.tty
+    keys = hijack.Keys(r.query.get("detachKeys", "")) if tty else None
     out = (r.flag("stdout"), r.flag("stderr"))
     past = b""
     if r.flag("logs"):
@@ -44,11 +43,14 @@ async def attach(r: Req) -> web.StreamResponse:
     attachment = await r.engine.attach(id)
     try:
         connection = hijack.take_over(r.request, collector, tty=tty)
+        r.tell("container", "attach", id)
         if past:
             await connection.send(past)
         stdin = r.flag("stdin") and detail.spec.process.stdin
         once = id not in r.state.stdin_stays
-        return await hijack.serve(connection, attachment, tty=tty, stdin=stdin, out=(out[0] or tty, out[1]), once=once)
+        return await hijack.serve(
+            connection, attachment, tty=tty, stdin=stdin, out=(out[0] or tty, out[1]), once=once, keys=keys
+        )
     finally:
         await attachment.close()
 
@@ -81,7 +83,7 @@ async def logs(r: Req) -> web.StreamResponse:
         tail = "all"
     tty = (await r.engine.inspect(id)).spec.process.tty
     asked = LogQuery(
-        follow=r.flag("follow"), since=_time(r, "since"), until=_time(r, "until"), stdout=out, stderr=err,
+        follow=r.flag("follow"), since=r.moment("since"), until=r.moment("until"), stdout=out, stderr=err,
         tail=None if tail == "all" else int(tail),
     )  # fmt: skip
     entries = r.engine.logs(id, asked)
@@ -120,17 +122,6 @@ class _Lines:
 def _cut(data: bytes) -> list[bytes]:
     parts = data.split(b"\n")
     return [part + b"\n" for part in parts[:-1]] + ([parts[-1]] if parts[-1] else [])
-
-
-def _time(r: Req, name: str) -> float | None:
-    """Seconds, or RFC 3339 with nanoseconds as the command line sends it: SECONDS.NANOSECONDS."""
-    text = r.query.get(name, "")
-    if text in ("", "0"):
-        return None
-    try:
-        return float(text)
-    except ValueError:
-        raise Invalid(name, f"{text!r} is not a number of seconds") from None
 
 
 async def _close(entries: Any) -> None:
@@ -254,64 +245,10 @@ async def _text(files: Any, path: str) -> str:
     return b"".join([piece async for piece in files.read(path)]).decode("utf-8", "backslashreplace")
 
 
-_ACTIONS = {
-    "created": "create", "started": "start", "exited": "die", "paused": "pause", "resumed": "unpause",
-    "updated": "update", "renamed": "rename", "removed": "destroy", "oom": "oom", "restarting": "",
-}  # fmt: skip
-
-
-async def events(r: Req) -> web.StreamResponse:
-    """Of containers; `since` gives of the last 10,000 events those that are newer."""
-    filters = r.filters("container", "event", "type", "label", "image")
-    since, until = _time(r, "since"), _time(r, "until")
-    labels = {key: value if eq else None for key, eq, value in (t.partition("=") for t in filters.get("label", []))}
-    found = r.engine.events(
-        0 if since is not None else None, follow=until is None or until > time.time(), types=("sandbox.",),
-        refs=tuple(filters.get("container", ())), labels=labels or None,
-    )  # fmt: skip
-    response = await r.stream()
-    try:
-        async for event in _until(found, until):
-            if (since is None or event.at >= since) and (told := _told(event, filters)):
-                await response.write(json.dumps(told).encode() + b"\n")
-    finally:
-        await _close(found)
-    await response.write_eof()
-    return response
-
-
-async def _until(found: AsyncIterator[Event], until: float | None) -> AsyncIterator[Event]:
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(None if until is None else max(0.05, until - time.time())):
-            async for event in found:
-                yield event
-
-
-def _told(event: Event, filters: dict[str, list[str]]) -> dict[str, Any] | None:
-    action = _ACTIONS.get(event.type.partition(".")[2])
-    if action is None and event.type == "sandbox.health":
-        action = f"health_status: {event.data.get('health')}"
-    wanted, types = filters.get("event", []), filters.get("type", [])
-    if not action or (wanted and action.partition(":")[0] not in wanted) or (types and "container" not in types):
-        return None
-    data = event.data
-    attributes = {**event.labels, "name": event.name or event.sandbox}
-    if action == "die":
-        attributes["exitCode"] = str(data.get("code", ""))
-    if action == "rename":
-        attributes["oldName"] = "/" + str(data.get("before", ""))
-    return {
-        "status": action, "id": event.sandbox, "from": "", "Type": "container", "Action": action, "scope": "local",
-        "Actor": {"ID": event.sandbox, "Attributes": attributes}, "time": int(event.at),
-        "timeNano": int(event.at * 1e9),
-    }  # fmt: skip
-
-
 ROUTES = (
-    Route("POST", "/containers/{id}/attach", attach),
-    Route("POST", "/containers/{id}/resize", resize),
-    Route("GET", "/containers/{id}/logs", logs),
-    Route("GET", "/containers/{id}/stats", stats),
-    Route("GET", "/containers/{id}/top", top),
-    Route("GET", "/events", events),
+    Route("POST", "/containers/{id}/attach", attach, "detachKeys logs stream stdin stdout stderr"),
+    Route("POST", "/containers/{id}/resize", resize, "h w"),
+    Route("GET", "/containers/{id}/logs", logs, "follow stdout stderr since until timestamps tail details"),
+    Route("GET", "/containers/{id}/stats", stats, "stream one-shot"),
+    Route("GET", "/containers/{id}/top", top, "ps_args"),
 )

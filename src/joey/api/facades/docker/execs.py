@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import signal
 from typing import Any
 
+from msgspec import structs
+
 from joey.api.facades.docker import hijack
-from joey.api.facades.docker.base import Req, Route, answer, error
-from joey.api.facades.docker.request import Fields, environment
+from joey.api.facades.docker.base import Req, Route, answer
+from joey.api.facades.docker.fields import Fields
+from joey.api.facades.docker.request import environment
 from joey.api.facades.docker.state import Exec
 from joey.api.light import web
 from joey.api.requests import process
 from joey.engine.interface import Attachment
 from joey.model import codec
-from joey.model.errors import Conflict, Invalid, JoeyError, LaunchFailed
+from joey.model.errors import Conflict, Invalid, JoeyError, LaunchFailed, NotFound
 
 _TASKS: set[asyncio.Task[None]] = set()
 
@@ -37,12 +42,14 @@ async def create(r: Req) -> web.Response:
     for field, ours in (("WorkingDir", "cwd"), ("User", "user")):
         if value := fields.take(field, str, ""):
             body[ours] = value
-    rows, cols = ((fields.take("ConsoleSize", list[int], []) or []) + [0, 0])[:2]
+    rows, cols = [*fields.take("ConsoleSize", list[int], []), 0, 0][:2]
     if rows and cols:
         body["rows"], body["cols"] = rows, cols
-    fields.drop("Detach", "DetachKeys")  # the command line itself looks for the keys in what is typed
+    fields.drop("Detach")  # start says it again
+    keys = hijack.Keys(fields.take("DetachKeys", str, "")) if body["tty"] else None
     fields.refuse({}, {"Privileged": "name what it needs when the container is made: --cap-add"})
-    made = r.state.add(id, process(body, detail.spec.process), (streams[0], streams[1], streams[2]))
+    made = r.state.add(id, process(body, detail.spec.process), (streams[0], streams[1], streams[2]), keys)
+    r.tell("container", f"exec_create: {' '.join(made.process.argv)}", id, execID=made.id)
     return answer({"Id": made.id}, status=201)
 
 
@@ -51,24 +58,29 @@ async def start(r: Req) -> web.StreamResponse:
     fields = Fields("", codec.decode(dict[str, Any], data) if data.strip() else {})
     found = r.state.exec(r.path["id"])
     detach, tty = fields.take("Detach", bool, False), fields.take("Tty", bool, False)
-    fields.drop("ConsoleSize")
+    size = [*fields.take("ConsoleSize", list[int], []), 0, 0][:2]
     fields.refuse({}, {})
     if found.started:
         raise Conflict("", f"exec {found.id} has been started already")
     if tty and not found.process.tty:
         raise Invalid("Tty", "the exec was created without a terminal")
+    if all(size) and found.process.tty:
+        found.process = structs.replace(found.process, rows=size[0], cols=size[1])
     found.started = True
     try:
         attachment = await r.whole(r.engine.exec(found.sandbox, found.process, detach=detach))
-    except LaunchFailed as failure:
-        found.code = failure.exit_code
+    except JoeyError as failure:
+        found.code = (isinstance(failure, LaunchFailed) and failure.exit_code) or 126
+        if detach or isinstance(failure, Conflict | NotFound):
+            raise
         return await _not_started(r, collector, found, failure)
     except BaseException:
         found.code = 126
         raise
     found.pid = attachment.pid
+    r.tell("container", f"exec_start: {' '.join(found.process.argv)}", found.sandbox, execID=found.id)
     if detach:
-        _in_background(_watch(found, attachment))
+        _in_background(_watch(r, found, attachment))
         return web.Response(status=200)
     found.attachment = attachment
     try:
@@ -76,39 +88,47 @@ async def start(r: Req) -> web.StreamResponse:
     except BaseException:
         await attachment.close()
         raise
-    return await _serve(connection, found, attachment)
+    return await _serve(r, connection, found, attachment)
 
 
-async def _serve(connection: hijack.Connection, found: Exec, attachment: Attachment) -> web.StreamResponse:
+async def _serve(r: Req, connection: hijack.Connection, found: Exec, attachment: Attachment) -> web.StreamResponse:
     stdin, out, err = found.streams
 
     async def told() -> None:
         end = await attachment.wait()
-        found.code = end.code
+        _ended(r, found, end.code)
 
     try:
         # The exit code must be there when the stream ends: the client asks for it at once.
         return await hijack.serve(
-            connection, attachment, tty=found.process.tty, stdin=stdin, out=(out, err), before_end=told
+            connection, attachment, tty=found.process.tty, stdin=stdin, out=(out, err), keys=found.keys, before_end=told
         )
     finally:
-        if found.code is None:  # the client left: what it started goes on, nobody reads it
-            _in_background(_watch(found, attachment, close=True))
+        if found.code is None:  # the client left
+            _in_background(_watch(r, found, attachment, left=True))
         else:
             await attachment.close()
         found.attachment = None
 
 
-async def _watch(found: Exec, attachment: Attachment, *, close: bool = False) -> None:
+async def _watch(r: Req, found: Exec, attachment: Attachment, *, left: bool = False) -> None:
+    """Until its end. left: its client is gone; as from any terminal that is, it hears SIGHUP, and nobody reads it."""
     try:
-        if close:
+        if left:
+            await attachment.signal(signal.SIGHUP)
             await attachment.close()
-        found.code = (await attachment.wait()).code
+        _ended(r, found, (await attachment.wait()).code)
     except JoeyError:
         found.code = 137  # the container has ended with it
     finally:
-        if not close:
+        if not left:
             await attachment.close()
+
+
+def _ended(r: Req, found: Exec, code: int) -> None:
+    found.code = code
+    with contextlib.suppress(NotFound):
+        r.tell("container", "exec_die", found.sandbox, execID=found.id, exitCode=str(code))
 
 
 def _in_background(work: Any) -> None:
@@ -117,15 +137,13 @@ def _in_background(work: Any) -> None:
     task.add_done_callback(_TASKS.discard)
 
 
-async def _not_started(r: Req, collector: Any, found: Exec, failure: LaunchFailed) -> web.StreamResponse:
-    """As Docker says it: in the stream, and by the exit code."""
-    words = {127: "executable file not found in $PATH", 126: "permission denied"}.get(failure.exit_code, "failed")
-    text = f"OCI runtime exec failed: {failure}: {words}"
-    if collector is None and not found.streams[1]:
-        return error(400, text)
+async def _not_started(r: Req, collector: Any, found: Exec, failure: JoeyError) -> web.StreamResponse:
+    """As Docker says it: in the stream, as standard output, and by the exit code."""
+    words = {127: ": executable file not found in $PATH", 126: ": permission denied"}
+    why = words.get(failure.exit_code, "") if isinstance(failure, LaunchFailed) else ""
     connection = hijack.take_over(r.request, collector, tty=found.process.tty)
-    line = f"{text}\r\n".encode()
-    await connection.send(line if found.process.tty else hijack.frame(2, line))
+    line = f"OCI runtime exec failed: {failure}{why}\r\n".encode()
+    await connection.send(line if found.process.tty else hijack.frame(1, line))
     connection.close()
     return hijack.Taken()
 
@@ -158,6 +176,6 @@ async def inspect(r: Req) -> Any:
 ROUTES = (
     Route("POST", "/containers/{id}/exec", create),
     Route("POST", "/exec/{id}/start", start),
-    Route("POST", "/exec/{id}/resize", resize),
+    Route("POST", "/exec/{id}/resize", resize, "h w"),
     Route("GET", "/exec/{id}/json", inspect),
 )

@@ -64,8 +64,11 @@ async def read(r: Req) -> web.StreamResponse:
 
 
 async def write(r: Req) -> web.Response:
-    """Unpack an archive, plain or compressed, into a directory."""
+    """Unpack an archive, plain or compressed, into a directory. noOverwriteDirNonDir is always so."""
     id, path, info = await _at(r)
+    user = (await r.engine.inspect(id)).spec.process.user.partition(":")[0]
+    if r.flag("copyUIDGID") and user not in ("", "0", "root"):
+        raise Refused("copyUIDGID", "files are not given to the container's user: docker exec chown")
     if info.type == "link":
         info = await r.engine.files(id).stat(path, follow=True)
     if info.type != "directory":
@@ -91,8 +94,8 @@ async def export(r: Req) -> web.StreamResponse:
 
 
 ROUTES = (
-    Route("HEAD", "/containers/{id}/archive", stat),
-    Route("GET", "/containers/{id}/archive", read),
-    Route("PUT", "/containers/{id}/archive", write),
+    Route("HEAD", "/containers/{id}/archive", stat, "path"),
+    Route("GET", "/containers/{id}/archive", read, "path"),
+    Route("PUT", "/containers/{id}/archive", write, "path noOverwriteDirNonDir copyUIDGID"),
     Route("GET", "/containers/{id}/export", export),
 )

@@ -18,14 +18,14 @@ from weakref import WeakSet
 from joey.api.light import web
 from joey.api.streams import Taken
 from joey.engine.interface import Attachment
-from joey.model.errors import JoeyError
+from joey.model.errors import Invalid, JoeyError
 
 RAW = "application/vnd.docker.raw-stream"
 MULTIPLEXED = "application/vnd.docker.multiplexed-stream"
 _HIGH_WATER = 1 << 18
 _READ_LIMIT = 1 << 18
 _LOOK = 1.0
-"""Seconds between looks whether a client that has closed its sending side is still there."""
+"""Seconds between looks whether a client that has closed its sending side, or is not read from, is still there."""
 
 
 def frame(stream: int, data: bytes) -> bytes:
@@ -116,7 +116,7 @@ class Connection(asyncio.Protocol):
         while not self.gone.is_set():
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self.gone.wait(), _LOOK)
-            if self._ended and hung_up(self._transport.get_extra_info("socket")):
+            if (self._ended or self._paused) and hung_up(self._transport.get_extra_info("socket")):
                 return
 
     def close(self) -> None:
@@ -177,15 +177,45 @@ def take_over(request: web.Request, collector: Body | None, *, tty: bool) -> Con
     return connection
 
 
+class Keys:
+    """Looks in what is typed for the keys that detach (`--detach-keys`, "ctrl-p,ctrl-q" unless given)."""
+
+    def __init__(self, text: str = "") -> None:
+        """Raises Invalid for what names no key."""
+        self._keys = b"".join(_key(part) for part in (text or "ctrl-p,ctrl-q").split(","))
+        self._held = 0
+
+    def __call__(self, data: bytes) -> tuple[bytes, bool]:
+        """(what to pass on, whether all keys were typed). The first of the keys are held until it is clear."""
+        held, data = self._keys[: self._held] + data, b""
+        at = held.find(self._keys)
+        if at >= 0:
+            return held[:at], True
+        self._held = next(n for n in range(len(self._keys) - 1, -1, -1) if held.endswith(self._keys[:n]))
+        return held[: len(held) - self._held], False
+
+
+def _key(text: str) -> bytes:
+    name = text.removeprefix("ctrl-")
+    if len(name) != 1 or not name.isascii():
+        raise Invalid("detachKeys", f"{text!r} is no key: a character, or ctrl- and one of a-z @ [ \\ ] ^ _")
+    if name is text:
+        return text.encode()
+    if not 0x40 <= ord(name.upper()) <= 0x5F:
+        raise Invalid("detachKeys", f"{text!r} is no key: ctrl- and one of a-z @ [ \\ ] ^ _")
+    return bytes((ord(name.upper()) - 0x40,))
+
+
 async def serve(
     connection: Connection, attachment: Attachment, *, tty: bool, stdin: bool, out: tuple[bool, bool] = (True, True),
-    once: bool = True, before_end: Callable[[], Awaitable[None]] | None = None,
+    once: bool = True, keys: Keys | None = None, before_end: Callable[[], Awaitable[None]] | None = None,
 ) -> web.StreamResponse:  # fmt: skip
-    """Move bytes until the process has ended or the client is gone. once: the end of input is told to the process.
-    before_end: what must be done before the client sees the end of a stream whose process has ended.
+    """Move bytes until the process has ended, the client is gone, or has typed the keys that detach. once: the end of
+    input is told to the process. before_end: what must be done before the client sees the end of a stream whose process
+    has ended.
     """
     output = asyncio.ensure_future(_output(connection, attachment, tty, out))
-    feeder = asyncio.ensure_future(_input(connection, attachment if stdin else None, once))
+    feeder = asyncio.ensure_future(_input(connection, attachment if stdin else None, once, keys))
     gone = asyncio.ensure_future(connection.left())
     try:
         await asyncio.wait([output, gone], return_when=asyncio.FIRST_COMPLETED)
@@ -208,13 +238,19 @@ async def _output(connection: Connection, attachment: Attachment, tty: bool, out
             await connection.send(data if tty else frame(stream, data))
 
 
-async def _input(connection: Connection, attachment: Attachment | None, once: bool) -> None:
+async def _input(connection: Connection, attachment: Attachment | None, once: bool, keys: Keys | None) -> None:
     with contextlib.suppress(JoeyError):
         while (piece := await connection.receive()) is not None:
-            if attachment is not None:
+            if attachment is None:
+                continue
+            piece, detached = keys(piece) if keys else (piece, False)
+            if piece:
                 await attachment.write(piece)
+            if detached:
+                connection.close()
+                return
         if attachment is not None and once:
             await attachment.close_stdin()
 
 
-__all__ = ["CONNECTIONS", "Connection", "body", "end_all", "frame", "serve", "take_over", "upgrades"]
+__all__ = ["CONNECTIONS", "Connection", "Keys", "Taken", "body", "end_all", "frame", "serve", "take_over", "upgrades"]

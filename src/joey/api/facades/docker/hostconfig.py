@@ -1,50 +1,49 @@
-"""HostConfig and NetworkingConfig of a create: limits, mounts, network, isolation."""
+"""HostConfig and NetworkingConfig of a create: limits, network, isolation; what is mounted is in mounts.py."""
 
 from __future__ import annotations
 
 import os
-import re
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from joey.api.facades.docker import mounts
 from joey.api.facades.docker.base import Refused
+from joey.api.facades.docker.fields import Fields
+from joey.api.facades.docker.mounts import SELINUX, Extra
 from joey.model import codec
 from joey.model.capabilities import DEFAULT_CAPABILITIES, adjust
 from joey.model.errors import Invalid
 from joey.model.units import parse_size
 
-if TYPE_CHECKING:
-    from joey.api.facades.docker.request import Fields
-
 _USUAL: dict[str, tuple[Any, ...]] = {
     "MemorySwappiness": (-1,), "ConsoleSize": ([0, 0],), "CgroupnsMode": ("private",),
     "IpcMode": ("private", "shareable"),
     "PidMode": ("private",), "UTSMode": ("private",), "Isolation": ("default",), "VolumeDriver": ("local",),
-    "LogConfig": ({"Type": "", "Config": {}}, {"Type": "", "Config": None}, {"Type": "json-file", "Config": {}}),
-    "Runtime": ("joey", "runc"), "OomKillDisable": (False,), "UsernsMode": ("private",),
+    "Runtime": ("joey", "joey-oci", "runc", "io.containerd.runc.v2"), "UsernsMode": ("private",),
 }  # fmt: skip
 _WHY = {
-    "Privileged": "name what it needs: --cap-add, --device, --security-opt",
-    "LogConfig": "Joey keeps logs itself: docker logs", "VolumesFrom": "name the volumes: -v NAME:/path",
+    "Privileged": "name what it needs: --cap-add, --device, --security-opt", "Annotations": "labels are kept: --label",
+    "VolumesFrom": "name the volumes: -v NAME:/path", "Runtime": "Joey has one, which is called runc too",
     "Links": "use a network: docker network create, --network NAME", "DeviceRequests": "--device for each device node",
+    "DeviceCgroupRules": "--device for each device node", "Cgroup": "namespaces of their own only",
     "IpcMode": "namespaces of their own only", "PidMode": "namespaces of their own only",
     "UTSMode": "namespaces of their own only", "UsernsMode": "every container has a user namespace of its own",
     "CgroupnsMode": "namespaces of their own only", "CgroupParent": "Joey places its containers itself",
     "StorageOpt": "only size is known", "BlkioWeight": "weights of block devices are not offered",
+    "BlkioWeightDevice": "weights of block devices are not offered", "VolumeDriver": "volumes have one driver, local",
 }  # fmt: skip
 _MODES = {"default": "nat", "bridge": "nat", "nat": "nat", "none": "none", "host": "host", "": "nat"}
 
 
-def add(
-    made: dict[str, Any], process: dict[str, Any], host: Fields, networking: Fields, *, exposed: dict[str, Any],
-    disabled: bool, anonymous: dict[str, Any],
-) -> None:  # fmt: skip
+def add(made: dict[str, Any], process: dict[str, Any], host: Fields, networking: Fields, extra: Extra) -> None:
     """Put into the spec and its process what the two objects say. Raises Invalid, Refused naming the field."""
     made["resources"] = resources(host)
-    _mounts(made, host, anonymous)
+    mounts.add(made, host, extra)
     _isolation(made, process, host)
-    made["network"] = _network(host, networking, exposed, disabled)
+    made["network"] = _network(host, networking, extra)
     made["remove"] = host.take("AutoRemove", bool, False)
     made["restart"] = restart(host)
+    if made["remove"] and made["restart"]["policy"] != "no":
+        raise Invalid("HostConfig.AutoRemove", "can't create 'AutoRemove' container with restart policy")
     made["init"] = host.take("Init", bool, False)
     made["read_only"] = host.take("ReadonlyRootfs", bool, False)
     if size := host.take("ShmSize", int, 0):
@@ -53,8 +52,19 @@ def add(
     rows, cols = [*host.take("ConsoleSize", list[int], [0, 0]), 0, 0][:2]
     if rows and cols:
         process["rows"], process["cols"] = rows, cols
-    host.drop("ContainerIDFile", "Annotations", "CpuCount", "CpuPercent", "IOMaximumIOps", "IOMaximumBandwidth")
+    _logs(host)
+    host.drop("ContainerIDFile")  # the client writes it
     host.refuse(_USUAL, _WHY)
+
+
+def _logs(host: Fields) -> None:
+    """Joey's logs are what json-file is to Docker, with bounds of their own."""
+    given = host.take("LogConfig", dict[str, Any], {})
+    kind, options = given.get("Type") or "json-file", given.get("Config") or {}
+    if kind != "json-file":
+        raise Refused("HostConfig.LogConfig", f"the driver {kind!r} is not supported: Joey keeps logs: docker logs")
+    if options:
+        raise Refused("HostConfig.LogConfig", f"{sorted(options)[0]!r}: Joey's logs have bounds of their own")
 
 
 def resources(host: Fields) -> dict[str, Any]:
@@ -129,108 +139,6 @@ def restart(host: Fields) -> dict[str, Any]:
     return {"policy": name, "max_retries": retries or None}
 
 
-def _mounts(made: dict[str, Any], host: Fields, anonymous: dict[str, Any]) -> None:
-    mounts: list[Any] = []
-    volumes: list[Any] = []
-    tmpfs: list[Any] = []
-    for text in host.take("Binds", list[str], []):
-        source, target, options = _bind(text)
-        read_only = "ro" in options
-        if source.startswith("/"):
-            _make_source(source)
-            one: dict[str, Any] = {"source": source, "target": target, "read_only": read_only}
-            for option in options & {"private", "rprivate", "slave", "rslave", "shared", "rshared"}:
-                one["propagation"] = option
-            mounts.append(one)
-        else:
-            volumes.append({"name": source, "target": target, "read_only": read_only, "copy": "nocopy" not in options})
-    for one in host.take("Mounts", list[dict[str, Any]], []):
-        _mount(dict(one), mounts, volumes, tmpfs)
-    for target, options_text in host.take("Tmpfs", dict[str, str], {}).items():
-        tmpfs.append(_tmpfs(target, options_text))
-    taken = {one["target"].rstrip("/") for one in (*mounts, *volumes, *tmpfs)}
-    if extra := sorted(path for path in anonymous if path.rstrip("/") not in taken):
-        raise Refused("Volumes", f"{extra[0]}: Joey has no volumes without a name: -v NAME:{extra[0]}")
-    made["mounts"], made["volumes"], made["tmpfs"] = mounts, volumes, tmpfs
-
-
-_OPTIONS = {"ro", "rw", "z", "Z", "nocopy", "private", "rprivate", "slave", "rslave", "shared", "rshared"}
-
-
-def _bind(text: str) -> tuple[str, str, set[str]]:
-    parts = text.split(":")
-    if not 2 <= len(parts) <= 3 or not parts[0] or not parts[1].startswith("/"):
-        raise Invalid("HostConfig.Binds", f"invalid volume specification: {text!r}", "SOURCE:/target[:ro]")
-    options = {option for option in (parts[2].split(",") if len(parts) == 3 else ()) if option}
-    if unknown := sorted(options - _OPTIONS):
-        raise Refused("HostConfig.Binds", f"{text!r}: the option {unknown[0]} is not known")
-    return parts[0], parts[1], options
-
-
-def _make_source(path: str) -> None:
-    """Docker makes the directory of a -v that is not there."""
-    try:
-        os.makedirs(path, 0o755, exist_ok=True)
-    except FileExistsError:
-        return
-    except OSError as error:
-        raise Invalid("HostConfig.Binds", f"{path}: {error.strerror}") from None
-
-
-def _mount(one: dict[str, Any], mounts: list[Any], volumes: list[Any], tmpfs: list[Any]) -> None:
-    kind, target, source = (one.pop(name, None) or "" for name in ("Type", "Target", "Source"))
-    where = "HostConfig.Mounts"
-    read_only = bool(one.pop("ReadOnly", False))
-    one.pop("Consistency", None)
-    options = {name: one.pop(name, None) or {} for name in ("BindOptions", "VolumeOptions", "TmpfsOptions")}
-    if left := sorted(name for name, value in one.items() if value):
-        raise Refused(where, f"{left[0]} is not known")
-    if kind == "bind":
-        bind = {"source": source, "target": target, "read_only": read_only}
-        given = options["BindOptions"]
-        if given.get("Propagation"):
-            bind["propagation"] = given["Propagation"]
-        if given.get("NonRecursive"):
-            bind["recursive"] = False
-        if given.get("CreateMountpoint"):
-            _make_source(source)
-        elif not os.path.exists(source):
-            raise Invalid(where, f"bind source path does not exist: {source}")
-        mounts.append(bind)
-    elif kind == "volume":
-        given = options["VolumeOptions"]
-        if not source:
-            raise Refused(where, "Joey has no volumes without a name: give src=NAME")
-        if given.get("Subpath") or (given.get("DriverConfig") or {}).get("Name") not in (None, "", "local"):
-            raise Refused(where, "volumes have no subpaths and no drivers")
-        volumes.append({"name": source, "target": target, "read_only": read_only, "copy": not given.get("NoCopy")})
-    elif kind == "tmpfs":
-        given = options["TmpfsOptions"]
-        made: dict[str, Any] = {"target": target}
-        if given.get("SizeBytes"):
-            made["size"] = given["SizeBytes"]
-        if given.get("Mode"):
-            made["mode"] = given["Mode"]
-        tmpfs.append(made)
-    else:
-        raise Refused(where, f"mounts of type {kind!r} are not known: bind, volume, tmpfs")
-
-
-def _tmpfs(target: str, text: str) -> dict[str, Any]:
-    made: dict[str, Any] = {"target": target}
-    for option in filter(None, text.split(",")):
-        name, _, value = option.partition("=")
-        if name == "size":
-            made["size"] = parse_size(value, "HostConfig.Tmpfs.size")
-        elif name == "mode" and re.fullmatch("[0-7]{1,5}", value):
-            made["mode"] = int(value, 8)
-        elif name == "noexec":
-            made["noexec"] = True
-        elif name not in ("rw", "exec", "nosuid", "nodev"):
-            raise Refused("HostConfig.Tmpfs", f"the option {option!r} is not known")
-    return made
-
-
 def _isolation(made: dict[str, Any], process: dict[str, Any], host: Fields) -> None:
     added, dropped = host.take("CapAdd", list[str], []), host.take("CapDrop", list[str], [])
     if added or dropped:
@@ -264,6 +172,9 @@ def _limit(value: int) -> int | None:
     return None if value < 0 else value
 
 
+_LABELS_OFF = ("label=disable", "label:disable")
+
+
 def _security(text: str, made: dict[str, Any], process: dict[str, Any]) -> None:
     name, _, value = text.replace(":", "=", 1).partition("=") if "=" not in text else text.partition("=")
     if name == "seccomp":
@@ -272,17 +183,19 @@ def _security(text: str, made: dict[str, Any], process: dict[str, Any]) -> None:
         process["no_new_privileges"] = value != "false"
     elif name == "systempaths" and value == "unconfined":
         made["masked_paths"], made["readonly_paths"] = [], []
+    elif (name, value) == ("apparmor", "unconfined") or (text in _LABELS_OFF and not os.path.exists(SELINUX)):
+        pass  # they are: Joey has neither
     else:
         raise Refused("HostConfig.SecurityOpt", f"{text!r} cannot be enforced: seccomp and no-new-privileges can")
 
 
-def _network(host: Fields, networking: Fields, exposed: dict[str, Any], disabled: bool) -> Any:
+def _network(host: Fields, networking: Fields, extra: Extra) -> Any:
     mode = host.take("NetworkMode", str, "")
     endpoints = networking.take("EndpointsConfig", dict[str, Any], {})
     networking.refuse({}, {})
     if len(endpoints) > 1:
         raise Refused("NetworkingConfig.EndpointsConfig", "a container is in one network")
-    found: dict[str, Any] = {"mode": "none" if disabled else _MODES.get(mode, mode)}
+    found: dict[str, Any] = {"mode": "none" if extra.disabled else _MODES.get(mode, mode)}
     for name, endpoint in endpoints.items():
         if name != mode and not (_MODES.get(name) == "nat" and found["mode"] == "nat"):
             raise Refused(
@@ -291,16 +204,19 @@ def _network(host: Fields, networking: Fields, exposed: dict[str, Any], disabled
         found["aliases"] = _aliases(endpoint or {}, found["mode"])
     ports = _ports(host.take("PortBindings", dict[str, Any], {}))
     if host.take("PublishAllPorts", bool, False):
-        ports += [
-            _port(text, {}) for text in exposed if not any(text == f"{p['container']}/{p['protocol']}" for p in ports)
-        ]
+        given = {f"{port['container']}/{port['protocol']}" for port in ports}
+        ports += [_port(text, {}) for text in extra.exposed if text not in given]
         found["publish_all"] = True
-    if ports and (found["mode"] in ("none", "host") or ":" in found["mode"]):
-        ports = []  # as Docker: they are dropped where the network has none to publish
+    if ports and found["mode"] == "host":
+        ports = []
+        extra.warnings.append("Published ports are discarded when using host network mode")
+    elif ports and (found["mode"] == "none" or ":" in found["mode"]):
+        where = "the network none" if found["mode"] == "none" else f"the network of {mode.partition(':')[2]}"
+        raise Invalid("HostConfig.PortBindings", f"conflicting options: {where} has no ports to publish")
     if ports:
         found["ports"] = ports
-    for field, ours in (("Dns", "dns"), ("DnsSearch", "dns_search"), ("DnsOptions", "dns_options")):
-        if value := host.take(field, list[str], []):
+    for field_of, ours in (("Dns", "dns"), ("DnsSearch", "dns_search"), ("DnsOptions", "dns_options")):
+        if value := host.take(field_of, list[str], []):
             found[ours] = value
     found["extra_hosts"] = dict(_extra(text) for text in host.take("ExtraHosts", list[str], []))
     return found

@@ -40,23 +40,35 @@ def _row(r: Req, one: StoredImage) -> dict[str, Any]:
     }  # fmt: skip
 
 
-async def listed(r: Req) -> Any:
-    filters = r.filters("reference", "label", "dangling", "before", "since")
+async def all_of(r: Req) -> list[dict[str, Any]]:
+    """A row for each image."""
     own = r.images
     if not own.exists:
         return []
-    rows = [_row(r, one) for one in own.store.all() if not one.source.startswith("fork:")]
+    return [_row(r, one) for one in own.store.all() if not one.source.startswith("fork:")]
+
+
+async def listed(r: Req) -> Any:
+    filters = r.filters("reference", "label", "dangling", "before", "since")
+    own, rows = r.images, await all_of(r)
     for name in ("before", "since"):
         for ref in filters.get(name, ()):
             at = _seconds(own.store.find(ref).created)
             rows = [row for row in rows if (row["Created"] < at) == (name == "before") and row["Created"] != at]
-    return [row for row in rows if _chosen(row, filters)]
+    rows = [row for row in rows if _chosen(row, filters)]
+    for row in rows if filters.get("reference") else ():  # of an image with several names only those asked for
+        row["RepoTags"] = [one for one in row["RepoTags"] if _named(one, filters["reference"])]
+    return rows
+
+
+def _named(tag: str, patterns: list[str]) -> bool:
+    """Whether NAME:TAG fits one of the patterns, with or without the tag."""
+    return any(fnmatch.fnmatchcase(part, pattern) for part in (tag, tag.rpartition(":")[0]) for pattern in patterns)
 
 
 def _chosen(row: dict[str, Any], filters: dict[str, list[str]]) -> bool:
     if patterns := filters.get("reference"):
-        names = [part for tag in row["RepoTags"] for part in (tag, tag.rpartition(":")[0])]
-        if not any(fnmatch.fnmatchcase(name, pattern) for name in names for pattern in patterns):
+        if not any(_named(one, patterns) for one in row["RepoTags"]):
             return False
     if dangling := filters.get("dangling"):
         if (not row["RepoTags"]) != (dangling[0] in ("true", "1")):
@@ -68,6 +80,14 @@ def _chosen(row: dict[str, Any], filters: dict[str, list[str]]) -> bool:
     return True
 
 
+_CONFIG = {
+    "Hostname": "", "Domainname": "", "User": "", "AttachStdin": False, "AttachStdout": False, "AttachStderr": False,
+    "Tty": False, "OpenStdin": False, "StdinOnce": False, "Env": None, "Cmd": None, "Image": "", "Volumes": None,
+    "WorkingDir": "", "Entrypoint": None, "OnBuild": None, "Labels": None,
+}  # fmt: skip
+"""What templates of --format find in every image of Docker's."""
+
+
 async def inspect(r: Req) -> Any:
     name = r.path["name"]
     with said_as("image", name):
@@ -76,7 +96,7 @@ async def inspect(r: Req) -> Any:
     return {
         "Id": found["config"], "RepoTags": list(found["names"]), "RepoDigests": list(found["digests"]), "Parent": "",
         "Comment": "", "Created": config.get("created") or "", "DockerVersion": "", "Author": config.get("author", ""),
-        "Config": config.get("config") or {}, "Architecture": config.get("architecture", ""),
+        "Config": {**_CONFIG, **(config.get("config") or {})}, "Architecture": config.get("architecture", ""),
         "Os": config.get("os", ""),
         "Size": found["size"], "GraphDriver": {"Name": "overlay", "Data": None},
         "RootFS": {"Type": "layers", "Layers": [layer["diff_id"] for layer in found["layers"]]},
@@ -104,8 +124,14 @@ async def tag(r: Req) -> web.Response:
     if not repo:
         raise Invalid("repo", "repository name must have at least one component")
     with said_as("image", name):
-        r.images.tag(name, f"{repo}:{r.query['tag']}" if r.query.get("tag") else repo)
+        full = f"{repo}:{r.query['tag']}" if r.query.get("tag") else repo
+        r.images.tag(name, full)
+    _tell(r, "tag", full)
     return web.Response(status=201)
+
+
+def _tell(r: Req, action: str, name: str) -> None:
+    r.tell("image", action, r.images.store.find(name).config.digest, name=name)
 
 
 async def remove(r: Req) -> Any:
@@ -113,6 +139,10 @@ async def remove(r: Req) -> Any:
     with said_as("image", name):
         found = r.images.store.find(name)
         names, gone = await r.whole(r.images.remove(name, force=r.flag("force")))
+    for one in names:
+        r.tell("image", "untag", found.config.digest, name=reference.parse(one).familiar)
+    if gone:
+        r.tell("image", "delete", found.config.digest, name=found.config.digest)
     rows = [{"Untagged": reference.parse(one).familiar} for one in names]
     return rows + ([{"Deleted": found.config.digest}] if gone else [])
 
@@ -142,6 +172,7 @@ async def create(r: Req) -> web.StreamResponse:
 
     async def work(listener: Callable[[Any], None]) -> list[dict[str, Any]]:
         found = await own.obtain(name, "always", platform, listener)
+        r.tell("image", "pull", name, name=name)
         return [{"status": f"Digest: {found.digest}"}, {"status": f"Status: Downloaded newer image for {name}"}]
 
     return await _reported(r, work)
@@ -155,6 +186,7 @@ async def push(r: Req) -> web.StreamResponse:
 
     async def work(listener: Callable[[Any], None]) -> list[dict[str, Any]]:
         digest = await own.push(target, target, listener)
+        r.tell("image", "push", target, name=target)
         return [{"status": f"{target}: digest: {digest}"}]
 
     return await _reported(r, work)
@@ -231,6 +263,7 @@ async def _import(r: Req) -> web.StreamResponse:
             own.store, file, name, settings=settings, platform=platform, comment=comment, created=created
         ),
     )  # fmt: skip
+    r.tell("image", "import", found.config.digest, name=name)
     response = await r.stream()
     await response.write(_line({"status": found.config.digest}))
     await response.write_eof()
@@ -244,6 +277,7 @@ async def load(r: Req) -> web.StreamResponse:
     found = await archives.received(r, own, lambda file: archive.load(own.store, file, platform=platform))
     response = await r.stream()
     for one in found:
+        r.tell("image", "load", one.config.digest, name=one.config.digest)
         names = [f"Loaded image: {reference.parse(name).familiar}\n" for name in one.names]
         for text in names or [f"Loaded image ID: {one.config.digest}\n"]:
             await response.write(_line({"stream": text}))
@@ -267,16 +301,16 @@ async def search(r: Req) -> Any:
 
 
 ROUTES = (
-    Route("GET", "/images/json", listed),
-    Route("POST", "/images/create", create),
-    Route("POST", "/images/load", load),
-    Route("GET", "/images/get", save),
-    Route("GET", "/images/search", search),
-    Route("POST", "/images/prune", prune),
+    Route("GET", "/images/json", listed, "all filters digests"),
+    Route("POST", "/images/create", create, "fromImage fromSrc repo tag message changes platform"),
+    Route("POST", "/images/load", load, "quiet platform"),
+    Route("GET", "/images/get", save, "names"),
+    Route("GET", "/images/search", search, "term limit filters"),
+    Route("POST", "/images/prune", prune, "filters"),
     Route("GET", "/images/{name}/json", inspect),
     Route("GET", "/images/{name}/history", history),
     Route("GET", "/images/{name}/get", save),
-    Route("POST", "/images/{name}/tag", tag),
-    Route("POST", "/images/{name}/push", push),
-    Route("DELETE", "/images/{name}", remove),
+    Route("POST", "/images/{name}/tag", tag, "repo tag"),
+    Route("POST", "/images/{name}/push", push, "tag"),
+    Route("DELETE", "/images/{name}", remove, "force noprune"),
 )

@@ -5,12 +5,16 @@ from __future__ import annotations
 import contextlib
 from typing import Any
 
+from msgspec import structs
+
 from joey.api.facades.docker import views
 from joey.api.facades.docker.base import Refused, Req, Route, answer
-from joey.api.facades.docker.request import Fields
+from joey.api.facades.docker.fields import Fields
 from joey.api.light import web
+from joey.engine.interface import Engine
 from joey.model.errors import Conflict, JoeyError, NotFound
-from joey.model.network import PrivateNetwork
+from joey.model.network import PrivateNetwork, as_spec
+from joey.model.spec import SandboxSpec
 from joey.model.views import NetworkView
 
 _BUILT_IN = {"bridge": "bridge", "host": "host", "none": "null"}
@@ -23,8 +27,8 @@ def _view(name: str, driver: str, *, one: NetworkView | None = None, members: bo
         for member in (one.members if one and members else ())
     }  # fmt: skip
     return {
-        "Name": name, "Id": name, "Created": views.stamp(one.created if one else None), "Scope": "local",
-        "Driver": driver, "EnableIPv4": True, "EnableIPv6": False,
+        "Name": name, "Id": views.network_id(name), "Created": views.stamp(one.created if one else None),
+        "Scope": "local", "Driver": driver, "EnableIPv4": True, "EnableIPv6": False,
         "IPAM": {"Driver": "default", "Options": None, "Config": []},
         "Internal": bool(one and one.internal), "Attachable": False, "Ingress": False, "ConfigFrom": {"Network": ""},
         "ConfigOnly": False, "Containers": containers, "Options": {}, "Labels": one.labels if one else {},
@@ -54,17 +58,39 @@ def _chosen(row: dict[str, Any], found: dict[str, NetworkView], filters: dict[st
 
 
 async def inspect(r: Req) -> Any:
-    name = r.path["id"]
+    name = _name(r)
     if name in _BUILT_IN:
         return _view(name, _BUILT_IN[name])
-    return _view(name, "bridge", one=_find(r, name), members=True)
+    return _view(name, "bridge", one=r.engine.network(name), members=True)
 
 
-def _find(r: Req, name: str) -> NetworkView:
-    try:
-        return r.engine.network(name)
-    except NotFound:
-        raise NotFound("", f"network {name} not found") from None
+def _name(r: Req) -> str:
+    """The network of the path, by name, id or the beginning of one. Raises NotFound in Docker's words, Conflict."""
+    ref = r.path["id"]
+    if found := _by_id(r.engine, ref):
+        return found
+    raise NotFound("", f"network {ref} not found")
+
+
+def _by_id(engine: Engine, ref: str) -> str:
+    """The name of the network that is called so, or has the id; "" if there is none. Raises Conflict."""
+    names = [*_BUILT_IN, *(one.name for one in engine.network_list(None))]
+    if ref in names:
+        return ref
+    found = [name for name in names if views.network_id(name).startswith(ref)] if ref else []
+    if len(found) > 1:
+        raise Conflict("", f"network {ref} is ambiguous ({len(found)} matches found)")
+    return found[0] if found else ""
+
+
+def named(engine: Engine, spec: SandboxSpec) -> SandboxSpec:
+    """With its network by name, where it was given by id."""
+    network = as_spec(spec.network)
+    if len(network.mode) < 12 or ":" in network.mode:
+        return spec
+    name = _by_id(engine, network.mode)
+    mode = "nat" if name == views.BRIDGE else name
+    return spec if not name else structs.replace(spec, network=structs.replace(network, mode=mode))
 
 
 async def create(r: Req) -> web.Response:
@@ -85,15 +111,16 @@ async def create(r: Req) -> web.Response:
         await r.whole(r.engine.network_create(wanted))
     except Conflict:
         raise Conflict("", f"network with name {name} already exists") from None
-    return answer({"Id": name, "Warning": ""}, status=201)
+    r.tell("network", "create", views.network_id(name), name=name, type="bridge")
+    return answer({"Id": views.network_id(name), "Warning": ""}, status=201)
 
 
 async def remove(r: Req) -> None:
-    name = r.path["id"]
+    name = _name(r)
     if name in _BUILT_IN:
         raise JoeyForbidden("", f"{name} is a pre-defined network and cannot be removed")
-    _find(r, name)
     await r.whole(r.engine.network_remove(name))
+    r.tell("network", "destroy", views.network_id(name), name=name, type="bridge")
 
 
 class JoeyForbidden(JoeyError):
@@ -119,9 +146,9 @@ async def prune(r: Req) -> Any:
 
 
 ROUTES = (
-    Route("GET", "/networks", index),
-    Route("POST", "/networks/create", create, 201),
-    Route("POST", "/networks/prune", prune),
+    Route("GET", "/networks", index, "filters"),
+    Route("POST", "/networks/create", create, status=201),
+    Route("POST", "/networks/prune", prune, "filters"),
     Route("GET", "/networks/{id}", inspect),
     Route("DELETE", "/networks/{id}", remove),
     Route("POST", "/networks/{id}/connect", connect),

@@ -6,75 +6,53 @@ the value that stands for "as usual"). Source: Docker Engine API 1.45, Container
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
-from joey.api.facades.docker import hostconfig
+from joey.api.facades.docker import hostconfig, mounts
 from joey.api.facades.docker.base import Refused
+from joey.api.facades.docker.fields import Fields
 from joey.api.requests import sandbox_spec
 from joey.model import codec
 from joey.model.errors import Invalid
-from joey.model.spec import SandboxSpec
+from joey.model.spec import HealthCheck, SandboxSpec
 
 _SECOND = 1_000_000_000
-_HARMLESS = {
-    "AttachStdin",
-    "AttachStdout",
-    "AttachStderr",
-    "ArgsEscaped",
-    "ExposedPorts",
-    "Volumes",
-    "Shell",
-    "OnBuild",
-}
-"""Of the config: about the client's streams, for people, or of images."""
+_STREAMS = ("AttachStdin", "AttachStdout", "AttachStderr")
+"""About the client's streams: it attaches by a request of its own."""
+_WHY = {
+    "Domainname": "give the domain in Hostname", "MacAddress": "addresses are the engine's",
+    "OnBuild": "it belongs into a Dockerfile", "Shell": "it belongs into a Dockerfile",
+    "ArgsEscaped": "it is of Windows",
+}  # fmt: skip
+NO_CHECK = ("NONE",)
+"""HealthCheck.command of a container that is not looked after, whatever its image says."""
 
 
-class Fields:
-    """The fields of one object of a request, each taken once. `rest` refuses what nobody has taken."""
+@dataclass(slots=True)
+class Wanted:
+    """What a create asks for. stays: standard input stays open when a client leaves. sources: directories of the host
+    to make first. anonymous: names of volumes that are made for it alone. warnings: for the one who asks.
+    """
 
-    def __init__(self, where: str, values: Any) -> None:
-        if values is None:
-            values = {}
-        if not isinstance(values, dict):
-            raise Invalid(where, "must be a JSON object")
-        self.where = where
-        self._values = dict(values)
-
-    def name(self, field: str) -> str:
-        return f"{self.where}.{field}" if self.where else field
-
-    def take(self, field: str, kind: Any, default: Any = None) -> Any:
-        """The field as `kind`; `default` for what is missing or null. Raises Invalid naming it."""
-        value = self._values.pop(field, None)
-        if value is None:
-            return default
-        try:
-            return codec.convert(kind, value)
-        except Invalid as error:
-            raise Invalid(f"{self.name(field)}{'.' if error.where else ''}{error.where}", error.message) from None
-
-    def drop(self, *fields: str) -> None:
-        """Those mean nothing here."""
-        for field in fields:
-            self._values.pop(field, None)
-
-    def refuse(self, usual: Mapping[str, tuple[Any, ...]], why: Mapping[str, str]) -> None:
-        """Raises Refused for the first field left that means something. usual: values that mean nothing."""
-        for field, value in self._values.items():
-            if value in (None, "", 0, False) or value in ([], {}) or value in usual.get(field, ()):
-                continue
-            reason = why.get(field, "Joey has nothing like it")
-            raise Refused(self.name(field), f"{value!r} is not supported: {reason}")
+    spec: SandboxSpec
+    stays: bool
+    sources: list[str] = field(default_factory=list)
+    anonymous: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
 
 
-def spec(body: dict[str, Any], name: str, platform: str) -> tuple[SandboxSpec, bool]:
-    """(the spec, whether standard input stays open when a client leaves). Raises Invalid, Refused naming the field."""
+def spec(
+    body: dict[str, Any], name: str, platform: str, check_of: Callable[[str], HealthCheck | None] = lambda image: None
+) -> Wanted:
+    """What is asked for. check_of: an image's health check, where only part of one is given. Changes nothing. Raises
+    Invalid, Refused naming the field.
+    """
     fields = Fields("", body)
     host = Fields("HostConfig", fields.take("HostConfig", dict[str, Any], {}))
     networking = Fields("NetworkingConfig", fields.take("NetworkingConfig", dict[str, Any], {}))
     stays = not fields.take("StdinOnce", bool, False)
-    exposed = fields.take("ExposedPorts", dict[str, Any], {})
     made: dict[str, Any] = {
         "image": _image(fields), "name": name, "platform": platform, "pull": "never",
         "labels": fields.take("Labels", dict[str, str], {}), "storage": "disk",
@@ -84,19 +62,21 @@ def spec(body: dict[str, Any], name: str, platform: str) -> tuple[SandboxSpec, b
     if entrypoint:  # [] is the image's, [""] is none
         words = [entrypoint] if isinstance(entrypoint, str) else entrypoint
         made["entrypoint"] = [] if words == [""] else words
-    for field, ours in (("Hostname", "hostname"), ("StopSignal", "stop_signal")):
-        if value := fields.take(field, str, ""):
+    for name_of, ours in (("Hostname", "hostname"), ("StopSignal", "stop_signal")):
+        if value := fields.take(name_of, str, ""):
             made[ours] = value
     made["stop_timeout"] = float(fields.take("StopTimeout", int, 10))
     if check := fields.take("Healthcheck", dict[str, Any]):
-        made["health"] = _health(Fields("Healthcheck", check))
-    volumes = fields.take("Volumes", dict[str, Any], {})
-    disabled = fields.take("NetworkDisabled", bool, False)
-    hostconfig.add(made, process, host, networking, exposed=exposed, disabled=disabled, anonymous=volumes)
-    fields.drop(*_HARMLESS)
-    fields.refuse({}, {"Domainname": "give the domain in Hostname", "MacAddress": "addresses are the engine's"})
+        made["health"] = _health(Fields("Healthcheck", check), lambda: check_of(made["image"]))
+    extra = mounts.Extra(
+        exposed=fields.take("ExposedPorts", dict[str, Any], {}), volumes=fields.take("Volumes", dict[str, Any], {}),
+        disabled=fields.take("NetworkDisabled", bool, False),
+    )  # fmt: skip
+    hostconfig.add(made, process, host, networking, extra)
+    fields.drop(*_STREAMS)
+    fields.refuse({}, _WHY)
     made["process"] = process
-    return sandbox_spec(made), stays
+    return Wanted(sandbox_spec(made), stays, extra.sources, extra.anonymous, extra.warnings)
 
 
 def _image(fields: Fields) -> str:
@@ -112,8 +92,8 @@ def _process(fields: Fields) -> dict[str, Any]:
         "argv": [command] if isinstance(command, str) else command, "env": environment(fields, "Env"),
         "tty": fields.take("Tty", bool, False), "stdin": fields.take("OpenStdin", bool, False),
     }  # fmt: skip
-    for field, ours in (("WorkingDir", "cwd"), ("User", "user")):
-        if value := fields.take(field, str, ""):
+    for name, ours in (("WorkingDir", "cwd"), ("User", "user")):
+        if value := fields.take(name, str, ""):
             process[ours] = value
     return process
 
@@ -131,28 +111,32 @@ def environment(fields: Fields, name: str) -> dict[str, str]:
     return found
 
 
-def _health(fields: Fields) -> dict[str, Any] | None:
+def _health(fields: Fields, image: Callable[[], HealthCheck | None]) -> dict[str, Any] | None:
     test = fields.take("Test", list[str], [])
     seconds = {
         ours: value / _SECOND
-        for field, ours in (
+        for name, ours in (
             ("Interval", "interval"), ("Timeout", "timeout"), ("StartPeriod", "start_period"),
             ("StartInterval", "start_interval"),
         )
-        if (value := fields.take(field, int, 0))
+        if (value := fields.take(name, int, 0))
     }  # fmt: skip
     retries = fields.take("Retries", int, 0)
+    given = {**seconds, **({"retries": retries} if retries else {})}
     fields.refuse({}, {})
     if test == ["NONE"]:
-        raise Refused("Healthcheck.Test", "the image's own check cannot be switched off")
+        return {"command": list(NO_CHECK)}
     if not test:
-        if seconds or retries:
-            raise Refused("Healthcheck.Test", "the image's own check cannot be changed: give the command too")
-        return None
+        own = image() if given else None
+        if given and own is None:
+            raise Invalid("Healthcheck.Test", "the image has no check of its own: give the command too")
+        return {**codec.to_builtins(own), **given} if own else None
     if test[0] == "CMD-SHELL" and len(test) == 2:
         command = ["/bin/sh", "-c", test[1]]
     elif test[0] == "CMD" and len(test) > 1:
         command = test[1:]
     else:
         raise Invalid("Healthcheck.Test", f"{test!r} is neither NONE, CMD nor CMD-SHELL with a command")
-    return {"command": command, **seconds, **({"retries": retries} if retries else {})}
+    if tuple(command) == NO_CHECK:
+        raise Invalid("Healthcheck.Test", "a program NONE must be given with its path: alone it means no check")
+    return {"command": command, **given}

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+import itertools
 import secrets
 from collections import OrderedDict
 from dataclasses import dataclass, field
 
+from joey.api.facades.docker.hijack import Keys
+from joey.engine.events import KEPT, Events
 from joey.engine.interface import Attachment
 from joey.model.errors import Busy, NotFound
 from joey.model.spec import Process
@@ -21,6 +25,7 @@ class Exec:
     sandbox: str
     process: Process
     streams: tuple[bool, bool, bool]
+    keys: Keys | None = None
     attachment: Attachment | None = None
     started: bool = False
     code: int | None = None
@@ -38,15 +43,25 @@ class State:
     execs: OrderedDict[str, Exec] = field(default_factory=OrderedDict)
     stdin_stays: set[str] = field(default_factory=set)
     """Containers whose standard input stays open when a client leaves (StdinOnce false)."""
+    news: Events = field(default_factory=lambda: Events(itertools.count(1).__next__))
+    """What happened that the engine has no event for."""
+    images: OrderedDict[str, str] = field(default_factory=OrderedDict)
+    """Of which image containers are, or were: their last events come when they are gone."""
+    making: set[str] = field(default_factory=set)
+    """Volumes of containers that are being made."""
+    sweeper: asyncio.Task[None] | None = None
+    """Removes volumes of containers that are gone (anonymous.py)."""
 
-    def add(self, sandbox: str, process: Process, streams: tuple[bool, bool, bool]) -> Exec:
+    def add(
+        self, sandbox: str, process: Process, streams: tuple[bool, bool, bool], keys: Keys | None = None
+    ) -> Exec:
         """Raises Busy if too many wait or run."""
         if len(self.execs) >= MOST:
             old = next((one for one in self.execs.values() if not one.running), None)
             if old is None:
                 raise Busy("exec", f"{MOST} are running")
             del self.execs[old.id]
-        made = Exec(secrets.token_hex(32), sandbox, process, streams)
+        made = Exec(secrets.token_hex(32), sandbox, process, streams, keys)
         self.execs[made.id] = made
         return made
 
@@ -60,6 +75,14 @@ class State:
     def of(self, sandbox: str) -> list[str]:
         """Ids of those that run in a container."""
         return [one.id for one in self.execs.values() if one.sandbox == sandbox and one.running]
+
+    def image(self, sandbox: str, name: str = "") -> str:
+        """Keep in mind, or say, of which image a container is; "" if that is not known."""
+        if name and sandbox not in self.images:
+            self.images[sandbox] = name
+            if len(self.images) > KEPT:
+                self.images.popitem(last=False)
+        return self.images.get(sandbox, "")
 
     def forget(self, sandbox: str) -> None:
         """A container is gone."""

@@ -6,12 +6,14 @@ import os
 import platform
 import time
 from typing import Any
+from urllib.parse import parse_qs
 
 from joey._version import __version__
 from joey.api.facades.docker import containers, images, views, volumes
 from joey.api.facades.docker.base import LEAST, VERSION, Refused, Req, Route
 from joey.api.light import web
 from joey.engine.interface import Filter
+from joey.model.errors import Invalid
 
 _ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 
@@ -41,7 +43,7 @@ async def info(r: Req) -> Any:
     node = await r.engine.node()
     counts = node.counts
     own = getattr(r.engine, "instance", None)
-    stored = len(await images.listed(r)) if own else 0
+    stored = len(await images.all_of(r)) if own else 0
     return {
         "ID": node.instance, "Containers": sum(counts.values()), "ContainersRunning": counts.get("running", 0),
         "ContainersPaused": counts.get("paused", 0), "Images": stored,
@@ -69,18 +71,21 @@ def _unified() -> bool:
     return os.path.exists("/sys/fs/cgroup/cgroup.controllers")
 
 
+_KINDS = {"container": "Containers", "image": "Images", "volume": "Volumes", "build-cache": "BuildCache"}
+
+
 async def df(r: Req) -> Any:
+    wanted = parse_qs(r.request.query_string).get("type", list(_KINDS))
+    if unknown := [kind for kind in wanted if kind not in _KINDS]:
+        raise Invalid("", f"unknown object type: {unknown[0]}")
     own = getattr(r.engine, "instance", None)
-    rows = []
-    for one in await r.engine.list(Filter(all=True)):
-        detail = await r.engine.inspect(one.id)
-        rows.append(
-            {**views.row(one, containers.image_id(r, one), views.mounts(detail.spec), time.time()), "SizeRw": 0}
-        )
-    stored = await images.listed(r) if own else []
-    kept = (await volumes.index(r))["Volumes"] if getattr(r.engine, "volumes", None) else []
-    layers = sum(row["Size"] for row in stored)
-    return {"LayersSize": layers, "Images": stored, "Containers": rows, "Volumes": kept, "BuildCache": []}
+    stored = await images.all_of(r) if own else []
+    found: dict[str, Any] = {"LayersSize": sum(row["Size"] for row in stored), "Images": stored, "BuildCache": []}
+    if "container" in wanted:
+        found["Containers"] = [await containers.shown(r, one) for one in await r.engine.list(Filter(all=True))]
+    if "volume" in wanted:
+        found["Volumes"] = (await volumes.all_of(r)) if getattr(r.engine, "volumes", None) else []
+    return {name: found[name] for name in ("LayersSize", *(_KINDS[kind] for kind in wanted))}
 
 
 async def auth(r: Req) -> Any:
@@ -96,7 +101,7 @@ ROUTES = (
     Route("HEAD", "/_ping", ping),
     Route("GET", "/version", version),
     Route("GET", "/info", info),
-    Route("GET", "/system/df", df),
+    Route("GET", "/system/df", df, "type"),
     Route("POST", "/auth", auth),
     *(Route("GET", f"/{what}", swarm) for what in ("swarm", "nodes", "services", "tasks", "secrets", "configs")),
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from typing import Any
 
@@ -75,6 +76,11 @@ def network_name(mode: str) -> str:
     return BRIDGE if mode == "nat" else mode
 
 
+def network_id(name: str) -> str:
+    """Of the network of that name: the same as long as it is called so."""
+    return hashlib.sha256(f"joey network {name}".encode()).hexdigest()
+
+
 def ports_of(one: Sandbox) -> dict[str, Any]:
     """NetworkSettings.Ports."""
     found: dict[str, Any] = {}
@@ -92,9 +98,9 @@ def networks_of(one: Sandbox, aliases: tuple[str, ...] = ()) -> dict[str, Any]:
     return {
         shown: {
             "IPAMConfig": None, "Links": None, "Aliases": list(aliases) or None, "MacAddress": "", "DriverOpts": None,
-            "NetworkID": shown, "EndpointID": one.id if one.address else "", "Gateway": gateway(one.address),
-            "IPAddress": one.address, "IPPrefixLen": 32 if one.address else 0, "IPv6Gateway": "",
-            "GlobalIPv6Address": "", "GlobalIPv6PrefixLen": 0,
+            "NetworkID": network_id(shown), "EndpointID": one.id if one.address else "",
+            "Gateway": gateway(one.address), "IPAddress": one.address, "IPPrefixLen": 32 if one.address else 0,
+            "IPv6Gateway": "", "GlobalIPv6Address": "", "GlobalIPv6PrefixLen": 0,
             "DNSNames": [one.name, one.id[:12]] if one.name else None,
         }
     }  # fmt: skip
@@ -163,7 +169,7 @@ def _state(one: Sandbox) -> dict[str, Any]:
 
 
 def _config(spec: SandboxSpec, one: Sandbox, image: Image | None, stays: bool, slot: str) -> dict[str, Any]:
-    process = spec.process
+    process, check = spec.process, spec.health or (image.health if image else None)
     entrypoint = list(spec.entrypoint) if spec.entrypoint is not None else list(image.entrypoint) if image else []
     env = {**(image.env if image else {}), **process.env}
     command = list(process.argv) or (list(image.argv) if image and spec.entrypoint is None else [])
@@ -178,13 +184,14 @@ def _config(spec: SandboxSpec, one: Sandbox, image: Image | None, stays: bool, s
         "Volumes": {path: {} for path in image.volumes} if image and image.volumes else None,
         "WorkingDir": process.cwd or (image.cwd if image else ""), "Entrypoint": entrypoint or None, "OnBuild": None,
         "Labels": {**(image.labels if image else {}), **one.labels}, "StopSignal": spec.stop_signal,
-        "StopTimeout": int(spec.stop_timeout), **({"Healthcheck": _check(spec.health)} if spec.health else {}),
+        "StopTimeout": int(spec.stop_timeout), **({"Healthcheck": _check(check)} if check else {}),
     }  # fmt: skip
 
 
 def _check(check: HealthCheck) -> dict[str, Any]:
     return {
-        "Test": ["CMD", *check.command], "Interval": int(check.interval * _SECOND), "Retries": check.retries,
+        "Test": ["NONE"] if check.none else ["CMD", *check.command],
+        "Interval": int(check.interval * _SECOND), "Retries": check.retries,
         "Timeout": int(check.timeout * _SECOND), "StartPeriod": int(check.start_period * _SECOND),
     }  # fmt: skip
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
-from joey.api.facades.docker import views
+from joey.api.facades.docker import anonymous, views
 from joey.api.facades.docker.base import Refused, Req, Route, answer
-from joey.api.facades.docker.request import Fields
+from joey.api.facades.docker.fields import Fields
 from joey.api.light import web
-from joey.model.errors import NotFound
+from joey.model.errors import Conflict, NotFound
 from joey.model.units import parse_size
 from joey.model.volumes import Volume, VolumeBody
 
@@ -30,9 +31,8 @@ def _view(one: Volume) -> dict[str, Any]:
 
 async def index(r: Req) -> Any:
     filters = r.filters("name", "label", "dangling", "driver")
-    labels = {key: value if eq else None for key, eq, value in (t.partition("=") for t in filters.get("label", []))}
     rows = []
-    for one in _of(r).all("", labels):
+    for one in _of(r).all("", _labels(filters)):
         unused = not one.users
         if filters.get("name") and not any(part in one.name for part in filters["name"]):
             continue
@@ -42,6 +42,15 @@ async def index(r: Req) -> Any:
             continue
         rows.append(_view(one))
     return {"Volumes": rows, "Warnings": None}
+
+
+def _labels(filters: dict[str, list[str]]) -> dict[str, str | None]:
+    return {key: value if eq else None for key, eq, value in (t.partition("=") for t in filters.get("label", []))}
+
+
+async def all_of(r: Req) -> list[dict[str, Any]]:
+    """All of them, with what they take."""
+    return [_view(await _of(r).inspect(one.name, "")) for one in _of(r).all("", {})]
 
 
 async def create(r: Req) -> web.Response:
@@ -57,7 +66,11 @@ async def create(r: Req) -> web.Response:
         size=parse_size(options["size"], "DriverOpts.size") if "size" in options else None,
     )  # fmt: skip
     fields.refuse({}, {})
-    return answer(_view(await r.whole(_of(r).create(body, ""))), status=201)
+    there = {one.name for one in _of(r).all("", {})}
+    made = await r.whole(_of(r).create(body, ""))
+    if made.name not in there:
+        r.tell("volume", "create", made.name, driver="local")
+    return answer(_view(made), status=201)
 
 
 async def inspect(r: Req) -> Any:
@@ -70,23 +83,35 @@ async def inspect(r: Req) -> Any:
 async def remove(r: Req) -> None:
     try:
         await r.whole(_of(r).remove(r.path["id"], ""))
+        r.tell("volume", "destroy", r.path["id"], driver="local")
     except NotFound:
         if not r.flag("force"):
             raise NotFound("", f"get {r.path['id']}: no such volume") from None
 
 
 async def prune(r: Req) -> Any:
-    filters = r.filters("all")
-    if not filters.get("all"):  # volumes of Joey all have names: without `all` Docker would keep those
-        return {"VolumesDeleted": [], "SpaceReclaimed": 0}
-    gone = await r.whole(_of(r).prune(""))
-    return {"VolumesDeleted": list(gone.names), "SpaceReclaimed": gone.bytes}
+    """Those without a name; with the filter `all` every one that is not used."""
+    filters, own = r.filters("all", "label", "label!"), _of(r)
+    wanted = _labels(filters)
+    if filters.get("all", ["false"])[0] not in ("true", "1"):
+        wanted[anonymous.LABEL] = None
+    spared = _labels({"label": filters.get("label!", [])})
+    gone, size = [], 0
+    for one in own.all("", wanted):
+        if one.users or any(key in one.labels and value in (None, one.labels[key]) for key, value in spared.items()):
+            continue
+        with contextlib.suppress(NotFound, Conflict):
+            used = (await own.inspect(one.name, "")).used
+            await r.whole(own.remove(one.name, ""))
+            gone.append(one.name)
+            size += used or 0
+    return {"VolumesDeleted": gone, "SpaceReclaimed": size}
 
 
 ROUTES = (
-    Route("GET", "/volumes", index),
+    Route("GET", "/volumes", index, "filters"),
     Route("POST", "/volumes/create", create),
-    Route("POST", "/volumes/prune", prune),
+    Route("POST", "/volumes/prune", prune, "filters"),
     Route("GET", "/volumes/{id}", inspect),
-    Route("DELETE", "/volumes/{id}", remove),
+    Route("DELETE", "/volumes/{id}", remove, "force"),
 )
