@@ -65,7 +65,7 @@ async def body_of(call: Call) -> bytes:
     request = call.request
     length = request.content_length
     if length is None:
-        if request.content.is_eof():
+        if request.content.at_eof():  # a body in chunks that has come is still to be read
             return b""
     elif length > MAX_BODY:
         raise web.HTTPRequestEntityTooLarge(MAX_BODY, length)

@@ -53,7 +53,8 @@ class Timers:
         if start is None or start > now + _LONGEST_SLEEP:
             cron.parse(trigger.schedule)
             start = self._fired[key] = now
-            self._store.write(*_fired(key, now))
+            sql, values = _fired(key, now)
+            self._store.write(sql, *values)
         schedule = cron.parse(trigger.schedule, start)
         if not trigger.enabled:
             self._due.pop(key, None)
