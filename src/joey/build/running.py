@@ -26,7 +26,7 @@ from joey.model.errors import Invalid, from_os
 from joey.model.resources import Resources
 from joey.model.spec import Mount, Process, SandboxSpec, Tmpfs
 
-_PIDS = 8192
+_PIDS, _KEY_PIDS = 8192, 1024
 _MEMORY_PERCENT = 75
 _ALWAYS = ("/proc", "/dev", "/sys")
 _OURS = ("/etc/resolv.conf", "/etc/hosts", "/etc/hostname")
@@ -104,7 +104,7 @@ class RunStep:
         shop.hold(*self.state.diff_ids)
         async with contextlib.AsyncExitStack() as stack:
             spec = await self._spec(image.digest, stack)
-            started = await shop.engine.run(spec, attach=True)
+            started = await shop.engine.run(spec, attach=True, owner=shop.options.owner)
             id = started.sandbox.id
             try:
                 assert started.attachment is not None
@@ -151,13 +151,18 @@ class RunStep:
             script.chmod(0o755)
             found.append(Mount(source=str(script), target=_SCRIPT, read_only=True))
         network = DEFAULT_NETWORK if self.network == "default" else self.network
+        options = self.shop.options
         process = Process(
-            argv=tuple(self.argv), env=env, cwd=self.state.cwd, user=self.state.user, no_new_privileges=False
-        )
+            argv=tuple(self.argv), env=env, cwd=self.state.cwd, user=self.state.user,
+            no_new_privileges=bool(options.owner),
+        )  # fmt: skip
         total = self.shop.engine.machine.facts.mem_total
         resources = Resources(memory=total * _MEMORY_PERCENT // 100, pids=_PIDS)
+        if options.memory:
+            resources = Resources(memory=min(options.memory, total), swap=0, pids=_KEY_PIDS)
+        storage: Any = "memory" if options.memory else "disk"
         return SandboxSpec(
-            image=image, pull="never", process=process, entrypoint=(), storage="disk", network=network,
+            image=image, pull="never", process=process, entrypoint=(), storage=storage, network=network,
             resources=resources, mounts=tuple(found), tmpfs=tuple(memory), labels={LABEL: self.shop.id},
         )  # fmt: skip
 
@@ -194,7 +199,7 @@ class RunStep:
         slot = engine.find(id).slot
         if slot is None:
             raise Invalid("build", "the sandbox of a step was removed meanwhile", "build again")
-        upper = Path(engine.machine.storage.disk) / slot.name / "upper"
+        upper = engine.machine.storage.writable(slot.name, spec)
         base = self.shop.tree(self.state)
         assert base is not None
         targets = [*_ALWAYS, *(mount.target for mount in spec.mounts), *(one.target for one in spec.tmpfs)]

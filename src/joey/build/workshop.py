@@ -46,7 +46,11 @@ async def _at_once() -> None:
 
 @dataclass(frozen=True)
 class Options:
-    """What a build was asked for. arguments: --build-arg. epoch: SOURCE_DATE_EPOCH, seconds. secrets: id -> content."""
+    """What a build was asked for. arguments: --build-arg. epoch: SOURCE_DATE_EPOCH, seconds. secrets: id -> content.
+
+    owner, memory: of a key's build, whose steps count against its limits: their sandboxes are the key's, have so many
+    bytes, files they write included, and may gain no privileges.
+    """
 
     tags: tuple[str, ...] = ()
     target: str = ""
@@ -58,6 +62,8 @@ class Options:
     platform: str = ""
     epoch: int | None = None
     secrets: dict[str, bytes] = field(default_factory=dict)
+    owner: str = ""
+    memory: int = 0
 
 
 def forget_steps(store: Store) -> None:

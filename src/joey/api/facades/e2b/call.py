@@ -10,6 +10,7 @@ from joey.api.service import Service
 from joey.model.views import Detail
 
 if TYPE_CHECKING:
+    from joey.api.facades.e2b.building import Yard
     from joey.api.facades.e2b.catalogue import Catalogue
     from joey.api.facades.e2b.entry import E2B
     from joey.api.facades.e2b.envd import State
@@ -19,9 +20,10 @@ if TYPE_CHECKING:
 class Owned(Call):
     """Of the control plane: `ref` is an id among the key's sandboxes."""
 
-    __slots__ = ("catalogue", "e2b", "warmth")
+    __slots__ = ("catalogue", "e2b", "warmth", "yard")
     catalogue: Catalogue
     warmth: Warmth
+    yard: Yard
 
     def __init__(self, request: web.Request, route: Route, service: Service, path: dict[str, str], e2b: E2B) -> None:
         super().__init__(request, route, service, path)

@@ -66,6 +66,8 @@ class Build(msgspec.Struct, kw_only=True):
     start: str = ""
     ready: str = ""
     interpreter: bool = False
+    user: str = ""
+    cwd: str = ""
     cpus: int | None = None
     memory: int | None = None
     tags: list[str] = []
@@ -252,7 +254,8 @@ class Catalogue:
 def kind_of(template: Template, build: Build) -> Kind:
     return Kind(
         key=template.id, image=build.image, start=build.start, ready=build.ready, interpreter=build.interpreter,
-        cpus=build.cpus, memory=build.memory, build="" if build.image == "host" else build.id,
+        cpus=build.cpus, memory=build.memory, user=build.user, cwd=build.cwd,
+        build="" if build.image == "host" else build.id,
     )  # fmt: skip
 
 

@@ -118,7 +118,7 @@ def _spec(body: NewSandbox, kind: Kind) -> SandboxSpec:
         image=kind.image,
         entrypoint=(),
         init=True,
-        process=Process(argv=kind.argv, env={**OWN_ENV, **body.envVars}),
+        process=Process(argv=kind.argv, env={**OWN_ENV, **body.envVars}, user=kind.user, cwd=kind.cwd),
         resources=kind.resources,
         labels=body.metadata | labels,
         network=network.of(body.network, body.allow_internet_access),

@@ -33,7 +33,8 @@ _STARTED = 'if [ -x /bin/bash ]; then /bin/bash -l -c "$1"; else /bin/sh -l -c "
 class Kind(msgspec.Struct, frozen=True, kw_only=True):
     """image: its name. start: the command a sandbox begins with; ready: one that succeeds as soon as that is of use.
     interpreter: the code interpreter runs in it. cpus, memory (MiB): of a sandbox, None for the default. key: names
-    it among the kinds of one owner. build: the id of the template's build, "" for an image that is none.
+    it among the kinds of one owner. user, cwd: of its programs. build: the id of the template's build, "" for an image
+    that is none.
     warm: sandboxes of it are started ahead, which keeps its image from being removed.
     """
 
@@ -44,6 +45,8 @@ class Kind(msgspec.Struct, frozen=True, kw_only=True):
     interpreter: bool = False
     cpus: int | None = None
     memory: int | None = None
+    user: str = ""
+    cwd: str = ""
     build: str = ""
     warm: bool = True
 

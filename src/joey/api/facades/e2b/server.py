@@ -9,7 +9,8 @@ from collections.abc import Awaitable, Callable
 from weakref import WeakSet
 
 from joey.api import streams
-from joey.api.facades.e2b import catalogue, control, envd, errors, filesystem, ports, process, snapshots
+from joey.api.facades.e2b import catalogue, control, envd, errors, filesystem, ports, process, snapshots, templates
+from joey.api.facades.e2b.building import Yard
 from joey.api.facades.e2b.call import EnvdCall, Owned
 from joey.api.facades.e2b.entry import E2B
 from joey.api.facades.e2b.errors import GONE, Failure
@@ -41,6 +42,7 @@ def application(service: Service, e2b: E2B) -> web.Application:
 
     async def end(app: web.Application) -> None:
         await server.warmth.close()
+        await server.yard.close()
 
     app.on_startup.append(begin)
     app.on_shutdown.append(streams.end_all)
@@ -54,11 +56,12 @@ class Server:
 
     def __init__(self, service: Service, e2b: E2B) -> None:
         self.service, self.e2b = service, e2b
-        self.control = Router((*control.ROUTES, *snapshots.ROUTES))
+        self.control = Router((*control.ROUTES, *snapshots.ROUTES, *templates.ROUTES))
         self.envd = Router((*envd.ROUTES, *process.ROUTES, *filesystem.ROUTES))
         self.state = envd.State()
         self.catalogue = catalogue.of(service)
         self.warmth = Warmth(service)
+        self.yard = Yard(service, self.catalogue)
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
         activity = self.service.activity
@@ -83,12 +86,13 @@ class Server:
 
     async def _control(self, request: web.Request, path: str) -> web.StreamResponse:
         key = self.service.access.find(request.headers.get("X-API-KEY", ""))
-        if key is None:
+        uploads = path.startswith(templates.UPLOADS) and request.method == "PUT"  # by a link, which says who may
+        if key is None and not uploads:
             raise Failure(401, "the API key (E2B_API_KEY) is missing, wrong or revoked: joey keys create --e2b")
         route, variables = _found(self.control, request.method, path)
         call = Owned(request, route, self.service, variables, self.e2b)
-        call.catalogue, call.warmth = self.catalogue, self.warmth
-        call.key, call.owner = key, "" if key.admin else key.id
+        call.catalogue, call.warmth, call.yard = self.catalogue, self.warmth, self.yard
+        call.key, call.owner = key, "" if key is None or key.admin else key.id
         if call.ref:
             call.ref = self._id(call.ref, call.visible)
         return await self._counted(call)

@@ -119,6 +119,5 @@ _ONE = "/sandboxes/{ref}"
 ROUTES = (
     Route("POST", _ONE + "/snapshots", take, "Keep its files", status=201),
     Route("GET", "/snapshots", index, "Those of the key"),
-    Route("DELETE", "/templates/{name}", remove, "Remove one", status=204),
     Route("POST", _ONE + "/fork", fork, "More on its files", status=201),
 )

@@ -18,7 +18,7 @@ from joey.model.errors import JoeyError, NotFound
 from joey.model.limits import NO_LIMITS
 from joey.model.network import NetworkPolicy, NetworkSpec
 from joey.model.pool import PoolSpec, check
-from joey.model.spec import Process, SandboxSpec
+from joey.model.spec import SandboxSpec
 from joey.model.views import Sandbox
 
 if TYPE_CHECKING:
@@ -72,8 +72,9 @@ class Warmth:
 
     def _spec(self, kind: Kind, spec: SandboxSpec) -> PoolSpec:
         """What members are: without what a request may choose."""
+        process = msgspec.structs.replace(spec.process, env=OWN_ENV)
         plain = msgspec.structs.replace(
-            spec, process=Process(argv=spec.process.argv, env=OWN_ENV), labels={}, timeout=None, on_timeout="kill",
+            spec, process=process, labels={}, timeout=None, on_timeout="kill",
             network=NetworkSpec(mode="nat", policy=NetworkPolicy()), proxy_token=None,
         )  # fmt: skip
         name = _name(kind.key)
