@@ -206,17 +206,17 @@ def _hooks(container, config, launcher, pid):
         if wanted.get(kind):
             hooks.run(wanted, kind, report)
     if wanted.get("createContainer"):
-        with_namespaces(container, config, launcher, pid, "createContainer", report)
+        _inside(container, config, launcher, pid, report)
 
 
-def with_namespaces(container, config, launcher, pid, kind, report):
-    """Hooks of the container's namespaces; its user namespace is none of them: hooks are the host's."""
+def _inside(container, config, launcher, pid, report):
+    """createContainer hooks: programs of the host in the container's namespaces, but for its user namespace."""
     fds = Descriptors()
     try:
         kinds = [n for n in container.data["namespaces"] if n in ("mount", "network", "ipc", "uts", "pid", "cgroup")]
         facts = oci.Facts(paths=fds.namespaces_of(pid, kinds))
         facts.fds = fds.more
-        hooks.run(config["hooks"], kind, report, hooks.inside(launcher, facts))
+        hooks.run(config["hooks"], "createContainer", report, hooks.inside(launcher, facts))
     finally:
         fds.close()
 
@@ -234,7 +234,7 @@ def start(container):
     config = container.config()
     wanted = config.get("hooks") or {}
     if wanted.get("startContainer"):
-        _start_hooks(container, config)
+        _start_hooks(container)
     try:
         fd = os.open(container.fifo, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:
@@ -252,12 +252,14 @@ def start(container):
             raise
 
 
-def _start_hooks(container, config):
+def _start_hooks(container):
+    from joey.oci import execute, schema
+
     launcher = Launcher()
     try:
-        config["hooks"] = _checked(config["hooks"])
-        report = container.report("created")
-        with_namespaces(container, config, launcher, container.pid, "startContainer", report)
+        config = schema.decode(state.read(f"{container.directory}/config.json"))
+        runner = execute.hooks_of(container, config, launcher)
+        hooks.run(config["hooks"], "startContainer", container.report("created"), runner)
     except OciError:
         cgroups.kill(container.data["cgroups"])
         raise

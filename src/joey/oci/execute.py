@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from joey.oci import prepare, schema, state
+from joey.oci import hooks, prepare, schema, state
 from joey.oci.cgroups import read_or
 from joey.oci.create import seen
 from joey.oci.errors import Invalid, OciError
@@ -34,6 +34,7 @@ class Options:
         self.cgroup = ""
         self.ignore_paused = False
         self.read_stdin = None
+        self.streams = ()
         self.__dict__.update(given)
 
 
@@ -89,19 +90,44 @@ def _user(text, old):
 
 
 def begin(container, options, launcher):
-    """Start it; (key, pid). Raises OciError."""
+    """Start it; (key, pid, whether it has a terminal). Raises OciError."""
     status = container.status()
     if status == "paused" and not options.ignore_paused:
         raise OciError("cannot exec in a paused container (use --ignore-paused to override)")
     if status not in ("running", "created", "paused"):
         raise OciError("cannot exec in a stopped container")
     config = schema.decode(state.read(f"{container.directory}/config.json"))
-    process, linux = process_of(config, options), config.get("linux", {})
+    process = process_of(config, options)
+    key, pid = _run(container, process, config.get("linux", {}), options, launcher)
+    if options.pid_file:
+        state.replace(options.pid_file, str(pid).encode())
+    return key, pid, bool(process.get("terminal"))
+
+
+def hooks_of(container, config, launcher):
+    """A runner of startContainer hooks: their programs are the container's, so they have the rights, the limits and the
+    filter of its process. What an image calls /bin/sh must not run as the host's root.
+    """
+
+    def begin(path, argv, env, stdin, output):
+        process = {**config["process"], "args": list(argv or (path,)), "terminal": False}
+        if env is not None:
+            process["env"] = list(env)
+        launcher.watch()
+        linux = config.get("linux", {})
+        key, pid = _run(container, process, linux, Options(streams=(stdin, output, output)), launcher, path)
+        return hooks.child(launcher, key, pid)
+
+    return begin
+
+
+def _run(container, process, linux, options, launcher, path=""):
+    """(key, pid). Raises OciError."""
     fds, steps = Descriptors(), Steps()
     try:
         facts = _facts(container, process, linux, options, fds, steps)
         try:
-            plan = oci.exec_(process, linux, facts)
+            plan = oci.exec_(process, linux, facts, path)
         except Refused as refused:
             raise Invalid(refused.field, refused.why) from None
         key = launcher.run(plan, fds.list())
@@ -121,15 +147,15 @@ def begin(container, options, launcher):
     finally:
         steps.close()
         fds.close()
-    if options.pid_file:
-        state.replace(options.pid_file, str(pid).encode())
     return key, pid
 
 
 def _facts(container, process, linux, options, fds, steps):
     fds.fixed[0] = steps.theirs.fileno()
     fds.streams()
-    if process.get("terminal") and options.console:
+    if options.streams:
+        fds.fixed[1:4] = options.streams
+    elif process.get("terminal") and options.console:
         fds.console(options.console)
     elif process.get("terminal") and options.console_fd >= 0:
         fds.fixed[5] = options.console_fd

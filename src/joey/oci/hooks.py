@@ -4,6 +4,7 @@ Hooks"). Those of createContainer and startContainer run in the container's name
 
 from __future__ import annotations
 
+import _signal
 import os
 import select
 import time
@@ -15,14 +16,16 @@ from joey.oci.errors import OciError
 def run(hooks, kind, report, runner=None):
     """Run the hooks of one kind in order. Raises OciError at the first that fails.
 
-    report: the state. runner: runs one elsewhere, runner(path, argv, env, stdin, stdout) -> (wait, kill).
+    report: the state. runner: runs one elsewhere, runner(path, argv, env, stdin, stdout) -> (wait, kill); env: None for
+    a hook that names none, which has that of whoever runs it (as with runc and crun).
     """
     text = jsontext.dumps(report).encode()
     for number, hook in enumerate(hooks.get(kind, ())):
         try:
             _one(hook, text, runner or _here)
         except OSError as error:
-            raise OciError(f"{kind} hook #{number}: {hook['path']}: {error.strerror.lower()}") from None
+            why = error.strerror.lower()
+            raise OciError(f"error running {kind} hook #{number}: {hook['path']}: {why}") from None
         except OciError as error:
             raise OciError(f"error running {kind} hook #{number}: {error}") from None
 
@@ -38,7 +41,8 @@ def _one(hook, text, runner):
     os.set_blocking(feed, False)
     os.set_blocking(said, False)
     try:
-        wait, kill = runner(hook["path"], tuple(hook.get("args", ())), tuple(hook.get("env", ())), stdin, output)
+        env = tuple(hook["env"]) if "env" in hook else None
+        wait, kill = runner(hook["path"], tuple(hook.get("args", ())), env, stdin, output)
     finally:
         os.close(stdin)
         os.close(output)
@@ -50,7 +54,7 @@ def _one(hook, text, runner):
         raise OciError(f"{hook['path']}: hook ran past specified timeout of {timeout}s")
     if status:
         code = os.waitstatus_to_exitcode(status)
-        how = f"exit status {code}" if code >= 0 else f"signal {-code}"
+        how = f"exit status {code}" if code >= 0 else f"signal: {(_signal.strsignal(-code) or str(-code)).lower()}"
         raise OciError(f"{hook['path']}: {how}, stdout: , stderr: {words.decode(errors='replace').strip()}")
 
 
@@ -88,7 +92,7 @@ def _attend(wait, kill, text, feed, said, timeout):
 
 def _here(path, argv, env, stdin, output):
     actions = [(os.POSIX_SPAWN_DUP2, stdin, 0), (os.POSIX_SPAWN_DUP2, output, 1), (os.POSIX_SPAWN_DUP2, output, 2)]
-    variables = dict(item.partition("=")[::2] for item in env)
+    variables = os.environ if env is None else dict(item.partition("=")[::2] for item in env)
     pid = os.posix_spawn(path, argv or (path,), variables, file_actions=actions, setpgroup=0)
 
     def wait():
@@ -108,18 +112,23 @@ def inside(launcher, facts):
     def begin(path, argv, env, stdin, output):
         from joey.plan import oci
 
-        plan = oci.hook(path, argv, env, facts)
+        variables = tuple(f"{name}={value}" for name, value in os.environ.items()) if env is None else env
+        plan = oci.hook(path, argv, variables, facts)
         key = launcher.run(plan, [stdin, stdin, output, output, stdin, stdin, *facts.fds])
         launcher.watch()
-        pid = launcher.answer(key)
-
-        def wait():
-            return launcher.wait(key, 0)
-
-        def kill():
-            os.kill(pid, 9)
-            launcher.wait(key)
-
-        return wait, kill
+        return child(launcher, key, launcher.answer(key))
 
     return begin
+
+
+def child(launcher, key, pid):
+    """What a runner returns for a process of the launcher."""
+
+    def wait():
+        return launcher.wait(key, 0)
+
+    def kill():
+        os.kill(pid, 9)
+        launcher.wait(key)
+
+    return wait, kill

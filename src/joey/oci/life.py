@@ -14,9 +14,11 @@ from joey.plan.oci_process import Refused
 
 
 def number(word):
-    """A signal by number or name, with or without SIG. Raises OciError."""
+    """A signal by number or name, with or without SIG; 0 asks whether there is somebody. Raises OciError."""
     if word.isascii() and word.isdigit():
         found = int(word)
+        if not found:
+            return found
     else:
         name = word.upper()
         name = name if name.startswith("SIG") else f"SIG{name}"

@@ -87,7 +87,7 @@ def do_exec(call):
     signals = None if detach else foreground.Signals()
     try:
         try:
-            key, pid = execute.begin(container, options, launcher)
+            key, pid, terminal = execute.begin(container, options, launcher)
         except OciError as error:
             log.error(str(error))
             return 255  # as runc: 1 could be the program's
@@ -95,7 +95,6 @@ def do_exec(call):
             # The launcher ends after this process, so that whoever called has the number of the new one from the file
             # before it can end as his child.
             return 0
-        terminal = options.tty or _has_terminal(options)
         return foreground.attend(launcher, key, pid, signals, console.receive() if console and terminal else -1)
     finally:
         if not detach:
@@ -112,15 +111,6 @@ def _format(call):
     if form not in ("table", "json"):
         raise OciError("invalid format option")
     return form
-
-
-def _has_terminal(options):
-    if not options.process or options.process == "-":
-        return False
-    from joey.client import jsontext
-    from joey.oci import state
-
-    return bool(jsontext.loads(state.read(options.process)).get("terminal"))
 
 
 def _read_stdin():

@@ -160,7 +160,9 @@ def check_sysctl(name: str, kinds: list[str]) -> None:
         need = "network"
     elif plain.startswith(_SYSCTL_IPC):
         need = "ipc"
-    elif plain in ("kernel.domainname", "kernel.hostname"):
+    elif plain == "kernel.hostname":
+        raise Refused(f"linux.sysctl.{name}", "is what `hostname` is for")
+    elif plain == "kernel.domainname":
         need = "uts"
     if not need:
         raise Refused(f"linux.sysctl.{name}", "is not of a namespace, but of the whole machine")
@@ -273,7 +275,7 @@ def _last(
 
 def _become(
     process: Json, linux: Json, facts: Facts, masks: dict[str, int], env: tuple[str, ...], late: list[op.Op], *,
-    has_user: bool,
+    has_user: bool, path: str = "",
 ) -> list[op.Op]:  # fmt: skip
     """All that `process` asks for, once its streams are in place; what is left is the program."""
     ops = [*proc.scheduling(process), *proc.personality(linux), *late]
@@ -281,7 +283,7 @@ def _become(
     ops += [op.Chdir(process["cwd"])]
     groups = not has_user or bool(process.get("user", {}).get("additionalGids"))
     ops += proc.identity(process, masks, facts.seccomp, groups)
-    ops += [op.Find(process["args"][0], proc.search_path(env))]
+    ops += [op.Find(path or process["args"][0], proc.search_path(env))]
     if facts.listen and facts.seccomp:
         ops += [op.Listen(SYNC, *facts.seccomp)]
     return ops
@@ -308,8 +310,10 @@ def _affinity(process: Json, name: str) -> list[op.Op]:
     return [op.Affinity(mask.to_bytes((mask.bit_length() + 63) // 64 * 8, "little"))] if mask else []
 
 
-def exec_(process: Json, linux: Json, facts: Facts) -> op.Plan:
-    """The plan that runs `process` in a container whose namespaces are `facts.paths`. Raises Refused."""
+def exec_(process: Json, linux: Json, facts: Facts, path: str = "") -> op.Plan:
+    """The plan that runs `process` in a container whose namespaces are `facts.paths`. path: the program, where that is
+    not the first of its arguments. Raises Refused.
+    """
     masks, _ = proc.capability_masks(process, facts.held)
     env = proc.environment(process, facts.home)
     early, late = proc.rlimits(process)
@@ -325,12 +329,14 @@ def exec_(process: Json, linux: Json, facts: Facts) -> op.Plan:
     ops += [op.Setns(facts.paths["time"], f.CLONE_NEWTIME)] if "time" in facts.paths else []
     if "user" in facts.paths:
         ops += [op.Setns(facts.paths["user"], f.CLONE_NEWUSER), op.Setgid(0), op.Setuid(0)]
-    ops += _become(process, linux, facts, masks, env, late, has_user="user" in facts.paths)
-    return op.Plan((*ops, *proc.program(process, masks, facts.seccomp, env, listened=facts.listen)))
+    ops += _become(process, linux, facts, masks, env, late, has_user="user" in facts.paths, path=path)
+    return op.Plan((*ops, *proc.program(process, masks, facts.seccomp, env, listened=facts.listen, path=path)))
 
 
 def hook(path: str, argv: tuple[str, ...], env: tuple[str, ...], facts: Facts) -> op.Plan:
-    """A hook in the namespaces `facts.paths`, with the runtime's rights: createContainer and startContainer."""
+    """A hook in the namespaces `facts.paths`, with the runtime's rights: createContainer, whose program is the
+    host's.
+    """
     ops: list[op.Op] = [op.Clone(_FORK), *_enters(facts)]
     ops += [op.Stdio(STDIN, STDOUT, STDERR), op.Clone(f.CLONE_PARENT), op.Umask(0o022)]
     return op.Plan((*ops, op.Exec(path, argv or (path,), env)))

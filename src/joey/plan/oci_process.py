@@ -177,8 +177,9 @@ def identity(process: Json, masks: dict[str, int], seccomp: tuple[bytes, int] | 
 
 
 def program(
-    process: Json, masks: dict[str, int], seccomp: tuple[bytes, int] | None, env: tuple[str, ...], *, listened: bool
-) -> list[op.Op]:
+    process: Json, masks: dict[str, int], seccomp: tuple[bytes, int] | None, env: tuple[str, ...], *, listened: bool,
+    path: str = "",
+) -> list[op.Op]:  # fmt: skip
     """The filter, what is left to give up, and the program."""
     ops: list[op.Op] = []
     if seccomp and not listened:
@@ -186,7 +187,7 @@ def program(
     if seccomp and not process.get("noNewPrivileges"):
         ops += _final(masks)
     argv = tuple(process["args"])
-    return [*ops, op.Exec(argv[0], argv, env, search=search_path(env))]
+    return [*ops, op.Exec(path or argv[0], argv, env, search=search_path(env))]
 
 
 def _final(masks: dict[str, int]) -> list[op.Op]:
