@@ -137,7 +137,8 @@ def page(rows: list[tuple[str, Message]], marker: str, most: str, limit: int) ->
     """
     if most and not (most.isascii() and most.isdigit() and 1 <= int(most[:9]) <= 10000):
         raise Invalid("MaxItems", "is not a number from 1 to 10000")
-    left = [row for row in rows if not marker or row[0] > _unmarked(marker)]
+    after = _unmarked(marker) if marker else None
+    left = [row for row in rows if after is None or row[0] > after]
     count = min(int(most or limit), limit)
     following = _marked(left[count - 1][0]) if len(left) > count else None
     return [row for _, row in left[:count]], following
