@@ -244,7 +244,7 @@ def _request(head: Head, body: bytes, spec: FunctionSpec) -> tuple[str, bytes]:
         f"X-Fc-Function-Handler: {spec.handler}",
         f"X-Joey-Request-Id: {head.id}",
     ]
-    text = "\r\n".join(lines)
-    if "\n" in text.replace("\r\n", "") or "\r" in text.replace("\r\n", ""):
+    if any("\r" in line or "\n" in line for line in lines):
         raise http.Refused(400, "bad-header", "a header has a line break in it")
+    text = "\r\n".join(lines)
     return asked["method"], text.encode("latin-1", "replace") + b"\r\n\r\n" + body

@@ -37,7 +37,7 @@ RUNTIME = Path(__file__).parent / "runtime"
 RUNTIME_AT, CODE_AT, LAYERS_AT = "/opt/joey-runtime", "/code", "/opt"
 REGION, ACCOUNT = "us-east-1", "000000000000"
 """What clients of AWS Lambda find in an ARN."""
-_END_SECONDS = 2.0
+_END_SECONDS = 1.0
 """From the end of a channel to that of its process."""
 
 
