@@ -3,8 +3,8 @@
 import asyncio
 
 import pytest
-from fn_lab import Lab, deployed, failed, lasting, unloadable, virtual
 
+from fn_lab import Lab, deployed, failed, lasting, unloadable, virtual
 from joey.functions.dispatch import Bounds, Dispatcher
 from joey.functions.pool import StartFailed
 from joey.functions.wire import Head
@@ -136,9 +136,7 @@ def test_one_that_breaks_is_replaced_for_who_waits():
 def test_code_that_cannot_be_loaded_is_told_and_not_tried_for_ever():
     async def work(dispatcher, lab):
         lab.failures = [unloadable() for _ in range(2000)]
-        answers = await asyncio.gather(
-            *(invoke(dispatcher, deployed()) for _ in range(500)), return_exceptions=True
-        )
+        answers = await asyncio.gather(*(invoke(dispatcher, deployed()) for _ in range(500)), return_exceptions=True)
         assert all(isinstance(answer, StartFailed) for answer in answers)
         assert len(lab.started) < 150
 

@@ -58,7 +58,8 @@ class IdleTimes:
 
     counts: list[int] = field(default_factory=lambda: [0] * len(EDGES))
     inside: int = 0
-    """Sum of counts."""
+    squares: int = 0
+    """Sums of counts and of their squares."""
     beyond: int = 0
     recent: deque[float] = field(default_factory=lambda: deque(maxlen=_RECENT))
     """The last few, for what is beyond the histogram."""
@@ -71,19 +72,24 @@ class IdleTimes:
         if seconds >= RANGE:
             self.beyond += 1
         else:
-            self.counts[_bin(seconds)] += 1
+            at = _bin(seconds)
+            self.squares += 2 * self.counts[at] + 1
+            self.counts[at] += 1
             self.inside += 1
         if self.inside + self.beyond > _FORGET:  # what was long ago counts less
             self.counts = [count // 2 for count in self.counts]
-            self.inside = sum(self.counts)
+            self._sum()
             self.beyond //= 2
+
+    def _sum(self) -> None:
+        self.inside, self.squares = sum(self.counts), sum(count * count for count in self.counts)
 
     def windows(self, standard: float = STANDARD) -> Windows:
         """What to do after an invocation that ends now."""
         inside, total = self.inside, self.inside + self.beyond
         if total >= _ENOUGH and self.beyond * 2 > total:
             return self._foreseen()
-        if inside < _ENOUGH or _variation(self.counts) < _SPREAD:
+        if inside < _ENOUGH or self._variation() < _SPREAD:
             return Windows(0.0, standard)
         head, tail = self._percentile(_HEAD, inside, low=True), self._percentile(_TAIL, inside, low=False)
         prewarm = head * (1 - _MARGIN)
@@ -98,6 +104,11 @@ class IdleTimes:
             if seen >= share * inside and count:
                 return (EDGES[at - 1] if at else 0.0) if low else EDGES[at]
         return EDGES[-1]
+
+    def _variation(self) -> float:
+        """Coefficient of variation of the bins: high where few of them hold most."""
+        mean = self.inside / len(self.counts)
+        return math.sqrt(max(0.0, self.squares / len(self.counts) - mean * mean)) / mean if mean else 0.0
 
     def _foreseen(self) -> Windows:
         mean = sum(self.recent) / len(self.recent)
@@ -123,7 +134,7 @@ class IdleTimes:
                     found.beyond = int(count)
                 else:
                     found.counts[int(at)] = int(count)
-            found.inside = sum(found.counts)
+            found._sum()
             found.recent.extend(float(one) for one in recent)
         except (ValueError, IndexError, TypeError):
             return cls()
@@ -132,11 +143,3 @@ class IdleTimes:
 
 def _bin(seconds: float) -> int:
     return int(seconds // 10) if seconds < 120 else int(seconds // 60) + 10
-
-
-def _variation(counts: Sequence[int]) -> float:
-    """Coefficient of variation of the bins: high where few of them hold most."""
-    mean = sum(counts) / len(counts)
-    if not mean:
-        return 0.0
-    return math.sqrt(sum((count - mean) ** 2 for count in counts) / len(counts)) / mean
