@@ -49,7 +49,7 @@ def test_other_code_and_requirements(tmp_path: Path) -> None:
     (tmp_path / "one.py").write_text("x = 1")
     assert names(pack(tmp_path / "one.py")) == ["one.py"]
     data = pack({"app.py": "1", "requirements.txt": "old"}, "requests\n")
-    assert names(data) == ["app.py", "requirements.txt"] and requires(data)
+    assert names(data) == ["app.py", "requirements.txt"] and requires(data) == "requests\n"
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         assert archive.read("requirements.txt") == b"requests\n"
     assert not requires(pack({"app.py": "1"}))

@@ -48,7 +48,7 @@ def arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--modules", default=MODULES, help=f"what a cold function imports ({MODULES})")
     parser.add_argument("--warm", type=int, default=3000, help="warm calls, one after the other (3000)")
     parser.add_argument("--seconds", type=float, default=5.0, help="of as many calls as there can be (5)")
-    parser.add_argument("--clients", type=int, default=32, help="connections of those (32)")
+    parser.add_argument("--clients", type=int, default=32, help="connections of those, 0 for none (32)")
     parser.add_argument("--alive", type=int, default=2000, help="instances of a function with the first module (2000)")
     parser.add_argument("--burst", type=int, default=1000, help="calls at once of a cold function of 1 s (1000)")
     parser.add_argument("--queue", type=int, default=0, help="instead: so many asynchronous calls …")
@@ -188,7 +188,7 @@ class _Bench:
 
     def _rate(self, seconds: float, clients: int) -> float | None:
         """Answers a second while so many clients ask without a pause."""
-        if not seconds:
+        if not clients:
             return None
         spec = {"keep_alive": 600, "concurrency": max(1, clients // 2), "max_instances": 4}
         with self._deployed("rate", _WARM, spec) as function:
@@ -250,9 +250,10 @@ class _Bench:
     @contextlib.contextmanager
     def _deployed(self, name: str, source: str, spec: dict[str, Any], extra: Any = None) -> Any:
         """A function, gone again at the end."""
-        files = {"app.py": source.encode()}
-        code = extra(files) if extra is not None else files
-        function = Function.deploy(name, code, "app.handler", spec=spec)
+        if extra is None:
+            function = Function.deploy(name, None, "app.handler", spec={**spec, "files": {"app.py": source}})
+        else:
+            function = Function.deploy(name, extra({"app.py": source.encode()}), "app.handler", spec=spec)
         try:
             yield function
         finally:

@@ -16,14 +16,15 @@ from joey.model.errors import JoeyError
 
 PYTHON = "/usr/bin/python3"
 """What runs inside of the image `host`."""
-Code = Mapping[str, bytes] | str
 
 
-def code_of(modules: list[str]) -> Callable[[Mapping[str, bytes]], Code]:
-    """Makes a directory of files, beside them the modules that this machine's own Python lacks. Raises JoeyError."""
+def code_of(modules: list[str]) -> Callable[[Mapping[str, bytes]], str] | None:
+    """Makes a directory of files, beside them the modules that this machine's own Python lacks; None if it has all.
+    Raises JoeyError.
+    """
     missing = [name for name in modules if not _there(name)]
     if not missing:
-        return lambda files: files
+        return None
     packages = _installed(missing)
 
     def made(files: Mapping[str, bytes]) -> str:

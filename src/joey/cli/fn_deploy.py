@@ -69,37 +69,38 @@ def deploy(values, words):
         steps.step("looking")
         there = _there(connection, name)
         _check(there, body, code)
-        path = f"/v1/functions/{quote(name)}"
-        found = there
-        if there is None:
-            found = connection.call("PUT", path, body)
-        if packed is not None:
-            try:
-                found = _send(connection, path, packed, steps)
-            except BaseException:
-                if there is None:  # what could not be deployed does not stay as half a function
-                    _forget(path)
-                raise
-        if there is not None and body:
-            steps.step("changing its settings")
-            found = connection.call("PATCH", path, body)
+        found = _put(connection, f"/v1/functions/{quote(name)}", there, body, packed, steps)
         version = ""
         if values.get("publish"):
             steps.step("publishing a version")
-            found = connection.call("POST", f"{path}/versions", {})
+            found = connection.call("POST", f"/v1/functions/{quote(name)}/versions", {})
             version = f":{found['version']}"
     steps.done()
     say_json(found) if values.get("json") else say(name + version)
 
 
-def _send(connection, path, packed, steps):
-    from joey.client.package import requires
+def _put(connection, path, there, body, packed, steps):
+    """Small code goes along with the settings, both or none. Larger code follows them where the function is new, else
+    it goes first: a new handler may be in the new code.
+    """
+    from joey.client.package import inline, requires
 
-    needs = requires(packed)
-    more = ", and installing what it requires" if needs else ""
-    steps.step(f"sending {_amount(len(packed))} of code{more}")
-    asked = query({"requirements": needs})
-    return connection.upload("PUT", f"{path}/code{asked}", [packed], "application/zip").json()
+    along = inline(packed) if packed else {}
+    verb = "PUT" if there is None else "PATCH"
+    installing = ", and installing what it requires" if packed and requires(packed) else ""
+    steps.step(f"sending {_amount(len(packed or b''))} of code{installing}" if packed else "changing its settings")
+    if along or packed is None:
+        return connection.call(verb, path, {**body, **along})
+    if there is None:
+        connection.call("PUT", path, body)
+    try:
+        asked = query({"requirements": bool(installing)})
+        found = connection.upload("PUT", f"{path}/code{asked}", [packed], "application/zip").json()
+    except BaseException:
+        if there is None:  # what could not be deployed does not stay as half a function
+            _forget(path)
+        raise
+    return connection.call("PATCH", path, body) if there is not None and body else found
 
 
 def settings(values):
@@ -160,14 +161,16 @@ def _check(there, body, code):
 
 def _packed(code, requirements):
     """Its zip archive. Raises UsageError."""
-    from joey.client.package import pack
+    from joey.client.package import pack, requires
 
     text = None
     try:
         if requirements is not None:
             with open(requirements, encoding="utf-8-sig") as file:
                 text = file.read()
-        return pack({"app.py": sys.stdin.buffer.read()} if code == "-" else code, text)
+        packed = pack({"app.py": sys.stdin.buffer.read()} if code == "-" else code, text)
+        requires(packed)
+        return packed
     except OSError as error:
         raise UsageError(f"{error.filename or code}: {error.strerror}", "a directory, a .zip, a file, or -") from None
     except ValueError as error:

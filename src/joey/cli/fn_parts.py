@@ -210,6 +210,10 @@ def instances(values, words):
     if values.get("json"):
         say_json(found)
         return
-    head = list(found[0]) if found else ["id", "state"]
-    rows = [[one.get(name) for name in head] for one in found]
-    say(table([name.upper().replace("_", " ") for name in head], rows))
+    from joey.model.units import format_size
+
+    now = time.time()
+    rows = [(one["id"][:12], one["version"], one["state"], ago(one["started"], now), one["running"], one["served"],
+             span(now - one["idle"]) if one["idle"] else "-", format_size(one["memory"]) if one["memory"] else "-")
+            for one in found]  # fmt: skip
+    say(table(("INSTANCE", "VERSION", "STATE", "STARTED", "RUNNING", "SERVED", "IDLE FOR", "MEMORY"), rows))

@@ -276,7 +276,7 @@ class RemoteFunction(Generic[P, R]):
         if there != digest:
             # The mark comes last: whoever sees it sees the code it stands for.
             deployed._put(self._spec | {"tags": {}}, code)
-            deployed._put(self._spec | {"tags": {_TAG: digest}}, None)
+            deployed._put({"tags": {_TAG: digest}}, None)
         self._there = True
 
     def _package(self) -> tuple[str, bytes]:

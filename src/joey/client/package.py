@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import os
 import stat
@@ -9,6 +10,8 @@ import zipfile
 from collections.abc import Iterator, Mapping
 
 IGNORE_FILE = ".joeyignore"
+INLINE = 1 << 20
+"""Bytes of an archive that go along with the settings."""
 _USUAL = "**/__pycache__\n**/*.pyc\n.git\n.venv\nnode_modules/.cache\n"
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 
@@ -35,10 +38,25 @@ def pack(code: Code, requirements: str | None = None) -> bytes:
     return _zip(sorted([*kept, ("requirements.txt", requirements.encode(), 0o644)]))
 
 
-def requires(data: bytes) -> bool:
-    """Whether an archive names packages to install."""
-    with zipfile.ZipFile(io.BytesIO(data)) as archive:
-        return "requirements.txt" in archive.namelist()
+def requires(data: bytes) -> str:
+    """The packages an archive says are to be installed: the text of its requirements.txt, "" without one. Raises
+    ValueError for what is no archive.
+    """
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            if "requirements.txt" not in archive.namelist():
+                return ""
+            return archive.read("requirements.txt").decode()
+    except (zipfile.BadZipFile, UnicodeDecodeError) as error:
+        raise ValueError(f"the archive cannot be read: {error}") from None
+
+
+def inline(data: bytes) -> dict[str, str]:
+    """What brings small code along with a function's settings, in one request; nothing of larger code."""
+    if len(data) > INLINE:
+        return {}
+    text = requires(data)
+    return {"zip": base64.b64encode(data).decode(), **({"requirements": text} if text else {})}
 
 
 def _of_path(path: str) -> bytes:

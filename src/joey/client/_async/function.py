@@ -14,7 +14,7 @@ from joey.client._async.http import Response
 from joey.client._async.net import in_thread, sleep
 from joey.client._async.service import Service, query, quote, service
 from joey.client.errors import Invalid, NotFound, RemoteError, Timeout
-from joey.client.package import Code, pack, requires
+from joey.client.package import Code, inline, pack, requires
 from joey.client.types import Envs, FunctionInfo, InstanceInfo, Size, TaskInfo
 
 Self = TypeVar("Self", bound="AsyncFunction")
@@ -105,26 +105,31 @@ class AsyncFunction:
         return function
 
     async def _put(self, body: dict[str, Any], packed: bytes | None) -> None:
-        """Settings first where the function is new, else code first: its new handler may be in the new code."""
+        """Small code goes along with the settings, both or none. Larger code follows them where the function is new,
+        else it goes first: a new handler may be in the new code.
+        """
         try:
             there: FunctionInfo | None = await self.info()
         except NotFound:
             there = None
+        along = {} if packed is None else await in_thread(inline, packed)
+        if along or packed is None:
+            await self._service.call("PUT" if there is None else "PATCH", self._path, body | along, safe=True)
+            return
         if there is None:
             await self._service.call("PUT", self._path, body, safe=True)
-        if packed is not None:
-            try:
-                await self._upload(packed)
-            except BaseException:
-                if there is None:
-                    await self.remove()
-                raise
+        try:
+            await self._upload(packed)
+        except BaseException:
+            if there is None:
+                await self.remove()
+            raise
         if there is not None and body:
             await self._service.call("PATCH", self._path, body, safe=True)
 
     async def _upload(self, packed: bytes) -> None:
         headers = "Content-Type: application/zip\r\n"
-        asked = query({"requirements": await in_thread(requires, packed)})
+        asked = query({"requirements": bool(await in_thread(requires, packed))})
         response = await self._service.open("PUT", f"{self._path}/code{asked}", packed, headers=headers)
         await response.read()
 
@@ -264,7 +269,9 @@ _JSON = "Content-Type: application/json\r\n"
 def packing(code: Code, requirements: str | None) -> bytes:
     """The archive of a function's code. Raises Invalid."""
     try:
-        return pack(code, requirements)
+        data = pack(code, requirements)
+        requires(data)
+        return data
     except (OSError, ValueError) as error:
         raise Invalid("code", f"cannot be packed: {error}") from None
 

@@ -15,7 +15,7 @@ from joey.client._sync.http import Response
 from joey.client._sync.net import in_thread, sleep
 from joey.client._sync.service import Service, query, quote, service
 from joey.client.errors import Invalid, NotFound, RemoteError, Timeout
-from joey.client.package import Code, pack, requires
+from joey.client.package import Code, inline, pack, requires
 from joey.client.types import Envs, FunctionInfo, InstanceInfo, Size, TaskInfo
 
 Self = TypeVar("Self", bound="Function")
@@ -106,26 +106,31 @@ class Function:
         return function
 
     def _put(self, body: dict[str, Any], packed: bytes | None) -> None:
-        """Settings first where the function is new, else code first: its new handler may be in the new code."""
+        """Small code goes along with the settings, both or none. Larger code follows them where the function is new,
+        else it goes first: a new handler may be in the new code.
+        """
         try:
             there: FunctionInfo | None = self.info()
         except NotFound:
             there = None
+        along = {} if packed is None else in_thread(inline, packed)
+        if along or packed is None:
+            self._service.call("PUT" if there is None else "PATCH", self._path, body | along, safe=True)
+            return
         if there is None:
             self._service.call("PUT", self._path, body, safe=True)
-        if packed is not None:
-            try:
-                self._upload(packed)
-            except BaseException:
-                if there is None:
-                    self.remove()
-                raise
+        try:
+            self._upload(packed)
+        except BaseException:
+            if there is None:
+                self.remove()
+            raise
         if there is not None and body:
             self._service.call("PATCH", self._path, body, safe=True)
 
     def _upload(self, packed: bytes) -> None:
         headers = "Content-Type: application/zip\r\n"
-        asked = query({"requirements": in_thread(requires, packed)})
+        asked = query({"requirements": bool(in_thread(requires, packed))})
         response = self._service.open("PUT", f"{self._path}/code{asked}", packed, headers=headers)
         response.read()
 
@@ -261,7 +266,9 @@ _JSON = "Content-Type: application/json\r\n"
 def packing(code: Code, requirements: str | None) -> bytes:
     """The archive of a function's code. Raises Invalid."""
     try:
-        return pack(code, requirements)
+        data = pack(code, requirements)
+        requires(data)
+        return data
     except (OSError, ValueError) as error:
         raise Invalid("code", f"cannot be packed: {error}") from None
 
