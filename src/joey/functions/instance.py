@@ -179,9 +179,8 @@ class Instance:
     async def _converse(self, paths: Paths) -> None:
         spec = self.spec
         if self._channel is None:
-            process = Process(
-                argv=(spec.python, f"{RUNTIME_AT}/bootstrap.py"), cwd=CODE_AT if paths.code else "/", user=spec.user
-            )
+            cwd = CODE_AT if paths.code else ""
+            process = Process(argv=(spec.python, f"{RUNTIME_AT}/bootstrap.py"), cwd=cwd, user=spec.user)
             self._channel = await self.engine.channel(self.id, process)
         self.work = talk = Conversation(self._channel, self.log, self._overdue, self._broken, self.limit)
         talk.configure(configuration(self.version, paths))

@@ -19,7 +19,7 @@ class Failed(Exception):
 def paths(code, layers):
     """Where modules are looked for: the code before its layers, both before Python's own packages."""
     version = "python{}.{}".format(*sys.version_info)
-    folders = [code]
+    folders = [code or os.getcwd()]
     if layers:
         folders += [layers + "/python/lib/" + version + "/site-packages", layers + "/python", layers]
     sys.path[:0] = [path for path in folders if path and path not in sys.path and os.path.isdir(path)]

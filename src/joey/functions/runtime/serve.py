@@ -221,6 +221,8 @@ class Server:
             import time
 
             time.tzset()
+        if config["code"]:
+            os.chdir(config["code"])
         loader.paths(config["code"], config["layers"])
         self.static = config["static"]
         self.pre_stop = config["pre_stop"]
