@@ -80,7 +80,8 @@ class _Queue:
         """Queue and kill, then wait until all is done, and compare."""
         self._daemons.start()
         spec = {"volumes": [{"name": "done", "target": "/done"}], "timeout": 30, "max_instances": 8, "memory": 64 << 20}
-        function = self._ask(lambda _: Function.deploy("queue", {"app.py": _SOURCE}, "app.handler", spec=spec))
+        spec["files"] = {"app.py": _SOURCE}
+        function = self._ask(lambda _: Function.deploy("queue", None, "app.handler", spec=spec))
         begin = time.monotonic()
         clients = [threading.Thread(target=self._client, args=(at,), daemon=True) for at in range(_CLIENTS)]
         for client in clients:
