@@ -247,6 +247,9 @@ class Store:
             if named is not None:
                 return named
             found = self._images("WHERE digest LIKE ?1 OR config LIKE ?2", f"sha256:{digits}%", f'%"sha256:{digits}%')
+            if len({one.config.digest for one in found}) == 1:  # saved and loaded: the same layers, packed anew
+                found.sort(key=lambda one: (bool(one.names), one.added))
+                del found[:-1]
             if len(found) > 1:
                 raise Conflict("image", f"{ref!r} is the beginning of {len(found)} ids", "give more of it")
             if found:

@@ -149,6 +149,12 @@ class Req:
             raise Broken("images", "this engine keeps no images")
         return library.of(instance)
 
+    @property
+    def gateway(self) -> str:
+        """Of all networks; "" while there is none."""
+        fabric = getattr(getattr(self.engine, "networks", None), "fabric", None)
+        return str(fabric.gateway) if fabric is not None else ""
+
     async def stream(self, media: str = "application/json") -> web.StreamResponse:
         """Begin an answer that lasts: its head is sent at once."""
         response = web.StreamResponse(headers={"Content-Type": media})
@@ -156,6 +162,7 @@ class Req:
         return response
 
 
+_NOTHING = ("", "0", "false", "none", "null", "[]", "{}")
 Handler = Callable[[Req], Awaitable[Any]]
 
 
@@ -173,10 +180,10 @@ class Route:
     status: int = 200
 
     def check(self, query: Mapping[str, str]) -> None:
-        """Raises Refused for a parameter that nobody would look at. One without a value asks for nothing."""
+        """Raises Refused for a parameter that nobody would look at, unless its value asks for nothing."""
         known = self.query.split()
         for name, value in query.items():
-            if name not in known and value:
+            if name not in known and value.lower() not in _NOTHING:
                 there = f"it knows {', '.join(known)}" if known else "it knows none"
                 raise Refused("", f"the parameter {name}={value!r} is not supported by {self.path}: {there}")
 

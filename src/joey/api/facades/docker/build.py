@@ -17,10 +17,10 @@ from joey.model import codec
 from joey.model.errors import Invalid, JoeyError
 
 _USUAL: dict[str, tuple[str, ...]] = {
-    "rm": ("1", "true"), "forcerm": ("0", "1", "true", "false"), "version": ("1",), "q": ("1", "0"),
+    "rm": ("1", "true"), "forcerm": ("0", "1", "true", "false"), "version": ("1",), "q": ("1", "0", "true", "false"),
     "cachefrom": ("[]", "null"), "ulimits": ("[]", "null"), "buildid": (), "cgroupparent": (),
     "cpuperiod": ("0",), "cpuquota": ("0",), "cpusetcpus": (), "cpusetmems": (), "cpushares": ("0",), "memory": ("0",),
-    "memswap": ("0",), "shmsize": ("0",), "squash": ("0",), "extrahosts": ("[]", "null"), "securityopt": ("[]", "null"),
+    "memswap": ("0",), "shmsize": ("0",), "squash": ("0", "false"), "extrahosts": ("[]", "null"), "securityopt": ("[]", "null"),
     "isolation": ("default",), "remote": (), "session": (), "outputs": ("[]", "null"),
 }  # fmt: skip
 _READ = {"t", "dockerfile", "nocache", "pull", "buildargs", "labels", "target", "networkmode", "platform"}
@@ -98,7 +98,7 @@ def _options(r: Req) -> tuple[Options, str]:
     if r.query.get("version") == "2":
         raise Refused("version", "Joey has the classic builder, not BuildKit: DOCKER_BUILDKIT=0 docker build")
     for field, value in r.query.items():
-        if field not in _READ and value and value not in _USUAL.get(field, ()) and field != "buildid":
+        if field not in _READ and value and value.lower() not in _USUAL.get(field, ()) and field != "buildid":
             raise Refused(field, _WHY.get(field, f"{value!r} is not supported by Joey's builder"))
     network = r.query.get("networkmode", "") or "default"
     network = {"bridge": "default"}.get(network, network)

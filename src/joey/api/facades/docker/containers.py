@@ -41,10 +41,11 @@ async def create(r: Req) -> web.Response:
         return None
 
     name = r.query.get("name", "").removeprefix("/")
-    wanted = request.spec(await r.json(), name, r.query.get("platform", ""), check_of)
-    spec = networks.named(r.engine, wanted.spec)
+    body = networks.named(r.engine, await r.json())
+    wanted = request.spec(body, name, r.query.get("platform", ""), check_of)
+    spec = wanted.spec
     try:
-        made = await r.whole(_create(r, spec, wanted))
+        made = await r.whole(_create(r, wanted))
     except Invalid as failure:
         if failure.status == 404:
             raise NotFound("", f"No such image: {spec.image}") from None
@@ -60,9 +61,9 @@ async def create(r: Req) -> web.Response:
     return answer({"Id": made.id, "Warnings": wanted.warnings}, status=201)
 
 
-async def _create(r: Req, spec: SandboxSpec, wanted: request.Wanted) -> Sandbox:
-    async with anonymous.made(r.engine, r.state, spec, wanted.sources, wanted.anonymous):
-        return await r.engine.create(spec)
+async def _create(r: Req, wanted: request.Wanted) -> Sandbox:
+    async with anonymous.made(r.engine, r.state, wanted.spec, wanted.sources, wanted.anonymous):
+        return await r.engine.create(wanted.spec)
 
 
 async def start(r: Req) -> web.Response:
@@ -215,7 +216,7 @@ async def index(r: Req) -> Any:
 async def shown(r: Req, one: Sandbox) -> dict[str, Any]:
     """Its row. Raises NotFound."""
     detail = await r.engine.inspect(one.id)
-    return views.row(one, image_id(r, one), views.mounts(detail.spec), time.time())
+    return views.row(one, image_id(r, one), views.mounts(detail.spec), time.time(), r.gateway)
 
 
 def _unsized(r: Req) -> None:
@@ -272,8 +273,9 @@ async def inspect(r: Req) -> Any:
     _unsized(r)
     detail = await r.engine.inspect(id)
     return views.inspect(
-        detail, image_of(r, detail.spec, id), image_id(r, detail.sandbox), r.state.of(id), id in r.state.stdin_stays
-    )
+        detail, image_of(r, detail.spec, id), image_id(r, detail.sandbox), r.state.of(id), id in r.state.stdin_stays,
+        r.gateway,
+    )  # fmt: skip
 
 
 def image_of(r: Req, spec: SandboxSpec, id: str) -> Image | None:

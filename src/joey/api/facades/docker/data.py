@@ -34,7 +34,7 @@ async def attach(r: Req) -> web.StreamResponse:
             if len(past) > 1 << 20:
                 raise Refused("logs", "there is more than 1 MiB: docker logs -f")
     if not r.flag("stream"):
-        connection = hijack.take_over(r.request, collector, tty=tty)
+        connection = await hijack.take_over(r.request, collector, tty=tty)
         await connection.send(past)
         connection.close()
         return hijack.Taken()
@@ -42,7 +42,7 @@ async def attach(r: Req) -> web.StreamResponse:
         raise Conflict("", f"You cannot attach to a stopped container, start it first: {id}")
     attachment = await r.engine.attach(id)
     try:
-        connection = hijack.take_over(r.request, collector, tty=tty)
+        connection = await hijack.take_over(r.request, collector, tty=tty)
         r.tell("container", "attach", id)
         if past:
             await connection.send(past)

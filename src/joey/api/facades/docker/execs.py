@@ -45,7 +45,7 @@ async def create(r: Req) -> web.Response:
     rows, cols = [*fields.take("ConsoleSize", list[int], []), 0, 0][:2]
     if rows and cols:
         body["rows"], body["cols"] = rows, cols
-    fields.drop("Detach")  # start says it again
+    fields.drop("Detach", "Container")  # start says it again; docker-py says whose it is twice
     keys = hijack.Keys(fields.take("DetachKeys", str, "")) if body["tty"] else None
     fields.refuse({}, {"Privileged": "name what it needs when the container is made: --cap-add"})
     made = r.state.add(id, process(body, detail.spec.process), (streams[0], streams[1], streams[2]), keys)
@@ -84,7 +84,7 @@ async def start(r: Req) -> web.StreamResponse:
         return web.Response(status=200)
     found.attachment = attachment
     try:
-        connection = hijack.take_over(r.request, collector, tty=found.process.tty)
+        connection = await hijack.take_over(r.request, collector, tty=found.process.tty)
     except BaseException:
         await attachment.close()
         raise
@@ -141,7 +141,7 @@ async def _not_started(r: Req, collector: Any, found: Exec, failure: JoeyError) 
     """As Docker says it: in the stream, as standard output, and by the exit code."""
     words = {127: ": executable file not found in $PATH", 126: ": permission denied"}
     why = words.get(failure.exit_code, "") if isinstance(failure, LaunchFailed) else ""
-    connection = hijack.take_over(r.request, collector, tty=found.process.tty)
+    connection = await hijack.take_over(r.request, collector, tty=found.process.tty)
     line = f"OCI runtime exec failed: {failure}{why}\r\n".encode()
     await connection.send(line if found.process.tty else hijack.frame(1, line))
     connection.close()

@@ -9,7 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import select
+import sys
+import termios
+import time
 from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -24,6 +28,7 @@ RAW = "application/vnd.docker.raw-stream"
 MULTIPLEXED = "application/vnd.docker.multiplexed-stream"
 _HIGH_WATER = 1 << 18
 _READ_LIMIT = 1 << 18
+_HEARD = 1.0
 _LOOK = 1.0
 """Seconds between looks whether a client that has closed its sending side, or is not read from, is still there."""
 
@@ -111,6 +116,16 @@ class Connection(asyncio.Protocol):
             self._transport.write(data)
             await self._writable.wait()
 
+    async def heard(self) -> None:
+        """Returns when the client has read all that was sent, in a second at the latest. docker-py loses what comes in
+        one piece with the head of the answer: it stays in a buffer that it never looks into again.
+        """
+        sock, began = self._transport.get_extra_info("socket"), time.monotonic()
+        while not self.gone.is_set() and sock is not None and sock.fileno() >= 0 and _unread(sock):
+            if (waited := time.monotonic() - began) > _HEARD:
+                return
+            await asyncio.sleep(waited / 4)
+
     async def left(self) -> None:
         """Returns when the client is gone, also one that has closed its sending side before."""
         while not self.gone.is_set():
@@ -125,6 +140,14 @@ class Connection(asyncio.Protocol):
 
     def abort(self) -> None:
         self._transport.abort()
+
+
+def _unread(sock: Any) -> int:
+    """Bytes that the other end of a unix socket has not read (unix(7), SIOCOUTQ)."""
+    try:
+        return int.from_bytes(fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(4)), sys.byteorder)
+    except OSError:
+        return 0
 
 
 def hung_up(sock: Any) -> bool:
@@ -160,7 +183,7 @@ async def body(request: web.Request) -> tuple[bytes, Body | None]:
     return data, collector
 
 
-def take_over(request: web.Request, collector: Body | None, *, tty: bool) -> Connection:
+async def take_over(request: web.Request, collector: Body | None, *, tty: bool) -> Connection:
     """Answer, and take the connection. Raises ConnectionResetError if the client has gone."""
     transport = request.transport
     if transport is None or transport.is_closing():
@@ -174,6 +197,7 @@ def take_over(request: web.Request, collector: Body | None, *, tty: bool) -> Con
     else:
         head = f"HTTP/1.1 200 OK\r\nContent-Type: {media}\r\n\r\n"
     transport.write(head.encode())
+    await connection.heard()
     return connection
 
 

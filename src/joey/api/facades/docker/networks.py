@@ -5,16 +5,13 @@ from __future__ import annotations
 import contextlib
 from typing import Any
 
-from msgspec import structs
-
 from joey.api.facades.docker import views
 from joey.api.facades.docker.base import Refused, Req, Route, answer
 from joey.api.facades.docker.fields import Fields
 from joey.api.light import web
 from joey.engine.interface import Engine
 from joey.model.errors import Conflict, JoeyError, NotFound
-from joey.model.network import PrivateNetwork, as_spec
-from joey.model.spec import SandboxSpec
+from joey.model.network import PrivateNetwork
 from joey.model.views import NetworkView
 
 _BUILT_IN = {"bridge": "bridge", "host": "host", "none": "null"}
@@ -83,14 +80,20 @@ def _by_id(engine: Engine, ref: str) -> str:
     return found[0] if found else ""
 
 
-def named(engine: Engine, spec: SandboxSpec) -> SandboxSpec:
-    """With its network by name, where it was given by id."""
-    network = as_spec(spec.network)
-    if len(network.mode) < 12 or ":" in network.mode:
-        return spec
-    name = _by_id(engine, network.mode)
-    mode = "nat" if name == views.BRIDGE else name
-    return spec if not name else structs.replace(spec, network=structs.replace(network, mode=mode))
+def named(engine: Engine, body: dict[str, Any]) -> dict[str, Any]:
+    """The request of a create with its networks by name, where it gives ids."""
+
+    def name(ref: str) -> str:
+        return (_by_id(engine, ref) if len(ref) >= 12 and ":" not in ref else "") or ref
+
+    body = dict(body)
+    host, networking = body.get("HostConfig"), body.get("NetworkingConfig")
+    if isinstance(host, dict) and isinstance(host.get("NetworkMode"), str):
+        body["HostConfig"] = {**host, "NetworkMode": name(host["NetworkMode"])}
+    if isinstance(networking, dict) and isinstance(networking.get("EndpointsConfig"), dict):
+        ends = {name(ref): end for ref, end in networking["EndpointsConfig"].items()}
+        body["NetworkingConfig"] = {**networking, "EndpointsConfig": ends}
+    return body
 
 
 async def create(r: Req) -> web.Response:
@@ -111,7 +114,7 @@ async def create(r: Req) -> web.Response:
         await r.whole(r.engine.network_create(wanted))
     except Conflict:
         raise Conflict("", f"network with name {name} already exists") from None
-    r.tell("network", "create", views.network_id(name), name=name, type="bridge")
+    r.tell("network", "create", views.network_id(name), name=name)
     return answer({"Id": views.network_id(name), "Warning": ""}, status=201)
 
 
@@ -120,7 +123,7 @@ async def remove(r: Req) -> None:
     if name in _BUILT_IN:
         raise JoeyForbidden("", f"{name} is a pre-defined network and cannot be removed")
     await r.whole(r.engine.network_remove(name))
-    r.tell("network", "destroy", views.network_id(name), name=name, type="bridge")
+    r.tell("network", "destroy", views.network_id(name), name=name)
 
 
 class JoeyForbidden(JoeyError):

@@ -90,7 +90,8 @@ def ports_of(one: Sandbox) -> dict[str, Any]:
     return found
 
 
-def networks_of(one: Sandbox, aliases: tuple[str, ...] = ()) -> dict[str, Any]:
+def networks_of(one: Sandbox, gateway: str, aliases: tuple[str, ...] = ()) -> dict[str, Any]:
+    """NetworkSettings.Networks. gateway: where a container's routes lead, which for the host is an address of its own."""
     mode = one.network
     if mode.startswith("container:"):
         return {}
@@ -99,19 +100,14 @@ def networks_of(one: Sandbox, aliases: tuple[str, ...] = ()) -> dict[str, Any]:
         shown: {
             "IPAMConfig": None, "Links": None, "Aliases": list(aliases) or None, "MacAddress": "", "DriverOpts": None,
             "NetworkID": network_id(shown), "EndpointID": one.id if one.address else "",
-            "Gateway": gateway(one.address), "IPAddress": one.address, "IPPrefixLen": 32 if one.address else 0,
+            "Gateway": gateway if one.address else "", "IPAddress": one.address, "IPPrefixLen": 32 if one.address else 0,
             "IPv6Gateway": "", "GlobalIPv6Address": "", "GlobalIPv6PrefixLen": 0,
             "DNSNames": [one.name, one.id[:12]] if one.name else None,
         }
     }  # fmt: skip
 
 
-def gateway(address: str) -> str:
-    """Where a container's routes lead: its link's other end has no address that it could connect to."""
-    return ""
-
-
-def row(one: Sandbox, image_id: str, mounts: list[dict[str, Any]], now: float) -> dict[str, Any]:
+def row(one: Sandbox, image_id: str, mounts: list[dict[str, Any]], now: float, gateway: str) -> dict[str, Any]:
     """One of `containers/json`."""
     ports = [
         {"IP": port.host_ip or "0.0.0.0", "PrivatePort": port.container, "PublicPort": port.host, "Type": port.protocol}
@@ -121,7 +117,7 @@ def row(one: Sandbox, image_id: str, mounts: list[dict[str, Any]], now: float) -
         "Id": one.id, "Names": [name(one)], "Image": one.image, "ImageID": image_id, "Command": " ".join(one.argv),
         "Created": int(one.created), "Ports": ports, "Labels": one.labels, "State": state(one),
         "Status": status(one, now), "HostConfig": {"NetworkMode": network_name(one.network)},
-        "NetworkSettings": {"Networks": networks_of(one)}, "Mounts": mounts,
+        "NetworkSettings": {"Networks": networks_of(one, gateway)}, "Mounts": mounts,
     }  # fmt: skip
 
 
@@ -140,7 +136,9 @@ def mounts(spec: SandboxSpec) -> list[dict[str, Any]]:
     return found
 
 
-def inspect(detail: Detail, image: Image | None, image_id: str, execs: list[str], stays: bool) -> dict[str, Any]:
+def inspect(
+    detail: Detail, image: Image | None, image_id: str, execs: list[str], stays: bool, gateway: str
+) -> dict[str, Any]:
     """`containers/{id}/json`. image: None if it is not here any more."""
     one, spec = detail.sandbox, detail.spec
     argv = list(one.argv)
@@ -151,7 +149,7 @@ def inspect(detail: Detail, image: Image | None, image_id: str, execs: list[str]
         "Platform": "linux", "MountLabel": "", "ProcessLabel": "", "AppArmorProfile": "", "ExecIDs": execs or None,
         "HostConfig": host_config(spec, one), "GraphDriver": {"Name": "overlay", "Data": None},
         "Mounts": mounts(spec), "Config": _config(spec, one, image, stays, detail.slot),
-        "NetworkSettings": _settings(one, spec),
+        "NetworkSettings": _settings(one, spec, gateway),
     }  # fmt: skip
 
 
@@ -238,12 +236,12 @@ def _top(value: int | None) -> int:
     return -1 if value is None else value
 
 
-def _settings(one: Sandbox, spec: SandboxSpec) -> dict[str, Any]:
+def _settings(one: Sandbox, spec: SandboxSpec, gateway: str) -> dict[str, Any]:
     return {
         "Bridge": "", "SandboxID": one.id, "SandboxKey": "", "Ports": ports_of(one), "HairpinMode": False,
         "LinkLocalIPv6Address": "", "LinkLocalIPv6PrefixLen": 0, "SecondaryIPAddresses": None,
-        "SecondaryIPv6Addresses": None, "EndpointID": "", "Gateway": gateway(one.address),
+        "SecondaryIPv6Addresses": None, "EndpointID": "", "Gateway": gateway if one.address else "",
         "GlobalIPv6Address": "", "GlobalIPv6PrefixLen": 0, "IPAddress": one.address,
         "IPPrefixLen": 32 if one.address else 0, "IPv6Gateway": "", "MacAddress": "",
-        "Networks": networks_of(one, as_spec(spec.network).aliases),
+        "Networks": networks_of(one, gateway, as_spec(spec.network).aliases),
     }  # fmt: skip
