@@ -18,9 +18,10 @@ import pytest
 from joey.engine import snapshots as engine_snapshots
 from joey.engine.forks import fork
 from joey.host.cgroup import InstanceCgroup
-from joey.images import archive, archive_write, layers, library, upper
+from joey.images import archive, archive_write, index, layers, library, snapshot, upper
 from joey.images.store import Store
 from joey.model.errors import Conflict, ImageError, Invalid, JoeyError, NotFound
+from joey.model.image import Image
 from joey.model.snapshots import CommitBody, ForkBody, Snapshot, SnapshotBody
 from joey.model.spec import Process, Resources, SandboxSpec
 from joey.model.views import Sandbox
@@ -185,6 +186,20 @@ async def until(true: Callable[[], bool], seconds: float = 5) -> bool:
             return False
         await asyncio.sleep(0.02)
     return True
+
+
+def test_commit_keeps_what_is_for_builds(lab: Lab) -> None:
+    with sandbox(lab, IDLE) as id:
+        lab.do(lab.engine.snapshots.commit(id, CommitBody(name="plain:1")))
+    plain = store(lab).find("plain:1")
+    built = {"Shell": ["/bin/sh", "-e", "-c"], "OnBuild": ["RUN true"]}
+    platform, layers = index.parse_platform(plain.platform), list(zip(plain.diff_ids, plain.layers, strict=True))
+    like = Image(name="plain", layers=(), labels={snapshot.BASE_LABEL: "host"})
+    archive.put(store(lab), ["built:1"], like, layers, platform, "1970-01-01T00:00:00Z", (), built=built)
+    with sandbox(lab, msgspec.structs.replace(IDLE, image="built:1")) as id:
+        lab.do(lab.engine.snapshots.commit(id, CommitBody(name="again:1")))
+    config = json.loads(store(lab).read_blob(store(lab).find("again:1").config.digest))
+    assert built.items() <= config["config"].items()
 
 
 def test_commit_keeps_settings(lab: Lab) -> None:

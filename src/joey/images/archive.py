@@ -8,7 +8,7 @@ jailed program, and the index is told last.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -255,13 +255,14 @@ def import_(
 def put(
     store: Store, names: Sequence[str], settings: Image, layers: Sequence[tuple[str, Descriptor]], platform: Platform,
     created: str, steps: Sequence[oci.Step], author: str = "", source: str = "local",
+    built: Mapping[str, Any] | None = None,
 ) -> StoredImage:  # fmt: skip
     """Enter an image of layers that are here: what import, commit and build end with.
 
-    layers: (diff id, descriptor of its blob), lowest first.
+    layers: (diff id, descriptor of its blob), lowest first. built: see `oci.config`.
     """
     diff_ids = [diff_id for diff_id, _ in layers]
-    config = oci.config(settings, diff_ids, platform, created=created, history=steps, author=author)
+    config = oci.config(settings, diff_ids, platform, created=created, history=steps, author=author, built=built)
     described = oci.describe(config, index.OCI_CONFIG)
     manifest = oci.manifest(described, [blob for _, blob in layers])
     with store.busy(described.digest, index.digest_of(manifest)):

@@ -7,7 +7,7 @@ from __future__ import annotations
 import hashlib
 import posixpath
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any
 
 import msgspec
@@ -149,16 +149,18 @@ def config(
     created: str = "1970-01-01T00:00:00Z",
     history: Sequence[Step] = (),
     author: str = "",
+    built: Mapping[str, Any] | None = None,
 ) -> bytes:
     """The configuration of an image as OCI has it (Docker reads it too): the same bytes for the same values.
 
-    diff_ids: of its layers, lowest first. created: RFC 3339.
+    diff_ids: of its layers, lowest first. created: RFC 3339. built: what `for_builds` found in another's.
     """
     run: dict[str, Any] = {
         "User": source.user, "ExposedPorts": {port: {} for port in source.ports},
         "Env": [f"{key}={value}" for key, value in source.env.items()], "Entrypoint": list(source.entrypoint),
         "Cmd": list(source.argv), "Volumes": {path: {} for path in source.volumes}, "WorkingDir": source.cwd,
         "Labels": source.labels, "StopSignal": source.stop_signal, "Healthcheck": _docker_health(source.health),
+        **(built or {}),
     }  # fmt: skip
     steps = [msgspec.to_builtins(step) for step in history]
     value = {
@@ -168,6 +170,13 @@ def config(
     }  # fmt: skip
     optional = ("author", "variant", "history")
     return _json({key: part for key, part in value.items() if part or key not in optional})
+
+
+def for_builds(config: bytes) -> dict[str, Any]:
+    """What a configuration says to whoever builds on it, and no sandbox looks at: SHELL and ONBUILD."""
+    found = msgspec.json.decode(config)
+    run = (found.get("config") or {}) if isinstance(found, dict) else {}
+    return {name: run[name] for name in ("Shell", "OnBuild") if run.get(name)}
 
 
 def _docker_health(found: HealthCheck | None) -> dict[str, Any] | None:

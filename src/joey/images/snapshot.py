@@ -135,8 +135,9 @@ def enter(
     now = datetime.datetime.now(datetime.UTC).isoformat().replace("+00:00", "Z")
     step = oci.Step(created=now, created_by=created_by, comment=comment)
     layers = [(layer.diff_id, layer.blob)]
-    base, platform, steps = "host", index.platform_of(os.uname().machine), [step]
+    base, platform, steps, built = "host", index.platform_of(os.uname().machine), [step], {}
     if parent is not None:
+        built = oci.for_builds(store.read_blob(parent.config.digest))
         layers = [*zip(parent.diff_ids, parent.layers, strict=True), *layers]
         platform, base = index.parse_platform(parent.platform), base_of(store, parent)
         steps = [*_history(store, parent), step]
@@ -144,7 +145,7 @@ def enter(
         raise ImageError("image", f"it lies on {base!r}, which this Joey does not know")
     if base:
         settings = msgspec.structs.replace(settings, labels={**settings.labels, BASE_LABEL: base})
-    return archive.put(store, names, settings, layers, platform, now, steps, author=author, source=source)
+    return archive.put(store, names, settings, layers, platform, now, steps, author, source, built)
 
 
 def _history(store: Store, image: StoredImage) -> tuple[oci.Step, ...]:
