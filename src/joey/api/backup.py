@@ -16,12 +16,15 @@ _PIECE = 1 << 18
 
 
 async def backup(call: Call) -> web.StreamResponse:
-    """`state.db` (sandboxes) and `api.db` if there are keys. To go back, unpack it into JOEY_HOME of no engine."""
+    """`state.db` (sandboxes), `api.db` if there are keys, `functions.db` if there are functions, whose code is not in
+    it (keep the directory `functions`). To go back, unpack it into JOEY_HOME of no engine.
+    """
     home = call.service.database.folder
     folder = Path(await asyncio.to_thread(tempfile.mkdtemp, prefix="backup-", dir=home))
     try:
         await call.engine.backup(folder / "state.db")
         call.service.database.backup(folder / "api.db")
+        call.service.functions.backup(folder / "functions.db")
         archive = await asyncio.to_thread(_pack, folder)
         response = web.StreamResponse(
             headers={"Content-Type": TAR, "Content-Length": str(archive.stat().st_size)},

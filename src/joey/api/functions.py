@@ -9,10 +9,11 @@ from msgspec import field
 from msgspec.structs import replace
 
 from joey.api import params
+from joey.api.light import web
 from joey.api.routes import BINARY, Call, Route
 from joey.api.tenant import restrict_function
-from joey.api.transfer import received
-from joey.functions.service import SCALING, Functions
+from joey.functions.deploy import Deployments
+from joey.functions.service import SCALING, Code
 from joey.model import codec
 from joey.model.errors import Invalid
 from joey.model.function import Alias, AsyncConfig, FunctionSpec, Trigger
@@ -20,12 +21,14 @@ from joey.model.function_views import (
     FunctionFigures,
     FunctionView,
     InstanceView,
+    LayerView,
     TriggerView,
     VersionView,
 )
 from joey.model.value import Value
 
 TAG = "functions"
+ZIP = "application/zip"
 _SPEC = tuple(name.encode_name for name in msgspec.structs.fields(FunctionSpec))
 
 
@@ -91,11 +94,11 @@ class TriggerBody(Value, frozen=True, kw_only=True):
     description: str = ""
 
 
-def functions(call: Call) -> Functions:
+def functions(call: Call) -> Deployments:
     return call.service.functions
 
 
-def _body_fields(body: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str], bytes, str]:
+def _body_fields(call: Call, body: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str], bytes, str]:
     """(fields of the spec, files, zip, requirements) of a body as JSON gave it. Raises Invalid."""
     fields = dict(body)
     files = codec.convert(dict[str, str], fields.pop("files", {}))
@@ -107,6 +110,10 @@ def _body_fields(body: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str], 
         raise Invalid(unknown[0], "unknown field", f"known are {', '.join((*_SPEC, 'files', 'zip', 'requirements'))}")
     if "code" in fields:
         raise Invalid("code", "is made from files, zip or PUT …/code", "leave it out")
+    if "layers" in fields:
+        named = codec.convert(tuple[str, ...], fields["layers"])
+        layer = functions(call).registry.layer
+        fields["layers"] = [one if one.startswith("sha256:") else layer(call.owner, one).digest for one in named]
     return fields, files, packed, requirements
 
 
@@ -123,7 +130,7 @@ async def put_function(call: Call) -> Any:
 
 
 async def _put(call: Call, body: dict[str, Any]) -> Any:
-    fields, files, packed, requirements = _body_fields(body)
+    fields, files, packed, requirements = _body_fields(call, body)
     name = call.path["name"]
     if fields.setdefault("name", name) != name:
         raise Invalid("name", f"is {fields['name']!r}, and {name!r} in the path", "leave it out")
@@ -148,7 +155,7 @@ async def update_function(call: Call) -> Any:
 
 
 async def _update(call: Call, body: dict[str, Any]) -> Any:
-    fields, files, packed, requirements = _body_fields(body)
+    fields, files, packed, requirements = _body_fields(call, body)
     own, name = functions(call), call.path["name"]
     latest = own.version(name, owner=call.visible)
     spec = codec.convert(FunctionSpec, {**codec.to_builtins(latest.spec), **fields})
@@ -166,14 +173,44 @@ async def delete_function(call: Call) -> None:
 
 async def put_code(call: Call) -> Any:
     """New code for `$LATEST`: a zip or tar archive (plain or gzip), whose top is what stands at /code."""
-    own, name = functions(call), call.path["name"]
+    own, name, query = functions(call), call.path["name"], call.query
     latest = own.version(name, owner=call.visible)
-    code = await received(
-        call, own.code_folder(), "code", lambda file: own.take_code(file, call.query.get("requirements", False))
+    return await call.whole(_code(call, own, name, latest.spec, await own.take(call.chunks()), query))
+
+
+async def _code(
+    call: Call, own: Deployments, name: str, spec: FunctionSpec, code: Code, query: dict[str, Any]
+) -> FunctionView:
+    if query.get("requirements", False):
+        code = await own.required(spec, code, owner=call.owner)
+    return await own.update_code(name, code, owner=call.visible, revision=query.get("revision", ""))
+
+
+async def get_code(call: Call) -> web.StreamResponse:
+    """As a zip archive."""
+    packed = await functions(call).archive(
+        call.path["name"], owner=call.visible, qualifier=call.query.get("qualifier", "")
     )
-    if call.query.get("requirements", False):
-        code = await call.whole(own.required(latest.spec, code, owner=call.owner))
-    return await call.whole(own.update_code(name, code, owner=call.visible, revision=call.query.get("revision", "")))
+    return web.Response(body=packed, content_type=ZIP)
+
+
+async def list_layers(call: Call) -> Any:
+    """In order of name."""
+    return functions(call).layers(owner=call.visible)
+
+
+async def put_layer(call: Call) -> Any:
+    """A zip or tar archive whose top is what stands at /opt of functions that name it. They keep what it was when they
+    were deployed.
+    """
+    own = functions(call)
+    code = await own.take(call.chunks())
+    return await call.whole(own.set_layer(call.path["layer"], code, owner=call.owner))
+
+
+async def delete_layer(call: Call) -> None:
+    """Functions that have it keep it."""
+    await call.whole(functions(call).delete_layer(call.path["layer"], owner=call.owner))
 
 
 async def publish(call: Call) -> Any:
@@ -321,6 +358,16 @@ ROUTES = (
             params.flag("requirements", "Install what its requirements.txt names"),
         ),
     ),
+    Route(
+        "GET", _ONE + "/code", get_code, "The code of a function", tag=TAG, answer=bytes, media=ZIP,
+        query=(params.text("qualifier", "A version, or an alias; $LATEST without", longest=128),),
+    ),
+    Route("GET", "/v1/layers", list_layers, "List layers", tag=TAG, answer=tuple[LayerView, ...]),
+    Route(
+        "PUT", "/v1/layers/{layer}", put_layer, "Make or change a layer", tag=TAG, body=bytes, body_media=BINARY,
+        answer=LayerView, stream=True,
+    ),
+    Route("DELETE", "/v1/layers/{layer}", delete_layer, "Remove a layer", tag=TAG, status=204),
     Route(
         "POST", _ONE + "/versions", publish, "Publish a version", tag=TAG, body=VersionBody, body_optional=True,
         answer=VersionView, status=201, example={"description": "first"},

@@ -70,6 +70,7 @@ async def explain(call: Call) -> Plan:
 
 async def reset(call: Call) -> object:
     """Remove everything this instance ever made, then end."""
+    await call.whole(call.service.functions.close())
     report = await call.whole(call.engine.reset())
     call.service.database.remove()
     _end(call)

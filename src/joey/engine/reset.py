@@ -29,6 +29,7 @@ async def reset(engine: Engine) -> ResetReport:
     instance = engine.instance
     boxes = len(tuple(engine.boxes))
     with contextlib.suppress(JoeyError, OSError, AttributeError):
+        await engine.forks.clear()
         for pool in engine.pools():
             await engine.pool_remove(pool.name, owner=pool.owner)
         await asyncio.gather(*(engine.remove(box.id, force=True) for box in engine.boxes), return_exceptions=True)
@@ -59,13 +60,17 @@ async def _stop_launchers(instance: Instance) -> int:
 def _remove_files(instance: Instance) -> int:
     """Only what is ours; JOEY_HOME itself goes if it is empty then. Locks and sockets of a running daemon stay."""
     count = 0
-    ours = (instance.logs, instance.images, instance.scratch, instance.disk, instance.volumes, instance.namespace_root)
+    ours = (
+        instance.logs, instance.images, instance.scratch, instance.disk, instance.volumes, instance.namespace_root,
+        instance.home / "functions",
+    )  # fmt: skip
     for path in ours:
         if path.exists():
             count += sum(len(files) for _, _, files in os.walk(path))
             trees.remove(path)
     for path in [
         *instance.home.glob("state.db*"),
+        *instance.home.glob("functions.db*"),
         instance.home / "proxy.port",
         instance.home / "e2b.json",
         instance.home / "lambda.json",

@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
-import asyncio
-import hashlib
 import logging
-from collections.abc import Sequence
+import secrets
+import time
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 from msgspec.structs import replace
 
 from joey.functions.logs import Logs
 from joey.functions.pool import Deployed, Runner, StartFailed
 from joey.functions.service import Code, Functions
-from joey.model.errors import Unenforceable
-from joey.model.function import FunctionSpec
-from joey.model.function_views import InstanceView
+from joey.model.errors import Invalid, NotFound, Unenforceable, from_os
+from joey.model.function import FunctionSpec, check_name
+from joey.model.function_views import InstanceView, LayerView
 
 if TYPE_CHECKING:
     from joey.engine.interface import Engine
+    from joey.functions.code import Code as StoredCode
+    from joey.functions.code import CodeStore
 
 log = logging.getLogger("joey.functions")
+CODE = "functions"
+"""Folder of the code store, in the instance's."""
 
 
 class Deployments(Functions):
@@ -31,13 +35,15 @@ class Deployments(Functions):
         super().__init__(self._instance, home, happened=self._tell)
         self._engine = engine
         self._printed: dict[tuple[str, str], Logs] = {}
+        self._codes: CodeStore | None = None
 
     async def open(self) -> None:
         """Remove what an earlier engine left running, then take up its queues. Raises JoeyError."""
         if self.known:
             from joey.functions.instance import sweep
 
-            await sweep(self._engine)  # type: ignore[arg-type]
+            engine: Any = self._engine
+            await sweep(engine)
         await super().open()
 
     # --- instances ---------------------------------------------------------------------------------------------------
@@ -46,7 +52,8 @@ class Deployments(Functions):
         """A new instance. Raises StartFailed, JoeyError."""
         from joey.functions import instance
 
-        if not hasattr(self._engine, "channel"):
+        engine: Any = self._engine  # the real one
+        if not hasattr(engine, "channel"):
             raise Unenforceable("function", "this engine runs no functions", "use the real one")
         version = deployed.version
         id = ""
@@ -57,23 +64,12 @@ class Deployments(Functions):
         kept = self.logs_of(*deployed.function)
         try:
             made = await instance.Instance.start(
-                self._engine,
-                version,
-                await self.paths(deployed),
-                owner=deployed.owner,
-                log=printed,  # type: ignore[arg-type]
+                engine, version, await self.codes.prepare(version.spec), owner=deployed.owner, log=printed
             )
         except instance.StartFailed as failed:
             raise StartFailed(failed.failure, failed.logs) from None
         id = made.id
         return made
-
-    async def paths(self, deployed: Deployed) -> Any:
-        """Where its code lies. Raises NotFound, Broken."""
-        from joey.functions.instance import Paths
-
-        code = deployed.version.spec.code
-        return Paths(self.code_folder() / code.removeprefix("sha256:") if code else None)
 
     def _tell(self, kind: str, deployed: Deployed, **data: str | int | float | bool | None) -> None:
         """Of the engine's events: those of functions."""
@@ -108,32 +104,108 @@ class Deployments(Functions):
         key = self.registry.find(name, owner).key
         await super().delete(name, owner=owner)
         self._printed.pop(key, None)
+        await self.tidy()
 
     # --- code --------------------------------------------------------------------------------------------------------
+
+    @property
+    def codes(self) -> CodeStore:
+        """Where code lies, made if need be. Raises HostFailed and its kin."""
+        if self._codes is None:
+            from joey.functions.code import CodeStore
+
+            engine: Any = self._engine
+            codes = CodeStore(self.folder / CODE, engine)
+            try:
+                codes.open()
+            except OSError as error:
+                raise from_os("open the code store", error) from error
+            self._codes = codes
+        return self._codes
 
     async def code(
         self, spec: FunctionSpec, *, files: dict[str, str], packed: bytes, requirements: str, owner: str
     ) -> Code:
-        """Code given inline or as a zip archive, into the code store. Raises Invalid."""
-        digest = hashlib.sha256(repr(sorted(files.items())).encode()).hexdigest()
-        folder = self.code_folder() / digest
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, text in files.items():
-            (folder / name).write_text(text)
-        return Code(f"sha256:{digest}", digest, sum(map(len, files.values())))
+        """Code given inline or as a zip archive, into the code store. requirements: of pip, beside the code's own
+        requirements.txt if that is "requirements.txt". Raises Invalid.
+        """
+        if files:
+            made = await self.codes.add_inline(files)
+        elif packed:
+            made = await self.codes.add_zip(packed)
+        else:
+            raise Invalid("requirements", "goes with the code", "send files or zip, too")
+        if requirements:
+            return await self.required(spec, _code(made), requirements, owner=owner)
+        return _code(made)
 
-    def code_folder(self) -> Path:
-        """On the file system of the code store, for what comes in."""
-        assert self._home is not None
-        return self._home / "code"
+    async def required(self, spec: FunctionSpec, code: Code, text: str | None = None, *, owner: str) -> Code:
+        """The code with what its requirements.txt (or `text`) names. Raises Invalid with pip's last words."""
+        return _code(
+            await self.codes.with_requirements(
+                code.digest, text, image=spec.image, python=spec.python, owner=owner
+            )
+        )  # fmt: skip
 
-    def take_code(self, file: BinaryIO, requirements: bool = False) -> Code:
-        """An archive (zip, tar) into the code store. For a thread. Raises Invalid."""
-        raise NotImplementedError
+    async def take(self, chunks: AsyncIterator[bytes]) -> Code:
+        """An archive (zip, tar, compressed tar) as it comes. Raises Invalid, HostFailed."""
+        from joey.functions.archives import MAX_ARCHIVE
 
-    async def required(self, spec: FunctionSpec, code: Code, *, owner: str) -> Code:
-        """The same code with what its requirements.txt names. Raises Invalid, LaunchFailed."""
-        raise NotImplementedError
+        path = self.codes.path / f".making-{secrets.token_hex(8)}.upload"
+        try:
+            size, first = 0, b""
+            with path.open("xb") as file:
+                async for piece in chunks:
+                    first = first or piece[:2]
+                    if (size := size + len(piece)) > MAX_ARCHIVE:
+                        raise Invalid("body", f"more than {MAX_ARCHIVE >> 20} MiB", "put what is large into an image")
+                    file.write(piece)
+            if not size:
+                raise Invalid("body", "is missing", "send a zip or tar archive")
+            return _code(await (self.codes.add_zip(path) if first == b"PK" else self.codes.add_tar(path)))
+        except OSError as error:
+            raise from_os("keep the code", error) from error
+        finally:
+            path.unlink(missing_ok=True)
+
+    async def archive(self, name: str, *, owner: str | None, qualifier: str = "") -> bytes:
+        """The code of a version as a zip. Raises NotFound."""
+        spec = self.version(name, owner=owner, qualifier=qualifier).spec
+        if not spec.code:
+            raise NotFound("code", f"function {name} has none of its own: it is all in its image")
+        return await self.codes.archive(spec.code)
+
+    async def tidy(self) -> None:
+        """Remove code that nothing names any more."""
+        await super().tidy()
+        if self._codes is not None:
+            specs = [version.spec for entry in self.registry.entries.values() for version in entry.all()]
+            specs += [pool.deployed.version.spec for pool in self.all_pools()]
+            specs += [FunctionSpec(name="layer", handler="x", code=layer.digest) for layer in self.layers(owner=None)]
+            await self.codes.collect(specs)
+
+    # --- layers ------------------------------------------------------------------------------------------------------
+
+    async def set_layer(self, name: str, code: Code, *, owner: str) -> LayerView:
+        """Code by a name, to lie under functions' own at /opt. Functions that have an older one keep that."""
+        check_name(name)
+        layer = LayerView(name=name, owner=owner, digest=code.digest, size=code.size, created=time.time())
+        self.registry.set_layer(layer)
+        await self.saved()
+        return layer
+
+    def layers(self, *, owner: str | None) -> list[LayerView]:
+        """In order of name."""
+        return sorted(self.registry.layers_of(owner), key=lambda layer: (layer.name, layer.owner)) if self.known else []
+
+    async def delete_layer(self, name: str, *, owner: str) -> None:
+        """Functions that have it keep it. Raises NotFound."""
+        self.registry.remove_layer(owner, name)
+        await self.saved()
+
+
+def _code(made: StoredCode) -> Code:
+    return Code(made.digest, made.sha256, made.size)
 
 
 def functions_of(engine: Engine, home: Path | None) -> Deployments:
@@ -141,4 +213,4 @@ def functions_of(engine: Engine, home: Path | None) -> Deployments:
     return Deployments(engine, home)
 
 
-__all__ = ["Deployments", "asyncio", "functions_of"]
+__all__ = ["Deployments", "functions_of"]

@@ -404,7 +404,7 @@ class Queue:
 
     # --- messages ----------------------------------------------------------------------------------------------------
 
-    def messages(self, owner: str, queue: str, *, after: int = 0, limit: int = 100) -> list[Message]:
+    def messages(self, owner: str, queue: str, *, after: int = 0, limit: int = 100) -> Sequence[Message]:
         """What went to a queue as a destination, oldest first."""
         rows = self._store.read(
             "SELECT id, at, body FROM messages WHERE owner = ? AND queue = ? AND id > ? ORDER BY id LIMIT ?",

@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -20,6 +20,7 @@ from joey.functions.histogram import IdleTimes
 from joey.functions.store import Store
 from joey.model.errors import Conflict, Invalid, NotFound
 from joey.model.function import LATEST, Alias, AsyncConfig, FunctionSpec, Trigger, Version, check_qualifier, split_ref
+from joey.model.function_views import LayerView
 
 T = TypeVar("T")
 MOST = 10_000
@@ -100,6 +101,7 @@ class Registry:
         self.entries: dict[tuple[str, str], Entry] = {}
         self.addresses: dict[str, tuple[str, str, str]] = {}
         """Id of a function URL -> (owner, function, trigger)."""
+        self._layers: dict[tuple[str, str], LayerView] = {}
         self._load()
 
     # --- looking -----------------------------------------------------------------------------------------------------
@@ -267,6 +269,41 @@ class Registry:
             "UPDATE functions SET idle = ? WHERE owner = ? AND name = ?", _encode(entry.idle.dump()), *entry.key
         )
 
+    # --- layers ------------------------------------------------------------------------------------------------------
+
+    def layers_of(self, owner: str | None) -> Sequence[LayerView]:
+        """Those that have names."""
+        return [layer for layer in self._layers.values() if owner in (None, layer.owner)]
+
+    def layer(self, owner: str, name: str) -> LayerView:
+        """Raises NotFound."""
+        found = self._layers.get((owner, name))
+        if found is None:
+            raise NotFound("layer", f"there is no layer {name!r}", "PUT /v1/layers/NAME")
+        return found
+
+    def set_layer(self, layer: LayerView) -> None:
+        self._layers[layer.owner, layer.name] = layer
+        values = (layer.owner, "", "layer", layer.name, _encode(layer))
+        self._store.write("INSERT OR REPLACE INTO parts VALUES (?, ?, ?, ?, ?)", *values)
+
+    def remove_layer(self, owner: str, name: str) -> None:
+        """Raises NotFound."""
+        self.layer(owner, name)
+        del self._layers[owner, name]
+        self._store.write(
+            "DELETE FROM parts WHERE owner = ? AND name = '' AND kind = 'layer' AND part = ?", owner, name
+        )
+
+    def may_use(self, owner: str, digest: str) -> bool:
+        """Whether code of that digest is the owner's: of a layer of his, or of a function that has it already."""
+        if not owner:
+            return True
+        if any(layer.digest == digest for layer in self.layers_of(owner)):
+            return True
+        mine = (entry for entry in self.entries.values() if entry.owner == owner)
+        return any(digest in version.spec.layers for entry in mine for version in entry.all())
+
     # --- the disk ----------------------------------------------------------------------------------------------------
 
     def _save(self, entry: Entry) -> None:
@@ -297,7 +334,9 @@ class Registry:
             if (owner, name) in self.entries:
                 self.entries[owner, name].versions[version] = msgspec.json.decode(record, type=Version)
         for owner, name, kind, part, record in read("SELECT * FROM parts"):
-            if (owner, name) in self.entries:
+            if kind == "layer":
+                self._layers[owner, part] = msgspec.json.decode(record, type=LayerView)
+            elif (owner, name) in self.entries:
                 self._load_part(self.entries[owner, name], kind, part, record)
 
     def _load_part(self, entry: Entry, kind: str, part: str, record: bytes) -> None:

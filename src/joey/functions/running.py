@@ -66,6 +66,14 @@ class Core:
         return self._store is not None or (self._home is not None and (self._home / FILE).exists())
 
     @property
+    def folder(self) -> Path:
+        """Where all of it lies."""
+        if self._home is None:
+            self._folder = tempfile.TemporaryDirectory(prefix="joey-functions-")
+            self._home = Path(self._folder.name)
+        return self._home
+
+    @property
     def registry(self) -> Registry:
         """Opens functions.db if need be. Raises Broken, Exhausted, NotPermitted."""
         if self._store is None:
@@ -105,11 +113,7 @@ class Core:
     def _open(self) -> None:
         if self._closed:
             raise Busy("functions", "the engine is ending", "come back later")
-        home = self._home
-        if home is None:
-            self._folder = tempfile.TemporaryDirectory(prefix="joey-functions-")
-            home = Path(self._folder.name)
-        self._store = store = Store(home / FILE)
+        self._store = store = Store(self.folder / FILE)
         self._registry = Registry(store)
         self._dispatcher = Dispatcher(self._start, bounds=self._bounds, happened=self._happened)
         self._queue = Queue(store, self._attempt, self._config, self._concluded)
@@ -122,6 +126,11 @@ class Core:
                     self._timers.set((*entry.key, trigger.name), trigger)
         self._queue.open()
         self._keeper = asyncio.ensure_future(self._keep())
+
+    def backup(self, path: Path) -> None:
+        """A copy of functions.db as a new file, if there is one."""
+        if self.known:
+            self.store.backup(path)
 
     async def close(self) -> None:
         """End instances and what is under way; queued invocations stay queued. May be called twice."""
@@ -143,7 +152,14 @@ class Core:
         while True:
             await asyncio.sleep(_LEARNED_SECONDS)
             self._learned()
-            self._queue.prune()
+            try:
+                await self.tidy()
+            except Exception:
+                log.exception("tidying up")
+
+    async def tidy(self) -> None:
+        """Remove what nothing needs any more."""
+        self._queue.prune()
 
     def _learned(self) -> None:
         for entry in self._registry.entries.values():
@@ -180,8 +196,8 @@ class Core:
                 continue
             pool.deployed = current
             dispatcher.limit(pool, wanted.get(current.version.version, 0))
-        for version, instances in wanted.items():
-            dispatcher.limit(dispatcher.pool(present[version]), instances)
+        for number, instances in wanted.items():
+            dispatcher.limit(dispatcher.pool(present[number]), instances)
 
     def pools(self, entry: Entry) -> list[Pool]:
         """Those of a function."""

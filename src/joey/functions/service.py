@@ -114,6 +114,9 @@ class Functions(Core):
 
     def _checked(self, owner: str, spec: FunctionSpec, code: Code) -> FunctionSpec:
         spec = replace(spec, code=code.digest)
+        for layer in spec.layers:
+            if not self.registry.may_use(owner, layer):
+                raise NotFound("layers", f"there is no layer of yours with the digest {layer}", "PUT /v1/layers/NAME")
         if spec.reserved is not None:
             others = sum(
                 entry.latest.spec.reserved or 0
@@ -175,7 +178,7 @@ class Functions(Core):
         await self.saved()
         return version_view(entry, version)
 
-    def versions(self, name: str, *, owner: str | None) -> list[VersionView]:
+    def versions(self, name: str, *, owner: str | None) -> Sequence[VersionView]:
         """$LATEST, then those that were published, oldest first."""
         entry = self.registry.find(name, owner)
         return [version_view(entry, version) for version in entry.all()]
@@ -210,7 +213,7 @@ class Functions(Core):
             raise NotFound("alias", f"function {name} has no alias {alias!r}", "joey fn ls")
         return found
 
-    def aliases(self, name: str, *, owner: str | None) -> list[Alias]:
+    def aliases(self, name: str, *, owner: str | None) -> Sequence[Alias]:
         """In order of name."""
         return [alias for _, alias in sorted(self.registry.find(name, owner).aliases.items())]
 
@@ -285,7 +288,7 @@ class Functions(Core):
             raise NotFound("trigger", f"function {name} has no trigger {trigger!r}", "joey fn ls")
         return self.trigger_view(entry, entry.triggers[trigger])
 
-    def triggers(self, name: str, *, owner: str | None) -> list[TriggerView]:
+    def triggers(self, name: str, *, owner: str | None) -> Sequence[TriggerView]:
         """In order of name."""
         entry = self.registry.find(name, owner)
         return [self.trigger_view(entry, trigger) for _, trigger in sorted(entry.triggers.items())]
@@ -350,7 +353,7 @@ class Functions(Core):
             start_p99=starts.percentile(0.99), wait_p99=stats.waits.percentile(0.99),
         )  # fmt: skip
 
-    def instances(self, name: str, *, owner: str | None) -> list[InstanceView]:
+    def instances(self, name: str, *, owner: str | None) -> Sequence[InstanceView]:
         """Sandboxes that run it now, oldest first."""
         entry = self.registry.find(name, owner)
         clock = time.time() - self.dispatcher.now()

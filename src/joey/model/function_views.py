@@ -124,6 +124,16 @@ class ConfigView(Value, frozen=True, kw_only=True):
     config: AsyncConfig
 
 
+class LayerView(Value, frozen=True, kw_only=True):
+    """Code by a name, that functions have at /opt (`layers` of a function: names or digests)."""
+
+    name: str
+    digest: str
+    size: int
+    created: float
+    owner: str = ""
+
+
 class Message(Value, frozen=True, kw_only=True):
     """What a destination `queue:NAME` has got: the record of an invocation, JSON (in base64 here)."""
 
