@@ -73,7 +73,8 @@ def restrict_function(call: Call, spec: FunctionSpec) -> None:
         return
     from joey.functions.instance import Paths, sandbox_spec
 
-    box = restrict(call, sandbox_spec(Version(spec=spec), Paths()))
+    asked = sandbox_spec(Version(spec=spec), Paths())
+    box = restrict(call, msgspec.structs.replace(asked, mounts=(), labels={}))  # those are ours: runtime, code, marks
     if box.pull == "never" and box.image != "host":
         names = ", ".join(call.service.keys_pull) or "none"
         raise _refused("image", f"{box.image} is of no registry that keys may have asked ({names})")
