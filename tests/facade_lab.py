@@ -107,6 +107,9 @@ class InProcess(Functions):
         self.archives[name] = packed
         return Code(name, base64.b64encode(digest.digest()).decode(), len(packed))
 
+    async def archive(self, name: str, *, owner: str | None, qualifier: str = "") -> bytes:
+        return self.archives[self.version(name, owner=owner, qualifier=qualifier).spec.code]
+
 
 class Lab:
     """A server in a thread. `credentials` as `joey env` gives them; `another` for a key made for it."""

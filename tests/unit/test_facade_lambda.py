@@ -71,6 +71,12 @@ def refused(code: str, call: Any, *words: str, **arguments: Any) -> ClientError:
     return error.value
 
 
+def fetched(url: str) -> bytes:
+    with urllib.request.urlopen(url) as answer:
+        found: bytes = answer.read()
+    return found
+
+
 def payload(answer: dict[str, Any]) -> Any:
     return json.loads(answer["Payload"].read())
 
@@ -84,6 +90,9 @@ def test_a_function_from_its_creation_to_its_end(aws: Any) -> None:
     assert aws.get_waiter("function_active_v2").wait(FunctionName="f") is None
     found = aws.get_function(FunctionName="f")
     assert found["Tags"] == {"team": "x"} and "Concurrency" not in found
+    assert fetched(found["Code"]["Location"]) == zipped(index=CODE)
+    with pytest.raises(urllib.error.HTTPError):
+        fetched(found["Code"]["Location"][:-4] + "0000")
     shown = found["Configuration"]
     assert {name: shown[name] for name in ("Role", "Handler", "Timeout", "MemorySize", "Version", "State")} == {
         "Role": ROLE, "Handler": "index.handler", "Timeout": 7, "MemorySize": 256, "Version": "$LATEST",

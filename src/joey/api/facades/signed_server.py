@@ -11,7 +11,7 @@ from urllib.parse import parse_qsl
 
 from joey.api import function_urls
 from joey.api.budget import SMALL
-from joey.api.facades import signing
+from joey.api.facades import links, signing
 from joey.api.facades.signed import Signed
 from joey.api.facades.signing import Unsigned
 from joey.api.light import web
@@ -87,6 +87,8 @@ class SignedServer:
             path, _, query = request.raw_path.partition("?")
             if path.startswith(function_urls.URLS):
                 return await function_urls.serve(self.service, request, path, query, False)
+            if path.startswith(links.PATH):
+                return await links.serve(self.facade, request, path, now())
             try:
                 route, variables = self.router.find(request.method, path.rstrip("/"))
             except (NoSuchPath, WrongMethod):

@@ -12,7 +12,8 @@ from joey.api.facades.aws_lambda.base import answer, fields, found, functions, l
 from joey.api.facades.aws_lambda.errors import Failure, lacking
 from joey.api.facades.code import permitted, stored
 from joey.api.facades.fields import Fields
-from joey.api.facades.signed_server import SignedCall
+from joey.api.facades.links import link
+from joey.api.facades.signed_server import SignedCall, now
 from joey.api.routes import Route
 from joey.model.errors import Invalid
 from joey.model.function import LATEST, FunctionSpec, Version
@@ -88,15 +89,15 @@ async def _layers(call: SignedCall, given: Fields) -> tuple[str, ...]:
 
 
 async def get_function(call: SignedCall) -> Any:
-    """GetFunction: without an address to fetch the code from."""
+    """GetFunction, with a link to the code."""
     call.allow(lacking, "Qualifier")
     version = _version(call)
     spec = version.spec
-    image = spec.tags.get(translate.PACKAGE) == "Image"
-    shown = {
-        "Configuration": views.configuration(version, bool(reference(call)[1])),
-        "Code": {"RepositoryType": "ECR", "ImageUri": spec.image} if image else {"RepositoryType": "Joey"},
-    }
+    code = {"RepositoryType": "ECR", "ImageUri": spec.image}
+    if spec.code:
+        owner = functions(call).get(spec.name, owner=call.visible).owner
+        code = {"RepositoryType": "S3", "Location": link(call.facade, owner, spec.name, version.version, now())}
+    shown = {"Configuration": views.configuration(version, bool(reference(call)[1])), "Code": code}
     if tags := translate.tags_of(spec.tags):
         shown["Tags"] = tags
     if spec.reserved is not None:

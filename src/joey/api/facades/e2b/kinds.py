@@ -23,9 +23,11 @@ _INSIDE = Path(__file__).with_name("inside")
 _PLACE = "/opt/joey-interpreter"
 _MIB = 1 << 20
 _INTERPRETER_MEMORY = 1 << 30
-_MOST_CPUS, _MOST_MEMORY = 1024, 1 << 30
 # What ends is started again: its contexts are new ones then.
-_KEPT = 'while :; do "$@"; sleep 0.2; done'
+_KEPT = (
+    "python=python3; if [ -d /usr/lib/python3/dist-packages/ipykernel ]; then python=/usr/bin/python3; fi; "
+    'while :; do "$python" "$1"; sleep 0.2; done'
+)
 # A start command that ends leaves its sandbox, as with E2B.
 _STARTED = 'if [ -x /bin/bash ]; then /bin/bash -l -c "$1"; else /bin/sh -l -c "$1"; fi; while :; do sleep 86400; done'
 
@@ -53,7 +55,7 @@ class Kind(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def argv(self) -> tuple[str, ...]:
         if self.interpreter:
-            return ("/bin/sh", "-c", _KEPT, "sh", "python3", f"{_PLACE}/joey_interpreter.py")
+            return ("/bin/sh", "-c", _KEPT, "sh", f"{_PLACE}/joey_interpreter.py")
         return ("/bin/sh", "-c", _STARTED, "sh", self.start) if self.start else ()
 
     @property

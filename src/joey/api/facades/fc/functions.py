@@ -28,7 +28,8 @@ from joey.api.facades.fc.base import (
 )
 from joey.api.facades.fc.errors import Failure, lacking
 from joey.api.facades.fields import Fields
-from joey.api.facades.signed_server import SignedCall
+from joey.api.facades.links import link
+from joey.api.facades.signed_server import SignedCall, now
 from joey.api.routes import Route
 from joey.model.errors import Conflict, Invalid
 from joey.model.function import LATEST, FunctionSpec, Version, check_name
@@ -142,6 +143,17 @@ async def get_function(call: SignedCall) -> Any:
     """GetFunction."""
     call.allow(lacking, "qualifier")
     return _now(call, *reference(call))
+
+
+async def get_code(call: SignedCall) -> Any:
+    """GetFunctionCode: a link."""
+    call.allow(lacking, "qualifier")
+    version = found(call, *reference(call))
+    if not version.spec.code:
+        raise Failure(404, "FunctionCodeNotFound", "a custom container's code is its image")
+    owner = functions(call).get(version.name, owner=call.visible).owner
+    url = link(call.facade, owner, version.name, version.version, now())
+    return answer(call, {"url": url, "checksum": version.code_sha256})
 
 
 async def list_functions(call: SignedCall) -> Any:
@@ -334,6 +346,7 @@ ROUTES = (
     Route("GET", FUNCTION, get_function, "GetFunction"),
     Route("PUT", FUNCTION, update_function, "UpdateFunction", tag="code"),
     Route("DELETE", FUNCTION, delete_function, "DeleteFunction"),
+    Route("GET", f"{FUNCTION}/code", get_code, "GetFunctionCode"),
     Route("GET", f"{FUNCTION}/instances", list_instances, "ListInstances"),
     Route("POST", f"{FUNCTION}/versions", publish, "PublishFunctionVersion"),
     Route("GET", f"{FUNCTION}/versions", list_versions, "ListFunctionVersions"),
