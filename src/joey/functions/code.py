@@ -161,7 +161,7 @@ class CodeStore:
         try:
             tar = await install(self._engine, self.folder(digest), text, image, python, owner, self.path)
             try:
-                await self._in_thread(lambda: self._make(archives.from_tar(tar), to))
+                await self._in_thread(lambda: self._make(_below(archives.from_tar(tar)), to))
             finally:
                 tar.unlink(missing_ok=True)
             mine.set_result(to)
@@ -270,6 +270,14 @@ class CodeStore:
             if not name.is_dir():
                 raise
             os.utime(name)
+
+
+def _below(entries: Iterable[Entry]) -> Iterator[Entry]:
+    """Those in the one directory that an archive is of."""
+    for entry in entries:
+        _, slash, rest = entry.path.partition("/")
+        if slash:
+            yield entry._replace(path=rest)
 
 
 def _clear(path: Path) -> None:

@@ -89,7 +89,7 @@ class Instance:
         log: LogSink | None = None,
         name: str = "",
     ) -> Instance:
-        """A new one, ready. template: the name of one to fork it from. Raises StartFailed for what the function is to
+        """A new one, ready. template: the name of one of the owner's to fork it from (Python's kinds). Raises StartFailed for what the function is to
         blame for, JoeyError for everything else (limits, images, the host).
         """
         self = cls(engine, version, log)
@@ -148,7 +148,7 @@ class Instance:
     async def _start(self, paths: Paths, owner: str, template: str, name: str) -> None:
         spec, engine = self.spec, self.engine
         if template:
-            sandbox, channel = await engine.fork(  # type: ignore[attr-defined]
+            sandbox, channel = await engine.fork(
                 template, owner, env=environment(self.version), labels=_labels(self.version), name=name
             )
             self.id, self._channel = sandbox.id, channel
@@ -171,7 +171,7 @@ class Instance:
                 api.finish()
                 raise
         assert self._channel is not None
-        self.pid = self._channel.pid
+        self.pid = self._channel.pid or sandbox.pid or 0
         self._channel.ended.add_done_callback(lambda _: self.work.last_words())
         self.work.idle = self._idle
         await self._ready()
