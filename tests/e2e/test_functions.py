@@ -118,7 +118,7 @@ def test_later_and_by_itself() -> None:
     table = run.out("fn", "trigger", "later")
     assert "rate(1 minute)" in table and path in table
     assert run.out("fn", "trigger", "--remove", "later", "often") == "often"
-    assert b"is no schedule" in run("fn", "trigger", "later", "x", "--schedule", "sometimes", code=1).stderr or True
+    assert b"schedule" in run("fn", "trigger", "later", "x", "--schedule", "sometimes", code=1).stderr
     run("fn", "scale", "later", "--provisioned", "2", "--max-instances", "3")
     until(lambda: run.out("fn", "instances", "later").count("$LATEST") >= 2)
     assert "max_instances  3" in run.out("fn", "scale", "later")
@@ -151,7 +151,7 @@ def test_a_function_of_this_program() -> None:
     assert square.map(range(20), concurrency=5) == [n * n for n in range(20)]
     with pytest.raises(joey.RemoteError, match="-2 is negative") as caught:
         square.remote(-2)
-    assert caught.value.type == "ValueError" and "raise ValueError" in caught.value.traceback
+    assert caught.value.type == "ValueError" and "in square" in caught.value.traceback
     found = square.map([1, -1], on_error="return")
     assert found[0] == 1 and isinstance(found[1], joey.RemoteError)
     task = square.spawn(5)
@@ -199,7 +199,7 @@ def test_by_name() -> None:
     assert function.publish() == "1" and list(function.versions()) == ["1"]
     function.scale(max_instances=3, keep_alive=30)
     assert function.info().spec.max_instances == 3
-    until(function.instances)
+    assert function.invoke({"a": 7}) == 8
     assert function.stop_instance(function.instances()[0].id) and not function.stop_instance("0" * 24)
     function.remove()
     with pytest.raises(joey.NotFound):

@@ -123,7 +123,7 @@ def settings(values):
         body["tags"] = labels(values["label"], ())
     if values.get("no_template"):
         body["template"] = False
-    wanted = network(values)
+    wanted = network({name: value for name, value in values.items() if name != "publish"})  # of joey run, it is ports
     if wanted is not None:
         body["network"] = wanted
     told = {field: values[field] for field in ("on_success", "on_failure") if field in values}
