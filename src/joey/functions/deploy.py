@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from joey.engine.interface import Engine
     from joey.functions.code import Code as StoredCode
     from joey.functions.code import CodeStore
+    from joey.functions.warm import WarmFunctions
 
 log = logging.getLogger("joey.functions")
 CODE = "functions"
@@ -36,6 +37,7 @@ class Deployments(Functions):
         self._engine = engine
         self._printed: dict[tuple[str, str], Logs] = {}
         self._codes: CodeStore | None = None
+        self._warm: WarmFunctions | None = None
 
     async def open(self) -> None:
         """Remove what an earlier engine left running, then take up its queues. Raises JoeyError."""
@@ -44,7 +46,22 @@ class Deployments(Functions):
 
             engine: Any = self._engine
             await sweep(engine)
+            if hasattr(engine, "template_create"):
+                await self.warm().sweep()
         await super().open()
+
+    async def close(self) -> None:
+        await super().close()
+        if self._warm is not None:
+            await self._warm.close()
+
+    def warm(self) -> WarmFunctions:
+        """Templates of functions, of an engine that has templates."""
+        if self._warm is None:
+            from joey.functions.warm import WarmFunctions
+
+            self._warm = WarmFunctions(self._engine)
+        return self._warm
 
     # --- instances ---------------------------------------------------------------------------------------------------
 
@@ -62,9 +79,11 @@ class Deployments(Functions):
             kept.add(id, version.version, request, stream, data)
 
         kept = self.logs_of(*deployed.function)
+        paths = await self.codes.prepare(version.spec)
+        template = self.warm().name(deployed, paths) if hasattr(engine, "template_create") else ""
         try:
             made = await instance.Instance.start(
-                engine, version, await self.codes.prepare(version.spec), owner=deployed.owner, log=printed
+                engine, version, paths, owner=deployed.owner, template=template, log=printed
             )
         except instance.StartFailed as failed:
             raise StartFailed(failed.failure, failed.logs) from None
@@ -178,6 +197,9 @@ class Deployments(Functions):
     async def tidy(self) -> None:
         """Remove code that nothing names any more."""
         await super().tidy()
+        if self._warm is not None:
+            alive = {self.deployed(entry, one).key for entry in self.registry.entries.values() for one in entry.all()}
+            self._warm.tidy(alive)
         if self._codes is not None:
             specs = [version.spec for entry in self.registry.entries.values() for version in entry.all()]
             specs += [pool.deployed.version.spec for pool in self.all_pools()]

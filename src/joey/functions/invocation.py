@@ -11,6 +11,9 @@ from typing import Any
 
 from joey.functions.wire import Failure
 
+LONGEST = 128 << 10
+"""Bytes of a payload that goes into a record."""
+
 
 @dataclass(slots=True)
 class Invocation:
@@ -64,7 +67,9 @@ def record(
     *, function: str, version: str, request_id: str, at: float, condition: str, attempts: int, request: bytes,
     response: bytes, error: str,
 ) -> bytes:  # fmt: skip
-    """What a destination gets: AWS Lambda's "Configuring destinations for asynchronous invocation", version 1.0."""
+    """What a destination gets: AWS Lambda's "Configuring destinations for asynchronous invocation", version 1.0. Of
+    payloads beyond LONGEST only the size is told: records of records would double each time.
+    """
     document = {
         "version": "1.0",
         "timestamp": instant(at),
@@ -74,14 +79,18 @@ def record(
             "condition": condition,
             "approximateInvokeCount": attempts,
         },
-        "requestPayload": json_or_text(request),
+        "requestPayload": _payload(request),
         "responseContext": {
             "statusCode": 200, "executedVersion": version or "$LATEST",
             **({"functionError": error} if error else {}),
         },
-        "responsePayload": json_or_text(response),
+        "responsePayload": _payload(response),
     }  # fmt: skip
     return json.dumps(document).encode()
+
+
+def _payload(data: bytes) -> Any:
+    return json_or_text(data) if len(data) <= LONGEST else {"omitted": len(data)}
 
 
 def timer_event(name: str, payload: str, due: float) -> bytes:

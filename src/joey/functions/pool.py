@@ -215,9 +215,9 @@ class Pool:
         windows = self.windows
         if self.draining:
             return 0
-        if windows is None or (not self.last and not self.members):
+        if windows is None or not self.last:
             return wanted
-        since = now - (self.last or min(member.started for member in self.members))
+        since = now - self.last
         warm = windows.prewarm <= since < windows.end
         if warm:
             return max(wanted, 1, self.limits.least)
