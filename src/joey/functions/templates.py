@@ -30,6 +30,10 @@ MOST = 64
 """Templates at once, of all functions: each is a process with its libraries. Who was not started from longest goes."""
 BERTHS = 2
 PREFIX = "function-"
+_OURS: dict[str, tuple[str, ...]] = {
+    "event": (), "wsgi": ("joey_runtime.wsgi",), "asgi": ("joey_runtime.asgi", "joey_runtime.loop"),
+}  # fmt: skip
+"""Of the runtime: what a kind needs beyond the usual."""
 _log = logging.getLogger(__name__)
 
 
@@ -126,7 +130,9 @@ def name_of(version: Version, paths: Paths) -> str:
 def template_spec(version: Version, paths: Paths, name: str, berths: int = BERTHS) -> TemplateSpec:
     """What the engine makes the template of."""
     spec = version.spec
-    modules = list(spec.modules)
+    modules = [*_OURS[spec.kind], *spec.modules]
+    if spec.concurrency > 1:
+        modules.append("joey_runtime.threads")
     own = spec.handler.rpartition(".")[0].replace("/", ".")
     if own and not spec.secrets and own not in modules and all(part.isidentifier() for part in own.split(".")):
         modules.append(own)

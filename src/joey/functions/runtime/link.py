@@ -1,5 +1,6 @@
 """The runtime's end of the channel: frames in and out, and what the function prints."""
 
+import _thread
 import io
 import os
 import sys
@@ -97,15 +98,56 @@ class _Raw(io.RawIOBase):
         """Never: a function that closes its standard output is no reason to lose what comes later."""
 
 
-def capture(link, current):
-    """Let sys.stdout and sys.stderr go through `link`. current() -> the invocation that runs here, 0 for none."""
+class _Each(io.TextIOBase):
+    """A standard stream where several threads print: each has its own, so that lines stay whole and are whose they
+    are.
+    """
+
+    def __init__(self, make):
+        self._make, self._local = make, _thread._local()
+
+    @property
+    def _own(self):
+        try:
+            return self._local.stream
+        except AttributeError:
+            self._local.stream = made = self._make()
+            return made
+
+    buffer = property(lambda self: self._own.buffer)
+    encoding = property(lambda self: self._own.encoding)
+    errors = property(lambda self: self._own.errors)
+
+    def write(self, text):
+        return self._own.write(text)
+
+    def flush(self):
+        self._own.flush()
+
+    def fileno(self):
+        return self._own.fileno()
+
+    def writable(self):
+        return True
+
+    def reconfigure(self, **settings):
+        self._own.reconfigure(**settings)
+
+
+def capture(link, current, threads=False):
+    """Let sys.stdout and sys.stderr go through `link`. current() -> the invocation that runs here, 0 for none. threads:
+    several run here, each in one of its own.
+    """
     for name, stream in (("stdout", STDOUT), ("stderr", STDERR)):
         old = getattr(sys, name)
         if old is not None:
             old.flush()
-        made = io.TextIOWrapper(
-            io.BufferedWriter(_Raw(link, stream, current)), "utf-8", "backslashreplace", line_buffering=True
-        )
+
+        def make(stream=stream):
+            raw = io.BufferedWriter(_Raw(link, stream, current))
+            return io.TextIOWrapper(raw, "utf-8", "backslashreplace", line_buffering=True)
+
+        made = _Each(make) if threads else make()
         setattr(sys, name, made)
         setattr(sys, "__{}__".format(name), made)
 

@@ -36,8 +36,10 @@ from .frames import (
 def prepare(modules=(), init="", code="/code", layers="/opt"):
     """Import what instances will need, and run `init`, before there is one. Raises what that raises."""
     loader.paths(code, layers)
-    for name in modules:
-        loader.import_module(name)
+    loader.import_module(".event", __package__)
+    loaded = [loader.import_module(name) for name in modules]
+    if any(loader.asynchronous(one) for module in loaded for one in vars(module).values() if callable(one)):
+        loader.import_module(".loop", __package__)  # and with it asyncio
     if init:
         import types
 

@@ -5,6 +5,8 @@ import threading
 from contextvars import ContextVar
 from queue import SimpleQueue
 
+from . import link
+
 _current = ContextVar("joey_invocation", default=0)
 
 
@@ -67,6 +69,7 @@ def wait(call):
 def run(server, most):
     """Serve until STOP (what is in flight is finished) or the channel's end."""
     server.current, server.wait = _current.get, wait
+    link.capture(server.link, _current.get, threads=True)
     pool = Pool(server, most)
     server.begin("threads")
     pool.hand_out()
