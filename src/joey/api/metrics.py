@@ -12,6 +12,7 @@ from joey._version import __version__
 from joey.api import params
 from joey.api.light import web
 from joey.api.routes import TEXT, Call, Route
+from joey.functions.metrics import Histograms, families
 from joey.model.views import Stats
 
 STATES = ("created", "running", "paused", "exited", "dead")
@@ -64,6 +65,18 @@ class Page:
             self._lines.append(f'{name}_bucket{{le="{bound}"}} {total}')
         self._lines += [f"{name}_sum {_number(found.sum)}", f"{name}_count {total}"]
 
+    def histograms(self, found: Histograms) -> None:
+        """Several of one name, by labels."""
+        self._lines += [f"# HELP {found.name} {found.help}", f"# TYPE {found.name} histogram"]
+        ends = (*map(str, found.bounds), "+Inf")
+        for labels, durations in found.samples:
+            total = 0
+            for bound, count in zip(ends, durations.counts, strict=True):
+                total += count
+                self._lines.append(f"{found.name}_bucket{_labels({**labels, 'le': bound})} {total}")
+            self._lines.append(f"{found.name}_sum{_labels(labels)} {_number(durations.sum)}")
+            self._lines.append(f"{found.name}_count{_labels(labels)} {total}")
+
     def text(self) -> str:
         return "\n".join([*self._lines, ""])
 
@@ -107,6 +120,11 @@ async def metrics(call: Call) -> web.Response:
     page.one("joey_http_requests_in_flight", "gauge", "Requests in flight, streams aside", service.in_flight)
     page.one("joey_http_connections", "gauge", "Requests and streams open", service.activity.open)
     service.doorway.figures(page)
+    for found in families(service.functions):
+        if isinstance(found, Histograms):
+            page.histograms(found)
+        else:
+            page.family(*found)
     usage = resource.getrusage(resource.RUSAGE_SELF)
     page.one("process_cpu_seconds_total", "counter", "CPU time of the engine", usage.ru_utime + usage.ru_stime)
     page.one("process_resident_memory_bytes", "gauge", "Resident memory of the engine", _resident())
