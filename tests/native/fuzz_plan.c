@@ -92,6 +92,8 @@ static void dry_run(const struct plan *plan, unsigned fds)
 		assert(where == 'A' || (where == 'C') == (clones > 0));
 		assert(op->code != OP_EXEC || at == plan->count - 1);
 		assert(op->code != OP_WAIT || !memory);
+		assert(op->code != OP_RECEIVE || !memory);
+		assert(op->code != OP_SECCOMP || !table);
 		assert(op->code != OP_HOLD || table);
 		if ((op->code == OP_SETNS || op->code == OP_UNSHARE) && !clones) assert(!(op->n[0] & ~(uint64_t)HOME_NAMESPACES));
 		dry_op(plan, op, regs);
@@ -107,8 +109,10 @@ static void dry_run(const struct plan *plan, unsigned fds)
 		if (op->code == OP_STDIO) stdios++, table = false;
 		if (table) memcpy(launcher_regs, regs, sizeof regs);
 	}
-	assert(clones <= 2 && stdios == (clones > 0));
-	if (clones) {
+	bool ends = plan->ops[plan->count - 1].code == OP_END;
+	assert(clones <= 2 && stdios == (clones > 0 && !ends));
+	assert(!ends || (clones == 1 && memory));
+	if (clones && !ends) {
 		assert(plan->ops[plan->count - 1].code == OP_EXEC && plan->argv[0]);
 		walk(plan->argv);
 		walk(plan->envp);

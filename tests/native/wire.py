@@ -30,7 +30,7 @@ OPS = {
     for code, name, where, regs, offsets in re.findall(r'OP\((\d+),\s*(\w+),\s*(\w),\s*"(.{4})",\s*"(.{4})"\)', HEADER)
 }
 MSG = {name: int(value) for name, value in re.findall(r"MSG_(\w+) = (\d+)", HEADER)}
-MAGIC, VERSION, NO_REG, INLINE = 0x4E4C504A, 2, 255, 65536
+MAGIC, VERSION, NO_REG, INLINE = 0x4E4C504A, 3, 255, 65536
 HEAD = struct.Struct("<IIQQqiI")
 CHILD = struct.Struct("<QQQiiQQQII")
 

@@ -8,7 +8,7 @@ import errno
 import logging
 import signal
 import time
-from collections.abc import Awaitable, Coroutine
+from collections.abc import Awaitable, Coroutine, Mapping
 from functools import partial
 from typing import Any, Literal, Protocol, TypeVar
 
@@ -50,6 +50,7 @@ from joey.engine.record import (
 )  # fmt: skip
 from joey.engine.record import Launched as HasLaunched
 from joey.engine.schema import Row
+from joey.engine.slots import Prepared, Special
 from joey.engine.store import Store
 from joey.engine.timers import Timers
 from joey.host.cgroup_files import CgroupError
@@ -99,6 +100,18 @@ def signal_number(name: str) -> int:
     raise Invalid("stop_signal", f"unknown signal {name!r}")
 
 
+class Place(Protocol):
+    """Where a sandbox is that is not like others."""
+
+    slot: Special
+
+    async def start(
+        self, request: Request, prepared: Prepared, key: int, etc: Mapping[str, str] | None = None
+    ) -> Launched:
+        """As `Launching.start`."""
+        raise NotImplementedError
+
+
 class Box:
     """The shell around a record. All of it belongs to the event loop; actions that wait are done one after another."""
 
@@ -119,6 +132,8 @@ class Box:
         """Done when its removal is on disk: not before that do its files go, none are ever missing."""
         self.request: Request | None = None
         self.slot: Slot | None = None
+        self.place: Place | None = None
+        """Of one that has to do with a template: a slot and a launch of its own kind."""
         self.link: Link | None = None
         self.launched: Launched | None = None
         self.output: Output | None = None
@@ -315,7 +330,8 @@ class Box:
             # The launch takes longer than the disk; what is found running later needs no more than this.
             if self.durable:
                 self.durable, self.on_disk = False, self._context.store.flushed()
-            return await launching.start(self.request, prepared, key, etc)
+            start = launching.start if self.place is None else self.place.start
+            return await start(self.request, prepared, key, etc)
         finally:
             prepared.close()
 

@@ -21,7 +21,7 @@ from msgspec.structs import replace
 from joey.engine import looking
 from joey.engine.ends import exit_of_child
 from joey.engine.execs import within
-from joey.engine.launching import Launched, send_signal
+from joey.engine.launching import Launched, Request, send_signal
 from joey.engine.record import SIGKILL, Phase
 from joey.model.errors import Conflict, Invalid, JoeyError
 from joey.model.spec import Process
@@ -86,24 +86,27 @@ class Channels:
         self._known: dict[int, tuple[Channel, Launched, Box, int]] = {}
         self._ending: set[asyncio.Task[None]] = set()
 
-    async def open(self, box: Box, process: Process) -> Channel:
-        """Run `process` in a running box. Raises JoeyError."""
+    async def open(self, box: Box, process: Process, request: Request | None = None) -> Channel:
+        """Run `process` in a running box; with `request`, as that says and with what powers it asks for itself. Raises
+        JoeyError.
+        """
         if process.tty or process.stdin:
             raise Invalid("tty" if process.tty else "stdin", "a process with a channel has neither")
         if not process.argv:
             raise Invalid("argv", "name a program to run")
-        work = asyncio.ensure_future(self._open(box, process))
+        work = asyncio.ensure_future(self._open(box, process, request))
         try:
             return await asyncio.shield(work)
         except asyncio.CancelledError:
             work.add_done_callback(self._abandon)
             raise
 
-    async def _open(self, box: Box, process: Process) -> Channel:
+    async def _open(self, box: Box, process: Process, request: Request | None) -> Channel:
         if box.record.phase is not Phase.RUNNING or box.launched is None or box.slot is None:
             raise Conflict("state", f"cannot run a process in it: it is {box.view().state}", "start or resume it first")
-        request = box.requested()
-        process = within(process, request.spec, request.image.cwd)
+        if request is None:
+            request = box.requested()
+            process = within(process, request.spec, request.image.cwd)
         process = replace(process, env={**process.env, CHANNEL_FD: "3"})
         launching, key = self._engine.machine.launching, self._engine.store.next_number("key")
         kills = looking.oom_kills(self._engine, box)

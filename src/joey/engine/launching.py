@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import errno
 import os
 import signal
+import socket
 import stat
 from collections.abc import Callable, Hashable, Mapping
 from contextlib import ExitStack
@@ -35,7 +37,8 @@ from joey.model.network import mode_of
 from joey.model.slot import Slot, slot_name
 from joey.model.spec import Mount, Process, Restart, SandboxSpec
 from joey.model.storage import BoxPlan
-from joey.plan import template
+from joey.plan import berth, template
+from joey.plan import flags as f
 from joey.plan.checks import check_process
 from joey.plan.encode import append, encode
 from joey.plan.exec import exec_
@@ -84,6 +87,13 @@ class Request:
         """What of it makes a difference to the plan."""
         mode = mode_of(self.spec.network)
         return mode if mode in ("none", "host") else "nat" if not mode.startswith("container:") else "container:x"
+
+
+class Within(NamedTuple):
+    """A template's sandbox, for those that are inside of it: its user namespace, and a pidfd of its first process."""
+
+    outer: int
+    pidfd: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,14 +222,9 @@ class Launching:
     async def _start(
         self, request: Request, prepared: Prepared, key: int, shard: Shard, etc: Mapping[str, str]
     ) -> Launched:
-        spec, slot = request.spec, prepared.slot
-        await self._attach(shard, request.image)
-        box = self._storage.box(slot.name, spec)
-        if etc:
-            etc_files.write(self._storage.upper(box), etc, slot.base)
+        slot = prepared.slot
+        box = await self._furnish(request, slot, shard, etc)
         plan = self._planned(request, slot, box)
-        if request.devices is not None:
-            self._allow(slot, request.devices)
         shard.children += 1
         try:
             with ExitStack() as stack:
@@ -228,6 +233,61 @@ class Launching:
         except BaseException:
             shard.children -= 1
             raise
+
+    async def _furnish(self, request: Request, slot: Slot, shard: Shard, etc: Mapping[str, str]) -> BoxPlan:
+        """What a launch finds ready."""
+        await self._attach(shard, request.image)
+        box = self._storage.box(slot.name, request.spec)
+        if etc:
+            etc_files.write(self._storage.upper(box), etc, slot.base)
+        if request.devices is not None:
+            self._allow(slot, request.devices)
+        return box
+
+    async def berth(
+        self, request: Request, prepared: Prepared, key: int, second: int, etc: Mapping[str, str], within: Within
+    ) -> Launched:
+        """Start the first process of a sandbox that others can be forked into (joey.plan.berth); with its mount
+        namespace (ROLE_MNTNS). second: the key of what builds that. The slot is the caller's to clear. Raises
+        JoeyError.
+        """
+        shard = await self._fleet.shard()
+        layers = tuple(layer for layer in request.image.attached if not layer.id.startswith(HOST_LAYER))
+        shard.use(layers)
+        shard.children += 1
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            with ours, theirs:
+                more = {"outer": within.outer, "gate": theirs.fileno(), "template": within.pidfd}
+                launched = await self._berth(request, prepared, (key, second), shard, etc, more)
+                socket.send_fds(ours, [b"\1"], [launched.fds[f.ROLE_MNTNS]])
+        except BaseException:
+            shard.children -= 1
+            shard.leave(layers)
+            raise
+        return dataclasses.replace(launched, layers=layers)
+
+    async def _berth(
+        self, request: Request, prepared: Prepared, keys: tuple[int, int], shard: Shard, etc: Mapping[str, str],
+        more: Mapping[str, int],
+    ) -> Launched:  # fmt: skip
+        spec, slot = request.spec, prepared.slot
+        box = await self._furnish(request, slot, shard, etc)
+        plan = _planned(berth.first(spec, request.identity, self._facts, slot))
+        with ExitStack() as stack:
+            fds = [self._open(source, prepared, stack, more) for source in plan.sources]
+            launched = await self._run(shard, keys[0], plan, fds, slot, main=True)
+            try:
+                plan = _planned(berth.build(spec, request.image, self._facts, slot, box, keys[0], request.files))
+                fds = [self._open(source, prepared, stack, more) for source in plan.sources]
+                built = await self._run(shard, keys[1], plan, fds, slot)
+            except BaseException:
+                shard.running.pop(keys[0], None)
+                with contextlib.suppress(OSError):
+                    await shard.signal(keys[0], signal.SIGKILL)
+                raise
+        shard.running.pop(keys[1], None)  # it has ended
+        return dataclasses.replace(launched, fds=built.fds)
 
     def _allow(self, slot: Slot, devices: tuple[DeviceRule, ...]) -> None:
         try:
@@ -346,7 +406,9 @@ class Launching:
             except OSError as error:
                 raise image_layer(layer.id, layer.source, error) from error
 
-    def _open(self, source: Source, prepared: Prepared, stack: ExitStack) -> int:
+    def _open(self, source: Source, prepared: Prepared, stack: ExitStack, more: Mapping[str, int] | None = None) -> int:
+        if more and source.kind in more:
+            return more[source.kind]
         if source.kind == "userns":
             return prepared.userns
         if source.kind == "netns":

@@ -262,7 +262,7 @@ class Networks:
 
     async def take(self, box: Box) -> Prepared:
         """A slot as its network needs it; one that ran before has its own revived. Raises JoeyError."""
-        pool, mode = self._engine.machine.pool, mode_of(box.spec.network)
+        mode = mode_of(box.spec.network)
         if mode in ("none", "host"):
             return await self._plain_slot(box)
         if mode.startswith("container:"):
@@ -275,10 +275,10 @@ class Networks:
             os.close(prepared.netns)
             return prepared._replace(netns=netns)
         await self._open()
-        if box.slot is None:
+        if box.slot is None and box.place is None:
             wired = await self.slots.take()
         else:
-            prepared = await pool.revive(box.slot, box.has_files(box.slot))
+            prepared = await self._plain_slot(box)
             try:
                 wired = Wired(prepared, await self._wiring.wire(prepared.netns, lambda wire: None))
             except BaseException:
@@ -292,7 +292,9 @@ class Networks:
 
     async def _plain_slot(self, box: Box) -> Prepared:
         pool = self._engine.machine.pool
-        return await (pool.revive(box.slot, box.has_files(box.slot)) if box.slot else pool.take())
+        if box.slot is not None:
+            return await pool.revive(box.slot, box.has_files(box.slot))
+        return await (pool.take() if box.place is None else pool.make(box.place.slot))
 
     def _netns_of(self, ref: str, box: Box) -> int:
         other = self._engine.find(ref, box.owner or None)

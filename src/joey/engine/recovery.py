@@ -44,6 +44,7 @@ async def recover(engine: Engine) -> None:
     """Find every sandbox again. What nobody knows any more is removed."""
     boxes = [_box(engine, row) for row in engine.store.load_all().rows]
     engine.warm.load()
+    engine.forks.load()
     stored = [(box.id, box.spec.image) for box in boxes if not images.local(box.spec)]
     await asyncio.to_thread(images.recover, engine.instance, stored)
     machine = engine.machine

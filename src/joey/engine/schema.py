@@ -44,6 +44,11 @@ MIGRATIONS: tuple[str, ...] = (
     """
     CREATE TABLE networks (number INTEGER PRIMARY KEY, network TEXT NOT NULL);
     """,
+    """
+    CREATE TABLE templates (
+        owner TEXT NOT NULL, name TEXT NOT NULL, spec TEXT NOT NULL, created REAL NOT NULL, PRIMARY KEY (owner, name)
+    ) WITHOUT ROWID;
+    """,
 )
 """Entry n leads from version n to n + 1 (PRAGMA user_version). One that was released is never changed."""
 

@@ -24,6 +24,7 @@ from joey.model.slot import Slot, slot_name
 from joey.plan import setup
 from joey.plan.encode import encode
 from joey.plan.layout import BOXES
+from joey.plan.ops import Plan
 from joey.plan.template import Template, make
 
 _IN_FLIGHT = 16
@@ -43,6 +44,13 @@ class Prepared(NamedTuple):
     def close(self) -> None:
         os.close(self.userns)
         os.close(self.netns)
+
+
+class Special(NamedTuple):
+    """A kind of slot that is not made ahead: its plan, and what that needs."""
+
+    plan: Callable[[CgroupLayout, Slot], Plan]
+    fds: tuple[int, ...] = ()
 
 
 class SlotPool:
@@ -99,9 +107,9 @@ class SlotPool:
         await self.clear(slot, self._default, files=False)
         return await self._make_in(slot, revive=files)
 
-    async def make(self) -> Prepared:
-        """One that was not made ahead, so that those that were are left."""
-        return await self._make()
+    async def make(self, special: Special | None = None) -> Prepared:
+        """One that was not made ahead, so that those that were are left. special: one of another kind."""
+        return await self._make(special)
 
     def discard(self, prepared: Prepared) -> None:
         """Clear away one that nobody has used."""
@@ -133,14 +141,14 @@ class SlotPool:
                 self.clear(prepared.slot, self._default)
             await asyncio.wait(self._tasks)  # one that was being made comes only now
 
-    async def _make(self) -> Prepared:
+    async def _make(self, special: Special | None = None) -> Prepared:
         """A new one. When the worker goes away under it, what it has made is unknown: another slot is tried."""
         async with self._gate:
             for left in reversed(range(_TRIES)):
                 repairs = self._fleet.repairs
                 slot = Slot(name=slot_name(self._number()), base=self._ids.take(), prepared=Resources.default())
                 try:
-                    return await self._make_in(slot)
+                    return await self._make_in(slot, special=special)
                 except LauncherGone as error:
                     self.clear(slot, self._default)
                     if not left:
@@ -162,11 +170,15 @@ class SlotPool:
             _log.error("cgroups cannot be made again: %s", error)
             return False
 
-    async def _make_in(self, slot: Slot, *, revive: bool = False) -> Prepared:
+    async def _make_in(self, slot: Slot, *, revive: bool = False, special: Special | None = None) -> Prepared:
+        def plan() -> Plan:
+            return special.plan(self._layout, slot) if special else setup.slot(self._layout, slot, revive=revive)
+
         try:
-            done = await self._run(self._template(revive).fill(slot))
+            encoded = encode(plan()) if special else self._template(revive).fill(slot)
+            done = await (await self._fleet.worker()).run(0, encoded, special.fds if special else ())
         except LauncherError as error:
-            raise refused(setup.slot(self._layout, slot, revive=revive), error, "make a slot") from error
+            raise refused(plan(), error, "make a slot") from error
         return Prepared(slot, *done.fds)
 
     def _template(self, revive: bool) -> Template:

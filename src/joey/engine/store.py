@@ -51,6 +51,10 @@ class Loaded(msgspec.Struct, frozen=True):
     layers: dict[str, Layer]
 
 
+_Named: TypeAlias = dict[tuple[str, str], tuple[bytes, float] | None]
+"""Of an owner, by (owner, name): its spec and when it was made."""
+
+
 class _Batch:
     """What is noted and not committed: id -> value, None for what is deleted."""
 
@@ -58,7 +62,8 @@ class _Batch:
         self.sandboxes: dict[str, Row | None] = {}
         self.layers: dict[str, Layer | None] = {}
         self.processes: dict[int, tuple[str, bytes] | None] = {}
-        self.pools: dict[tuple[str, str], tuple[bytes, float] | None] = {}
+        self.pools: _Named = {}
+        self.templates: _Named = {}
         self.networks: dict[int, bytes | None] = {}
 
     def update(self, newer: _Batch) -> None:
@@ -66,10 +71,12 @@ class _Batch:
         self.layers.update(newer.layers)
         self.processes.update(newer.processes)
         self.pools.update(newer.pools)
+        self.templates.update(newer.templates)
         self.networks.update(newer.networks)
 
     def __bool__(self) -> bool:
-        return bool(self.sandboxes or self.layers or self.processes or self.pools or self.networks)
+        named = self.pools or self.templates
+        return bool(self.sandboxes or self.layers or self.processes or self.networks or named)
 
 
 class Store:
@@ -161,8 +168,26 @@ class Store:
 
     def load_pools(self) -> list[tuple[str, bytes, float]]:
         """(owner, spec, created) as on disk. To be called before anything is saved. Raises Broken."""
-        rows = self._select("SELECT owner, spec, created FROM pools ORDER BY owner, name")
+        return self._load_named("pools")
+
+    def _load_named(self, table: str) -> list[tuple[str, bytes, float]]:
+        rows = self._select(f"SELECT owner, spec, created FROM {table} ORDER BY owner, name")
         return [(owner, spec.encode(), created) for owner, spec, created in rows]
+
+    def save_template(self, owner: str, name: str, spec: bytes, created: float) -> None:
+        """Note a template: JSON of its TemplateSpec."""
+        with self._lock:
+            self._batch.templates[owner, name] = (spec, created)
+        self._wake()
+
+    def delete_template(self, owner: str, name: str) -> None:
+        with self._lock:
+            self._batch.templates[owner, name] = None
+        self._wake()
+
+    def load_templates(self) -> list[tuple[str, bytes, float]]:
+        """(owner, spec, created) as on disk. To be called before anything is saved. Raises Broken."""
+        return self._load_named("templates")
 
     def save_network(self, number: int, kept: bytes) -> None:
         """Note a private network: JSON of `engine.private.Kept`."""
@@ -293,7 +318,8 @@ class Store:
             self._write_sandboxes(batch.sandboxes)
             self._write_layers(batch.layers)
             self._write_processes(batch.processes)
-            self._write_pools(batch.pools)
+            self._write_named("pools", batch.pools)
+            self._write_named("templates", batch.templates)
             self._write_networks(batch.networks)
             self._write_counters(counters, exact=exact)
             self._db.execute("COMMIT")
@@ -344,10 +370,10 @@ class Store:
         rows = [(key, one[0], one[1].decode()) for key, one in changed.items() if one is not None]
         self._db.executemany("INSERT INTO processes (key, sandbox, record) VALUES (?, ?, ?)", rows)
 
-    def _write_pools(self, changed: dict[tuple[str, str], tuple[bytes, float] | None]) -> None:
-        self._db.executemany("DELETE FROM pools WHERE owner = ? AND name = ?", changed)
+    def _write_named(self, table: str, changed: _Named) -> None:
+        self._db.executemany(f"DELETE FROM {table} WHERE owner = ? AND name = ?", changed)
         rows = [(*key, one[0].decode(), one[1]) for key, one in changed.items() if one is not None]
-        self._db.executemany("INSERT INTO pools (owner, name, spec, created) VALUES (?, ?, ?, ?)", rows)
+        self._db.executemany(f"INSERT INTO {table} (owner, name, spec, created) VALUES (?, ?, ?, ?)", rows)
 
     def _write_networks(self, changed: dict[int, bytes | None]) -> None:
         self._db.executemany("DELETE FROM networks WHERE number = ?", [(number,) for number in changed])

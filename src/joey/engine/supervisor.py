@@ -28,6 +28,7 @@ from joey.engine.execs import Execs
 from joey.engine.files import BoxFiles
 from joey.engine.files_helper import Helpers
 from joey.engine.fleet import Shard
+from joey.engine.forking import WithTemplates
 from joey.engine.gauges import Gauges, gauges
 from joey.engine.interface import Attachment, Filter, LogQuery, Started
 from joey.engine.launching import Launched, check_signal
@@ -49,6 +50,7 @@ from joey.engine.record import (
 )
 from joey.engine.snapshots import Snapshots
 from joey.engine.store import Store
+from joey.engine.templates import Templates
 from joey.engine.timers import Timers
 from joey.engine.volumes import Volumes
 from joey.engine.warm import Warm
@@ -70,7 +72,7 @@ _CROWD = 2
 _log = logging.getLogger(__name__)
 
 
-class Engine(WithNetworks):
+class Engine(WithNetworks, WithTemplates):
     """Lifecycle of all sandboxes of one instance. See `joey.engine.interface.Engine` for what each method promises."""
 
     def __init__(self, instance: Instance, *, slots: int = READY_SLOTS) -> None:
@@ -88,6 +90,7 @@ class Engine(WithNetworks):
         self.execs: Execs
         self.helpers: Helpers
         self.channels = Channels(self)
+        self.forks = Templates(self)
         self.admission = Admission()
         self.warm = Warm(self)
         self.networks = Networks(self)
@@ -155,6 +158,7 @@ class Engine(WithNetworks):
             await asyncio.wait((self._warming,))
         self.timers.close()
         await self.warm.pools.close()
+        await self.forks.close()
         self.news.close()
         await asyncio.gather(*(box.leave() for box in self.boxes))
         self.execs.leave()
@@ -516,6 +520,7 @@ class Engine(WithNetworks):
         else:
             self._boxes.drop(box)
         self.snapshots.left(box)
+        self.forks.gone(box)
 
     def unexpect(self, key: int) -> None:
         """There is no process of that key."""

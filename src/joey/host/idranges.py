@@ -16,12 +16,11 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from joey.model.errors import Busy
-from joey.model.slot import IDS_PER_SLOT
+from joey.model.slot import FIRST_ID, IDS_PER_SLOT, LAST_ID
 
 RANGES_PER_CHUNK = 1024
-_FIRST, _LAST = 0x3C00_0000, 0xEFFF_FFFF
 _CHUNK_IDS = RANGES_PER_CHUNK * IDS_PER_SLOT
-CHUNKS = (_LAST + 1 - _FIRST) // _CHUNK_IDS
+CHUNKS = (LAST_ID + 1 - FIRST_ID) // _CHUNK_IDS
 _OFD_SETLK = 37
 _LOCK_FILE = Path("/run/joey-ids.lock")
 
@@ -49,7 +48,7 @@ class IdRanges:
         taken.
         """
         used = set(bases)
-        for chunk in {(base - _FIRST) // _CHUNK_IDS for base in used}:
+        for chunk in {(base - FIRST_ID) // _CHUNK_IDS for base in used}:
             lock_byte(self.fd, chunk)
             self._add(chunk, used)
 
@@ -65,7 +64,7 @@ class IdRanges:
 
     def _add(self, chunk: int, used: set[int]) -> None:
         self._chunks.add(chunk)
-        start = _FIRST + chunk * _CHUNK_IDS
+        start = FIRST_ID + chunk * _CHUNK_IDS
         bases = range(start, start + _CHUNK_IDS, IDS_PER_SLOT)
         self._free = [base for base in reversed(bases) if base not in used] + self._free
 

@@ -8,6 +8,8 @@ from joey.model.resources import Resources
 
 IDS_PER_SLOT = 65536
 """Each sandbox maps its own uids and gids 0..65535; 65534 is nobody, so fewer would break ordinary images."""
+FIRST_ID, LAST_ID = 0x3C00_0000, 0xEFFF_FFFF
+"""The host's ids that are sandboxes' (joey.host.idranges)."""
 
 
 _DECIMAL, _DIGITS = 10**7, "0123456789abcdefghijklmnopqrstuvwxyz"
@@ -44,3 +46,21 @@ class Slot(msgspec.Struct, frozen=True, kw_only=True):
     def id_map(self) -> str:
         """One line of /proc/PID/uid_map (user_namespaces(7))."""
         return f"0 {self.base} {IDS_PER_SLOT}"
+
+    @property
+    def outer_map(self) -> str:
+        """That of a template's own sandbox: after its ids come all that are any sandbox's. Those forked from it have
+        user namespaces inside its own, each with the ids of its slot and no others.
+        """
+        lines, inside = [self.id_map], IDS_PER_SLOT
+        after = self.base + IDS_PER_SLOT
+        for start, end in ((FIRST_ID, self.base), (after, LAST_ID + 1)):
+            if end > start:
+                lines.append(f"{inside} {start} {end - start}")
+                inside += end - start
+        return "\n".join(lines)
+
+
+def inside(base: int, outer: int) -> int:
+    """The id `base` of the host as a template's user namespace sees it, whose own first id is `outer`."""
+    return base - FIRST_ID + (IDS_PER_SLOT if base < outer else 0)

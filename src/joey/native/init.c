@@ -1,10 +1,11 @@
 /* joey-init: PID 1 of a sandbox. There may be one in each of thousands, so it uses no library: a page of code, a page of stack.
  *
- *	joey-init [-s] [--] [CMD ARG…]
+ *	joey-init [-s | -m] [--] [CMD ARG…]
  *
  * With CMD: runs it (-s: in a session of its own, with descriptor 0 as controlling terminal if it is one), passes on the signals that
  * processes send to it, reaps whatever ends, and ends as CMD did: its code, or 128 + signal; 126 or 127 if CMD cannot be run. Signals
- * of the terminal reach CMD by themselves. Without CMD: reaps, and ends with 0 on SIGTERM or SIGINT. */
+ * of the terminal reach CMD by themselves. Without CMD: reaps, and ends with 0 on SIGTERM or SIGINT; -m: the first process that sends it
+ * MOVED_IN, one that came from elsewhere, is from then on what CMD would be. */
 #include "raw.h"
 #include <errno.h>
 #include <limits.h>
@@ -26,6 +27,8 @@ void *memset(void *to, int value, size_t size)
 	return to;
 }
 /* ---- the program */
+
+#define MOVED_IN 64	/* the last real-time signal */
 
 static void complain(const char *program, const char *what)
 {
@@ -83,23 +86,34 @@ static void reap(long main_pid)
 	for (long pid; (pid = RAW(wait4, -1, &status, 1 /* WNOHANG */, 0)) > 0;)
 		if (pid == main_pid) raw_exit(status & 0x7f ? 128 + (status & 0x7f) : status >> 8 & 0xff);
 }
+/* who sends SI_USER cannot lie about its pid; 0 is not of this namespace */
+static long moved_in(const siginfo_t *info) { return info->si_code == SI_USER && info->si_pid > 1 ? info->si_pid : 0; }
+/* of a lower number than what it has said before it ended, its end would be heard of first */
+static long announced(void)
+{
+	const uint64_t only = 1ull << (MOVED_IN - 1);
+	const struct { long seconds, nanoseconds; } now = {0, 0};
+	siginfo_t info;
+	return RAW(rt_sigtimedwait, &only, &info, &now, sizeof only) == MOVED_IN ? moved_in(&info) : 0;
+}
 __attribute__((used)) void begin(long *stack)
 {
 	long argc = stack[0], main_pid = 0;
 	char **argv = (char **)(stack + 1), **env = argv + argc + 1, **command = argv + (argc > 0);
 	const uint64_t all = ~0ull;
-	int session = 0;
+	int session = 0, awaits = 0;
 
 	for (; *command && (*command)[0] == '-'; command++) {
 		if (raw_equal(*command, "--")) {
 			command++;
 			break;
 		}
-		if (!raw_equal(*command, "-s")) {
+		if (raw_equal(*command, "-s")) session = 1;
+		else if (raw_equal(*command, "-m")) awaits = 1;
+		else {
 			complain(*command, ": unknown option\n");
 			raw_exit(125);
 		}
-		session = 1;
 	}
 	RAW(rt_sigprocmask, SIG_SETMASK, &all, 0, sizeof all);
 	if (*command) {
@@ -113,8 +127,12 @@ __attribute__((used)) void begin(long *stack)
 	for (;;) {
 		siginfo_t info;
 		long number = RAW(rt_sigtimedwait, &all, &info, 0, sizeof all);
-		if (number == SIGCHLD) reap(main_pid);
+		if (number == SIGCHLD) {
+			if (awaits && (main_pid = announced())) awaits = 0;
+			reap(main_pid);
+		}
 		else if (number <= 0 || info.si_code > 0) continue;	/* by the kernel: the terminal's, and not ours to pass on */
+		else if (number == MOVED_IN && awaits) awaits = !(main_pid = moved_in(&info));
 		else if (main_pid) RAW(kill, main_pid, number, 0, 0);
 		else if (number == SIGTERM || number == SIGINT) raw_exit(0);
 	}

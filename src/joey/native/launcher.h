@@ -41,6 +41,7 @@ struct run {
 	int *regs;		/* the launcher's registers, or those of a child whose descriptor table is its own */
 	int at;			/* the operation being done */
 	int report;		/* where a forked child reports, or -1 */
+	int proc;		/* /proc of the launcher, after STDIO in a child that is born in another pid namespace; else -1 */
 	int scratch[2];		/* descriptors an operation opened for itself; closed for a child that was killed in it */
 	int preserved;		/* STDIO: how many descriptors EXEC leaves besides 0-2 */
 	unsigned left;		/* what the launcher has to return from: CLONE_NEW* and the two below */
@@ -77,6 +78,11 @@ int op_symlink(struct run *run, const struct plan_op *op);
 int op_chown(struct run *run, const struct plan_op *op);
 int op_remove(struct run *run, const struct plan_op *op);
 int op_userns(struct run *run, const struct plan_op *op);
+void userns_idle(void *parent);
+int userns_map(pid_t pid, const char *file, const char *map);
+int op_nested(struct run *run, const struct plan_op *op);
+int op_receive(struct run *run, const struct plan_op *op);
+int op_end(struct run *run);
 int op_openpty(struct run *run, const struct plan_op *op);
 int op_ifup(struct run *run, const struct plan_op *op);
 int op_stdio(struct run *run, const struct plan_op *op);

@@ -211,6 +211,9 @@ int op_run(struct run *run, const struct plan_op *op)
 	case OP_SCHEDULER: return op_scheduler(run, op);
 	case OP_IOPRIO: return op_ioprio(n[0]);
 	case OP_AFFINITY: return op_affinity(run, op);
+	case OP_NESTED: return op_nested(run, op);
+	case OP_RECEIVE: return op_receive(run, op);
+	case OP_END: return op_end(run);
 	}
 	return ENOSYS;
 }

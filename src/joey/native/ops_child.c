@@ -7,6 +7,7 @@
 #include <linux/filter.h>
 #include <linux/seccomp.h>
 #include <poll.h>
+#include <sched.h>
 #include <string.h>
 #include <sys/prctl.h>
 #include <sys/syscall.h>
@@ -35,14 +36,17 @@ int op_stdio(struct run *run, const struct plan_op *op)
 		if (dup3(run->regs[preserve[i]], next, O_CLOEXEC) < 0) return errno;
 	for (uint32_t i = 0; i < kept; i++, next++)
 		if (dup3(run->regs[keep[i]], next, O_CLOEXEC) < 0) return errno;
+	const int report = next, proc = next + (run->report >= 0);
 	if (run->report >= 0 && dup3(run->report, next++, O_CLOEXEC) < 0) return errno;
+	if (run->left & CLONE_NEWPID && dup3(home_proc(), next++, O_CLOEXEC) < 0) return errno;
 
 	/* phase 2: a table of its own */
 	if (syscall(SYS_close_range, next, ~0u, CLOSE_RANGE_UNSHARE)) return errno;
 	run_own_table(run);
 	memset(run->regs, -1, REGISTERS * sizeof *run->regs);
 	for (uint32_t i = 0; i < kept; i++) run->regs[keep[i]] = (int)(6 + preserved + i);
-	if (run->report >= 0) run->report = next - 1;
+	if (run->report >= 0) run->report = report;
+	if (run->left & CLONE_NEWPID) run->proc = proc;
 
 	/* phase 3: into place, to stay across exec */
 	for (int fd = 0; fd < 3 + (int)preserved; fd++)
@@ -115,7 +119,8 @@ static int seal(struct run *run)
 	run->sealed = true;
 	int error = close_rest(run);
 	if (error) return error;
-	if (syscall(SYS_rt_sigprocmask, 2 /* SIG_SETMASK */, &none, NULL, sizeof none)) return errno;
+	bool blocked = run->plan->ops[run->plan->count - 1].n[0];
+	if (!blocked && syscall(SYS_rt_sigprocmask, 2 /* SIG_SETMASK */, &none, NULL, sizeof none)) return errno;
 	if (run->forked && run->report >= 0) {	/* an end of the pipe without this is a child that was killed on the way */
 		const struct report about_to = {run->at, 0};
 		if (write(run->report, &about_to, sizeof about_to) != sizeof about_to) return EPIPE;

@@ -23,17 +23,17 @@ static int result(long returned) { return returned < 0 ? errno : 0; }
 
 /* ---- USERNS: a namespace needs a process to be born with it. It runs beside the launcher in the same memory, so it touches none of it. */
 
-__attribute__((no_stack_protector, noinline)) static void idle(void *parent)
+__attribute__((no_stack_protector, noinline)) void userns_idle(void *parent)
 {
 	RAW(prctl, PR_SET_PDEATHSIG, SIGKILL, 0, 0);
 	if (RAW(getppid, 0, 0, 0, 0) != (long)(intptr_t)parent) raw_exit(0);	/* it died before: nobody would end us */
 	for (;;) RAW(ppoll, 0, 0, 0, 0);
 }
-static int write_map(int proc, pid_t pid, const char *file, const char *map)
+int userns_map(pid_t pid, const char *file, const char *map)
 {
 	char path[64];
 	strcpy(stpcpy(decimal(path, (unsigned)pid), "/"), file);
-	int fd = open_in(proc, path, O_WRONLY, 0, 0);
+	int fd = open_in(home_proc(), path, O_WRONLY, 0, 0);
 	if (fd < 0) return errno;
 	ssize_t wrote = write(fd, map, strlen(map));
 	int error = wrote < 0 ? errno : 0;
@@ -55,13 +55,13 @@ int op_userns(struct run *run, const struct plan_op *op)
 	};
 	int error = op->n[0] ? act_as(op->n[0]) : 0;
 	if (error) return error;
-	long pid = clone_call(&args, sizeof args, idle, (void *)(intptr_t)getpid());
+	long pid = clone_call(&args, sizeof args, userns_idle, (void *)(intptr_t)getpid());
 	if (op->n[0] && (error = act_as(0))) die("cannot be root again", error);
 	if (pid < 0) return (int)-pid;
 	char path[64];
 	strcpy(decimal(path, (unsigned)pid), "/ns/user");
-	error = write_map(home_proc(), (pid_t)pid, "uid_map", plan_string(run->plan, op->s[0]));
-	if (!error) error = write_map(home_proc(), (pid_t)pid, "gid_map", plan_string(run->plan, op->s[1]));
+	error = userns_map((pid_t)pid, "uid_map", plan_string(run->plan, op->s[0]));
+	if (!error) error = userns_map((pid_t)pid, "gid_map", plan_string(run->plan, op->s[1]));
 	if (!error) error = fill(run, op->r[0], open_in(home_proc(), path, O_RDONLY, 0, 0));
 	kill((pid_t)pid, SIGKILL);
 	while (waitpid((pid_t)pid, NULL, __WALL) < 0 && errno == EINTR) {}

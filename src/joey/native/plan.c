@@ -23,15 +23,15 @@ static const char numbers[CODES][4] = {
 	[OP_USERNS] = "w--", [OP_UNSHARE] = "w--", [OP_SETNS] = "w--", [OP_HOME] = "---", [OP_CHILD] = "x--", [OP_IFUP] = "---",
 	[OP_CLONE] = "w--", [OP_STDIO] = "---", [OP_HOSTNAME] = "---", [OP_DOMAINNAME] = "---", [OP_SETSID] = "---", [OP_CTTY] = "---",
 	[OP_RLIMIT] = "wxx", [OP_GROUPS] = "---", [OP_SETGID] = "w--", [OP_SETUID] = "w--", [OP_BOUNDING] = "x--", [OP_CAPSET] = "xxx",
-	[OP_AMBIENT] = "x--", [OP_PRCTL] = "wx-", [OP_SECCOMP] = "w--", [OP_UMASK] = "w--", [OP_EXEC] = "---", [OP_WAIT] = "---",
+	[OP_AMBIENT] = "x--", [OP_PRCTL] = "wx-", [OP_SECCOMP] = "w--", [OP_UMASK] = "w--", [OP_EXEC] = "w--", [OP_WAIT] = "---",
 	[OP_PERSONALITY] = "w--", [OP_MASK] = "---", [OP_READONLY] = "---",
 	[OP_SYNC] = "w--", [OP_GATE] = "---", [OP_SEND] = "---", [OP_LISTEN] = "w--", [OP_FIND] = "---", [OP_SCHEDULER] = "---",
-	[OP_IOPRIO] = "w--", [OP_AFFINITY] = "---",
+	[OP_IOPRIO] = "w--", [OP_AFFINITY] = "---", [OP_NESTED] = "w--", [OP_RECEIVE] = "---", [OP_END] = "---",
 };
 
 #define NAMESPACES (CLONE_NEWNS | CLONE_NEWPID | CLONE_NEWNET | CLONE_NEWUTS | CLONE_NEWIPC | CLONE_NEWCGROUP | CLONE_NEWUSER | CLONE_NEWTIME)
 #define WAIT_KILLABLE (1u << 5)	/* SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV, of newer headers */
-#define MAX_STDIO (LOW - 8)	/* registers of STDIO: 3-5, these and the report stay below LOW */
+#define MAX_STDIO (LOW - 8)	/* registers of STDIO: 3-5, these, the report and /proc stay below LOW */
 
 enum holds { EMPTY, FILLED, PINNED };	/* pinned: HOLD wants it at the end */
 struct check {
@@ -195,7 +195,7 @@ static int check_stdio(struct check *c, const struct plan_op *op)
 	plan_bytes(c->plan, op->s[0], &preserved);
 	const char *regs = plan_bytes(c->plan, op->s[1], &kept);
 	if (c->stdio || preserved + kept > MAX_STDIO) return EINVAL;
-	c->plan->low = (int)(3 + preserved + kept + 1);
+	c->plan->low = (int)(3 + preserved + kept + 2);	/* the report, and /proc */
 	enum holds stay[REGISTERS] = {EMPTY};
 	for (uint32_t i = 0; i < kept; i++) stay[(uint8_t)regs[i]] = FILLED;
 	memcpy(c->holds, stay, sizeof stay);
@@ -227,7 +227,7 @@ static int check_let_go(struct check *c, const struct plan_op *op)
 static int check_exec(struct check *c, const struct plan_op *op, int at)
 {
 	if ((uint32_t)at != c->plan->count - 1 || !c->stdio || !vectors[0][0]) return EINVAL;
-	if (op->r[0] == PLAN_NO_REG && !*plan_string(c->plan, op->s[0])) return EINVAL;
+	if (op->n[0] > 1 || (op->r[0] == PLAN_NO_REG && !*plan_string(c->plan, op->s[0]))) return EINVAL;
 	c->plan->argv = vectors[0];
 	c->plan->envp = vectors[1];
 	return 0;
@@ -274,10 +274,11 @@ static int check_special(struct check *c, const struct plan_op *op, int at)
 	case OP_HOLD: return check_hold(c, op, at);
 	case OP_CLOSE: case OP_KEEP: return check_let_go(c, op);
 	case OP_EXEC: return check_exec(c, op, at);
+	case OP_END: return (uint32_t)at == c->plan->count - 1 && c->memory_shared && !c->stdio ? 0 : EINVAL;
 	case OP_FSCONFIG: return check_fsconfig(op);
 	case OP_PRCTL: return check_prctl(op);
 	case OP_UNSHARE: case OP_SETNS: return check_namespaces(c, op);
-	case OP_WAIT: case OP_GATE: return c->memory_shared ? EINVAL : 0;
+	case OP_WAIT: case OP_GATE: case OP_RECEIVE: return c->memory_shared ? EINVAL : 0;
 	case OP_SYNC: return c->memory_shared || n[0] > UINT8_MAX ? EINVAL : 0;
 	case OP_SYMLINK: return n[0] > 1 ? EINVAL : 0;
 	case OP_SCHEDULER:
@@ -295,6 +296,7 @@ static int check_special(struct check *c, const struct plan_op *op, int at)
 	case OP_UMASK: return n[0] > 0777 ? EINVAL : 0;
 	case OP_SECCOMP: case OP_LISTEN:
 		plan_bytes(c->plan, op->s[0], &size);
+		if (op->code == OP_SECCOMP && c->table_shared) return EINVAL;	/* nothing but what STDIO left stays open after it */
 		if (!size || size % sizeof(struct sock_filter) || size / sizeof(struct sock_filter) > BPF_MAXINSNS) return EINVAL;
 		return n[0] & ~(uint64_t)(SECCOMP_FILTER_FLAG_LOG | SECCOMP_FILTER_FLAG_SPEC_ALLOW | WAIT_KILLABLE) ? EINVAL : 0;
 	default: return 0;
@@ -343,7 +345,7 @@ int plan_decode(struct plan *plan, const void *bytes, size_t size, unsigned fds,
 		error = check_op(&c, &plan->ops[i], i);
 	}
 	if (error) return error;
-	if (c.child && plan->ops[plan->count - 1].code != OP_EXEC) return EINVAL;
+	if (c.child && plan->ops[plan->count - 1].code != OP_EXEC && plan->ops[plan->count - 1].code != OP_END) return EINVAL;
 	for (int role = 0; !c.child && role < PLAN_ROLES; role++) {
 		*bad_op = c.hold_at[role];
 		if (plan->hold_how[role] & 1) return EINVAL;	/* there is no child to keep it with */

@@ -26,7 +26,7 @@
 
 #define PLAN_MAGIC 0x4e4c504au	/* "JPLN" */
 #ifndef PLAN_VERSION
-#define PLAN_VERSION 2
+#define PLAN_VERSION 3
 #endif
 #define PLAN_MAX_OPS 1024
 #define PLAN_MAX_BYTES (4u << 20)
@@ -52,7 +52,7 @@ struct plan_op {
  *   where: L in the launcher, C in a child, A anywhere
  *   registers: o filled by it (what it held is closed), i read by it, ? read or PLAN_NO_REG, - unused, PLAN_NO_REG
  *   offsets: as above, r registers (bytes), - unused, 0; numbers not named are 0
- * A child's CLONE, STDIO, EXEC: exactly one STDIO after the first CLONE; EXEC ends every plan that has a CLONE. Where an operation
+ * A child's CLONE, STDIO, EXEC: exactly one STDIO after the first CLONE; EXEC ends every plan that has a CLONE (or END, without STDIO). Where an operation
  * that is given no RESOLVE_* takes a directory register, its path is looked up as if that were the root (RESOLVE_IN_ROOT).
  * Within the strings of WRITE, FSCONFIG and MOUNT, byte 1 followed by a byte 32 + local register stands for the number of that
  * descriptor. */
@@ -105,7 +105,8 @@ struct plan_op {
 	OP(43, PRCTL,         C, "----", "----")	/* n0 option, n1 value: no_new_privs, keepcaps, securebits, dumpable, pdeathsig */ \
 	OP(44, SECCOMP,       C, "----", "b---")	/* n0 flags */ \
 	OP(45, UMASK,         C, "----", "----") \
-	OP(46, EXEC,          C, "?---", "svvs")	/* s0 program, s1 argv, s2 env, s3 PATH for a name without "/"; r0 a descriptor to run instead */ \
+	OP(46, EXEC,          C, "?---", "svvs")	/* s0 program, s1 argv, s2 env, s3 PATH for a name without "/"; r0 a descriptor to run instead; \
+							   n0 1: signals stay blocked, so that none is lost until it takes them */ \
 	OP(47, WAIT,          C, "i---", "----")	/* until r0 is readable or closed; not in a child that shares memory */ \
 	OP(48, PERSONALITY,   C, "----", "----") \
 	OP(49, MASK,          C, "i---", "ss--")	/* hide s0: a file behind the file s1, a directory behind a clone of the empty directory r0, \
@@ -119,7 +120,11 @@ struct plan_op {
 	OP(55, FIND,          C, "----", "ss--")	/* what EXEC with s0 and PATH s1 would run is there and may be run */ \
 	OP(56, SCHEDULER,     C, "----", "b---")	/* sched_setattr: a struct sched_attr of 48 bytes */ \
 	OP(57, IOPRIO,        C, "----", "----")	/* n0 priority, ioprio_set(2) */ \
-	OP(58, AFFINITY,      C, "----", "b---")	/* the CPU mask s0 */
+	OP(58, AFFINITY,      C, "----", "b---")	/* the CPU mask s0 */ \
+	OP(59, NESTED,        L, "oio-", "ss--")	/* r0 a user namespace inside r1 with uid_map s0, gid_map s1 (as r1 sees ids), r2 a network \
+							   namespace of r1's; n0 uid of r1 that r0 belongs to */ \
+	OP(60, RECEIVE,       C, "oi--", "----")	/* a descriptor that comes over the socket r1, with one byte; not in a child that shares memory */ \
+	OP(61, END,           C, "----", "----")	/* the child has done its part; instead of EXEC in a child that shares memory */
 
 #define PLAN_ENUM(code, name, where, regs, offsets) OP_##name = code,
 enum plan_code { PLAN_OPS(PLAN_ENUM) };

@@ -140,12 +140,37 @@ static struct clone_args clone_args(const struct run *r, const struct plan_op *o
 	}
 	return args;
 }
+/* What clone3 says in another pid namespace is no number of the launcher's; a pidfd's fdinfo in its /proc knows that one. 0: errno */
+static pid_t own_number(const struct run *r, int pidfd)
+{
+	static const char field[] = "\nPid:\t";
+	char path[48] = "self/fdinfo/", text[1024];
+	decimal(path + strlen(path), (unsigned)pidfd);
+	int fd = r->proc < 0 ? -1 : open_in(r->proc, path, O_RDONLY, 0, 0);
+	ssize_t size = fd < 0 ? -1 : read(fd, text, sizeof text - 1);
+	if (fd >= 0) close(fd);
+	if (size <= 0) return 0;
+	text[size] = 0;
+	const char *at = strstr(text, field);
+	pid_t pid = 0;
+	for (at = at ? at + sizeof field - 1 : ""; *at >= '0' && *at <= '9'; at++) pid = pid * 10 + (*at - '0');
+	errno = pid ? 0 : ESRCH;
+	return pid;
+}
 /* CLONE in a child that shares memory: this one has done its part */
 int run_nested(struct run *r, const struct plan_op *op)
 {
 	struct clone_args args = clone_args(r, op);	/* with CLONE_PARENT the exit signal is inherited */
+	int pidfd = -1, error;
+	bool elsewhere = r->left & CLONE_NEWPID;
+	if (elsewhere) args.flags |= CLONE_PIDFD, args.pidfd = (uintptr_t)&pidfd;
 	long pid = syscall(SYS_clone3, &args, sizeof args);
 	if (pid < 0) return errno;
+	if (pid > 0 && elsewhere && !(pid = own_number(r, pidfd))) {
+		error = errno ? errno : EIO;
+		syscall(SYS_pidfd_send_signal, pidfd, SIGKILL, NULL, 0);
+		return error;
+	}
 	if (pid > 0) {
 		r->nested = (pid_t)pid;
 		r->state = RUN_NESTED;
@@ -230,7 +255,7 @@ void run_plan(const struct plan *plan, const int *fds, int count, struct outcome
 	memset(out->fds, -1, sizeof out->fds);
 	memcpy(registers, fds, (size_t)count * sizeof *fds);
 	if (forks && pipe2(report, O_CLOEXEC | O_NONBLOCK)) out->error = errno;
-	run = (struct run){.plan = plan, .regs = registers, .report = report[1], .scratch = {-1, -1}};
+	run = (struct run){.plan = plan, .regs = registers, .report = report[1], .proc = -1, .scratch = {-1, -1}};
 
 	if (!out->error && (out->error = run_operations(plan))) out->op = run.at;
 	home_return(run.left);

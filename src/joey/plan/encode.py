@@ -7,7 +7,7 @@ import struct
 from joey.plan.ops import NO_REG, Op, Plan, Reg
 
 MAGIC = 0x4E4C504A
-VERSION = 2
+VERSION = 3
 _HEADER = struct.Struct("<4I")
 _OP = struct.Struct("<H4BH4I3Q")
 _COUNT = struct.Struct("<I")

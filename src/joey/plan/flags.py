@@ -59,8 +59,8 @@ PRCTL = {
     "securebits", PR_SET_NO_NEW_PRIVS: "no_new_privs",
 }  # fmt: skip
 
-ROLE_STDIN, ROLE_STDOUT, ROLE_STDERR, ROLE_TERMINAL, ROLE_USERNS, ROLE_NETNS = range(6)
-ROLES = ("stdin", "stdout", "stderr", "terminal", "userns", "netns", "6", "7")
+ROLE_STDIN, ROLE_STDOUT, ROLE_STDERR, ROLE_TERMINAL, ROLE_USERNS, ROLE_NETNS, ROLE_MNTNS = range(7)
+ROLES = ("stdin", "stdout", "stderr", "terminal", "userns", "netns", "mntns", "7")
 
 
 def names(bits: int, table: dict[str, int]) -> list[str]:

@@ -63,7 +63,7 @@ def launch(
     files: the mount sources that are not directories (the engine looked). Raises Invalid and Unenforceable naming the
     field.
     """
-    _check(spec, identity, image)
+    check(spec, identity, image)
     wanted = run.check_capabilities(spec.process)
     hostname = spec.hostname or slot.name
     process = (
@@ -73,21 +73,22 @@ def launch(
     owned = run.owned_namespaces(wanted) & (~f.CLONE_NEWNET if mode_of(spec.network) != "none" else ~0)
     check_sysctls(spec, owned)
     ops = [
-        *_launcher_side(spec, image, facts, slot, box),
+        *limits(spec, facts, slot),
+        *launcher_side(spec, image, facts, slot, box),
         *run.pipes(spec.process, output),
         *run.null(spec.process, output),
         *_clone(facts, slot),
         *_enter(spec, facts, slot),
-        *_root(spec, image, box),
-        *_kernel_files(spec, facts, slot),
-        *_contents(spec, image, slot, process.cwd, files),
+        *root(spec, image, box),
+        *kernel_files(spec, facts, slot),
+        *contents(spec, image, slot, process.cwd, files),
         *_finish(spec, identity, slot, hostname, output, facts),
         run.stdio(spec.process, output, (USERNS, at.INIT) if spec.init or not spec.process.argv else (USERNS,)),
         *([op.Ctty()] if spec.process.tty else []),
         *run.become(process, identity, USERNS, facts, spec.seccomp, owned),
         program(spec, image, identity, slot),
     ]
-    return op.Plan(tuple(ops), _sources(spec, box))
+    return op.Plan(tuple(ops), sources(spec, box))
 
 
 def program(spec: SandboxSpec, image: Image, identity: Identity, slot: Slot) -> op.Exec:
@@ -98,7 +99,7 @@ def program(spec: SandboxSpec, image: Image, identity: Identity, slot: Slot) -> 
     return run.run(process, env, spec.init or not process.argv)
 
 
-def _check(spec: SandboxSpec, identity: Identity, image: Image) -> None:
+def check(spec: SandboxSpec, identity: Identity, image: Image) -> None:
     run.check_identity(identity)
     limits = (
         ("mounts", len(spec.mounts) + len(spec.devices), _MAX_TREES), ("tmpfs", len(spec.tmpfs), _MAX_TMPFS),
@@ -110,7 +111,7 @@ def _check(spec: SandboxSpec, identity: Identity, image: Image) -> None:
     check_request(spec)
 
 
-def _sources(spec: SandboxSpec, box: BoxPlan) -> tuple[op.Source, ...]:
+def sources(spec: SandboxSpec, box: BoxPlan) -> tuple[op.Source, ...]:
     trees = [op.Source("tree", m.source, m.recursive) for m in spec.mounts]
     trees += [op.Source("tree", d.path) for d in spec.devices]
     trees += [op.Source("tree", box.mount)] if box.mount else []
@@ -146,17 +147,22 @@ def check_sysctls(spec: SandboxSpec, owned: int) -> None:
 # --- in the launcher -------------------------------------------------------------------------------------------------
 
 
-def _launcher_side(spec: SandboxSpec, image: Image, facts: HostFacts, slot: Slot, box: BoxPlan) -> list[op.Op]:
-    extra = tuple(h for h in _hierarchies(spec, facts) if h not in facts.cgroups.default)
-    ops = make_cgroups(extra, slot.name, exist_ok=True)
-    if spec.resources != slot.prepared:
-        ops += write_settings(cgroups.update(facts.cgroups, slot.prepared, spec.resources), slot.name, _online(facts))
-    ops += _layers(spec, image, slot, box)
+def launcher_side(spec: SandboxSpec, image: Image, facts: HostFacts, slot: Slot, box: BoxPlan) -> list[op.Op]:
+    ops = _layers(spec, image, slot, box)
     for number, bind in enumerate(image.binds):
         ops += [op.OpenTree(Reg(_BINDS + number), at.layer_path(bind.layer.id))]
     ops += _private_dev(spec, slot) if spec.devices else [op.OpenTree(_DEV, "/dev")]
     ops += [op.OpenTree(_SYS, "/sys", flags=f.OPEN_TREE_CLONE | f.AT_RECURSIVE)]
     return ops + _tmpfs_sources(spec, slot) + _mount_attributes(spec)
+
+
+def limits(spec: SandboxSpec, facts: HostFacts, slot: Slot) -> list[op.Op]:
+    """The cgroups that not every sandbox has, and the limits that are not the prepared ones."""
+    extra = tuple(h for h in _hierarchies(spec, facts) if h not in facts.cgroups.default)
+    ops = make_cgroups(extra, slot.name, exist_ok=True)
+    if spec.resources != slot.prepared:
+        ops += write_settings(cgroups.update(facts.cgroups, slot.prepared, spec.resources), slot.name, _online(facts))
+    return ops
 
 
 def _online(facts: HostFacts) -> dict[str, str]:
@@ -253,7 +259,7 @@ def _clone(facts: HostFacts, slot: Slot) -> list[op.Op]:
 # --- in the child ----------------------------------------------------------------------------------------------------
 
 
-def _joins(spec: SandboxSpec, facts: HostFacts, slot: Slot, cpu: bool) -> list[op.Op]:
+def joins(spec: SandboxSpec, facts: HostFacts, slot: Slot, cpu: bool) -> list[op.Op]:
     """v1 hierarchies are joined by writing; the v2 one was joined at birth. cpu: only that of the CPU quota, else all
     others.
     """
@@ -266,13 +272,13 @@ def _hierarchies(spec: SandboxSpec, facts: HostFacts) -> tuple[Hierarchy, ...]:
 
 
 def _enter(spec: SandboxSpec, facts: HostFacts, slot: Slot) -> list[op.Op]:
-    ops = _joins(spec, facts, slot, cpu=False)
+    ops = joins(spec, facts, slot, cpu=False)
     if mode_of(spec.network) != "host":  # also where it gets another one later: never in the host's meanwhile
         ops += [op.Setns(NETNS, f.CLONE_NEWNET)]
     return ops
 
 
-def _root(spec: SandboxSpec, image: Image, box: BoxPlan) -> list[op.Op]:
+def root(spec: SandboxSpec, image: Image, box: BoxPlan) -> list[op.Op]:
     """The overlay, made of what is attached in the empty namespace, covers it and becomes / by chroot.
 
     docs/limits.md says why that cannot be climbed out of. Layers are attached because closing a detached mount waits
@@ -298,7 +304,7 @@ def _root(spec: SandboxSpec, image: Image, box: BoxPlan) -> list[op.Op]:
     return ops + [op.Mkdir(name, at=_ROOT, exist_ok=True) for name in ("/proc", "/dev", "/sys")]
 
 
-def _kernel_files(spec: SandboxSpec, facts: HostFacts, slot: Slot) -> list[op.Op]:
+def kernel_files(spec: SandboxSpec, facts: HostFacts, slot: Slot) -> list[op.Op]:
     strict = f.RESOLVE_NO_SYMLINKS
     ops: list[op.Op] = [op.Fsopen(_FS, "proc"), op.Fsconfig(_FS), op.Fsmount(_PROC, _FS, _SAFE)]
     ops += [op.MoveMount(_PROC, "/proc", resolve=strict), op.MoveMount(_DEV, "/dev", resolve=strict)]
@@ -328,7 +334,7 @@ def devpts(base: int, fs: Reg, reg: Reg) -> list[op.Op]:
     ]  # fmt: skip
 
 
-def _contents(spec: SandboxSpec, image: Image, slot: Slot, cwd: str, files: frozenset[str]) -> list[op.Op]:
+def contents(spec: SandboxSpec, image: Image, slot: Slot, cwd: str, files: frozenset[str]) -> list[op.Op]:
     """What the image and the request put into the root.
 
     Paths are looked up below the root's descriptor and through no magic link: chroot alone would stop neither a
@@ -381,6 +387,6 @@ def _finish(
     ops += [op.Hostname(hostname)]
     ops += [op.Write("/proc/self/oom_score_adj", str(spec.oom_score_adj))] if spec.oom_score_adj else []
     # The CPU quota comes last: a small one would stretch everything after it, and the launcher waits for that.
-    ops += [*_joins(spec, facts, slot, cpu=True), op.Unshare(f.CLONE_NEWCGROUP), op.Setsid()]
+    ops += [*joins(spec, facts, slot, cpu=True), op.Unshare(f.CLONE_NEWCGROUP), op.Setsid()]
     # Nothing is opened from here on: the table is still the launcher's, whose numbers go beyond the program's limit.
     return [*ops, *run.rlimits(spec.process, facts)]

@@ -149,7 +149,7 @@ def slot(layout: CgroupLayout, slot: Slot, *, revive: bool = False) -> op.Plan:
     """
     ops: list[op.Op] = make_cgroups(cgroups.hierarchies(layout, slot.prepared), slot.name)
     ops += write_settings(cgroups.settings(layout, slot.prepared), slot.name)
-    ops += [] if revive else _make_box(slot)
+    ops += [] if revive else make_box(slot)
     # Its owner is nobody else: the kernel's per-user counts (ucounts) would be shared by all that root owns.
     ops += [op.Userns(Reg(0), slot.id_map, slot.id_map, slot.base), op.Hold(Reg(0), f.ROLE_USERNS, keep=False)]
     ops += [op.Unshare(f.CLONE_NEWNET), op.IfUp("lo")]
@@ -167,7 +167,7 @@ def write_settings(settings: tuple[Setting, ...], slot: str, online: dict[str, s
     return [op.Write(at.cgroup_path(s.hierarchy, slot, s.file), value) for s, value in values]
 
 
-def _make_box(slot: Slot) -> list[op.Op]:
+def make_box(slot: Slot) -> list[op.Op]:
     """upper belongs to the sandbox's root; work is overlayfs's own; shm is open to all users inside."""
     box = at.box_path("memory", slot.name)
     return [

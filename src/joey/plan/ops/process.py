@@ -22,6 +22,36 @@ class Userns(Op, frozen=True):
         return (self.out,), (blob.string(self.uid_map), blob.string(self.gid_map)), (self.owner,)
 
 
+class Nested(Op, frozen=True):
+    """maps, owner: as `parent` sees ids."""
+
+    CODE = 59
+    out: Reg
+    parent: Reg
+    network: Reg
+    id_map: str
+    owner: int
+
+    def describe(self) -> str:
+        ids = readable(self.id_map)
+        what = f"user namespace of {self.owner} inside {show(self.parent)} mapping {ids} -> {show(self.out)}"
+        return f"{what}; a network namespace of {show(self.parent)} -> {show(self.network)}"
+
+    def pack(self, blob: Blob) -> Packed:
+        ids = blob.string(self.id_map)
+        return (self.out, self.parent, self.network), (ids, ids), (self.owner,)
+
+
+class End(Op, frozen=True):
+    CODE = 61
+
+    def describe(self) -> str:
+        return "end: it has done its part"
+
+    def pack(self, blob: Blob) -> Packed:
+        return (), (), ()
+
+
 class Unshare(Op, frozen=True):
     CODE = 25
     flags: int
@@ -260,16 +290,18 @@ class Exec(Op, frozen=True):
     env: tuple[str, ...]
     search: str = ""
     reg: Reg = NO_REG
+    blocked: bool = False
 
     def describe(self) -> str:
         import shlex  # it imports re, 6 ms
 
         program = f"{show(self.reg)} as " if self.reg != NO_REG else ""
-        return f"execve {program}{shlex.join(self.argv)}  ({len(self.env)} variables)"
+        signals = ", signals blocked" if self.blocked else ""
+        return f"execve {program}{shlex.join(self.argv)}  ({len(self.env)} variables{signals})"
 
     def pack(self, blob: Blob) -> Packed:
         text = (blob.string(self.path), blob.strings(self.argv), blob.strings(self.env), blob.string(self.search))
-        return (self.reg,), text, ()
+        return (self.reg,), text, (int(self.blocked),)
 
 
 class Personality(Op, frozen=True):

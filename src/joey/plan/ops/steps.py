@@ -46,6 +46,18 @@ class Send(Op, frozen=True):
         return (self.socket, self.reg), (blob.string(self.text),), ()
 
 
+class Receive(Op, frozen=True):
+    CODE = 60
+    out: Reg
+    socket: Reg
+
+    def describe(self) -> str:
+        return f"receive over {show(self.socket)} -> {show(self.out)}"
+
+    def pack(self, blob: Blob) -> Packed:
+        return (self.out, self.socket), (), ()
+
+
 class Listen(Op, frozen=True):
     CODE = 54
     socket: Reg

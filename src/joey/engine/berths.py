@@ -1,0 +1,106 @@
+"""Sandboxes of templates, in the engine: the template's own, and berths, which wait for a child of its warm process."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Mapping
+from functools import partial
+from typing import TYPE_CHECKING
+
+from joey.engine.launching import Launched, Request, Within
+from joey.engine.slots import Prepared, Special
+from joey.host import sys
+from joey.model.errors import JoeyError, from_os
+from joey.model.facts import HostFacts
+from joey.model.image import Identity
+from joey.model.spec import SandboxSpec
+from joey.plan import berth as plans
+from joey.plan import flags as f
+from joey.plan import process as run
+
+if TYPE_CHECKING:
+    from joey.engine.box import Box
+    from joey.engine.supervisor import Engine
+
+_NAMESPACES = ("pid", "cgroup", "ipc", "uts", "net", "mnt", "user")
+"""In the order in which the warm process is given them (functions/runtime/zygote.py)."""
+_READ = os.O_RDONLY | os.O_CLOEXEC
+
+
+class Outer:
+    """The place of a template's own sandbox: launched as any other, in a user namespace that can hold others."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.slot = Special(plans.outer_slot)
+        self.start = engine.machine.launching.start
+
+
+class Berth:
+    """A sandbox that is ready to be entered. fds: its namespaces, then the files by which its cgroups are joined."""
+
+    def __init__(self, box: Box) -> None:
+        self.id, self.box = box.id, box
+        self.fds: tuple[int, ...] = ()
+
+    def close(self) -> None:
+        """Let go of the descriptors. Done again: nothing."""
+        fds, self.fds = self.fds, ()
+        for fd in fds:
+            os.close(fd)
+
+
+class Inner:
+    """The place of a berth, inside a template's sandbox. berth: it, once it is there."""
+
+    def __init__(self, engine: Engine, within: Within, base: int, box: Box) -> None:
+        self._engine, self._within = engine, within
+        self.berth = Berth(box)
+        self.slot = Special(partial(plans.inner_slot, outer=base), (within.outer,))
+
+    async def start(
+        self, request: Request, prepared: Prepared, key: int, etc: Mapping[str, str] | None = None
+    ) -> Launched:
+        """See `box.Place`."""
+        machine = self._engine.machine
+        second = self._engine.store.next_number("key")
+        launched = await machine.launching.berth(request, prepared, key, second, etc or {}, self._within)
+        taken = {"mnt": launched.fds[f.ROLE_MNTNS]}
+        try:
+            taken["net"], taken["user"] = os.dup(prepared.netns), os.dup(prepared.userns)
+            for kind in ("pid", "cgroup", "ipc", "uts"):
+                taken[kind] = os.open(f"/proc/{launched.pid}/ns/{kind}", _READ)
+            for hierarchy in plans.joined(request.spec, machine.facts):
+                file = f.JOIN_V1 if hierarchy.version == 1 else "cgroup.procs"
+                path = f"{machine.cgroup.path(hierarchy, prepared.slot.name)}/{file}"
+                taken[path] = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+        except OSError as error:
+            for fd in taken.values():
+                os.close(fd)
+            with contextlib.suppress(OSError, JoeyError):
+                await launched.shard.signal(key, 9)
+            raise from_os("enter a sandbox that was prepared", error) from error
+        self.berth.fds = tuple(taken.pop(kind) for kind in _NAMESPACES) + tuple(taken.values())
+        return Launched(launched.shard, key, launched.pid, {}, launched.layers)
+
+
+def within(pid: int) -> Within:
+    """The template's sandbox whose first process is `pid`, which our launcher has not reaped. Raises OSError."""
+    outer = os.open(f"/proc/{pid}/ns/user", _READ)
+    try:
+        return Within(outer, sys.pidfd_open(pid))
+    except OSError:
+        os.close(outer)
+        raise
+
+
+def become(spec: SandboxSpec, identity: Identity, facts: HostFacts) -> dict[str, object]:
+    """What the warm process makes of a child that is about to be `spec`'s (zygote.py: `enter`)."""
+    process = spec.process
+    wanted = run.check_capabilities(process)
+    return {
+        "uid": identity.uid, "gid": identity.gid, "groups": list(identity.groups), "bounding": wanted,
+        "kept": wanted if identity.uid == 0 else 0, "umask": process.umask, "cwd": process.cwd or "/",
+        "oom_score_adj": spec.oom_score_adj,
+        "filter": plans.filter_of_child(wanted, facts.arch).hex(),
+    }  # fmt: skip

@@ -1,0 +1,547 @@
+"""Templates: warm processes, and sandboxes forked from them. See `joey.plan.berth` for how, and
+docs/decisions/0009-templates.md for why so.
+
+A template is an ordinary sandbox that nobody sees, with a warm process in it (`engine/zygote.py`), and berths: prepared
+sandboxes nested in its namespaces, kept by the machinery of warm pools. A fork gives a berth to the owner as `Warm`
+hands out a member, and sends the warm process the descriptors by which a child enters it. The warm process can end and
+is started again; the template's sandbox stays as long as anything lives that was forked from it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import logging
+import os
+import secrets
+import socket
+import time
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+import joey
+from joey.engine import berths, zygote
+from joey.engine.berths import Berth, Inner, Outer
+from joey.engine.box import Box
+from joey.engine.channels import Channel
+from joey.engine.launching import Request, Within
+from joey.engine.pools import Pool, Pools
+from joey.engine.record import SIGKILL, Phase, RemoveAsked, Run, SignalAsked, StartAsked
+from joey.engine.zygote import Zygote
+from joey.model import codec
+from joey.model.errors import Broken, Invalid, JoeyError, NotFound, TooMany
+from joey.model.image import Identity
+from joey.model.network import NetworkSpec
+from joey.model.pool import PoolSpec
+from joey.model.pool import warm as as_member
+from joey.model.spec import Mount, Process, SandboxSpec
+from joey.model.template import State, TemplateSpec, TemplateView
+from joey.model.views import Exit, Sandbox
+from joey.plan import berth as plans
+from joey.plan import process as run
+
+if TYPE_CHECKING:
+    from joey.engine.supervisor import Engine
+
+RUNTIME = Path(joey.__file__).parent / "functions" / "runtime"
+"""What is shown inside as /opt/joey-runtime."""
+HIDDEN = "template/"
+"""How the pool of a box begins that is a template's: no pool has such a name, so the next engine removes it."""
+KEY_COUNT = 100
+"""Templates of one API key."""
+WARM_SECONDS, HELLO_SECONDS = 300.0, 30.0
+_AGAIN_SECONDS = (0.1, 1.0, 5.0, 30.0, 120.0)
+_LIVED_SECONDS = 60.0
+_ROOT = Identity(uid=0, gid=0)
+_PLAIN_ENV = {"PYTHONDONTWRITEBYTECODE": "1"}
+_log = logging.getLogger(__name__)
+
+
+class Template:
+    """One template. `settled` is set while it is neither cold nor warming."""
+
+    def __init__(self, spec: TemplateSpec, owner: str, created: float) -> None:
+        self.spec, self.owner, self.created = spec, owner, created
+        self.inside = _inside(spec)
+        self.state: State = "cold"
+        self.reason = ""
+        self.settled = asyncio.Event()
+        self.box: Box | None = None
+        self.within: Within | None = None
+        self.zygote: Zygote | None = None
+        self.pool: Pool[Berth] | None = None
+        self.children: set[str] = set()
+        self.forks = self.plain = 0
+        self.seconds = 0.0
+        self.over = False
+        self.task: asyncio.Task[None] | None = None
+
+    @property
+    def name(self) -> str:
+        return self.spec.name
+
+    def set(self, state: State, reason: str = "") -> None:
+        """It is so now."""
+        self.state, self.reason = state, reason
+        if state in ("cold", "warming"):
+            self.settled.clear()
+        else:
+            self.settled.set()
+
+
+class Templates:
+    """All of an engine's."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._all: dict[tuple[str, str], Template] = {}
+        self.pools: Pools[Berth] = Pools(self)
+        self._pool_names: dict[str, Template] = {}
+        self._of: dict[str, Template] = {}
+        self._retired: set[Template] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._closing = False
+
+    # --- of the interface --------------------------------------------------------------------------------------------
+
+    async def create(self, spec: TemplateSpec, owner: str) -> Template:
+        """Make one, or make it anew as `spec` says; on disk, and warm if it can be, when it returns. Raises JoeyError
+        naming the field of `spec`.
+        """
+        engine, key = self._engine, (owner, spec.name)
+        self._check(spec, owner)
+        before = self._all.get(key)
+        if before is not None and before.spec == spec and before.state != "failed":
+            await self._warm(before)
+            return before
+        if before is None and owner and sum(whose == owner for whose, _ in self._all) >= KEY_COUNT:
+            raise TooMany("templates", f"this key has {KEY_COUNT} already", "remove some")
+        template = self._all[key] = Template(spec, owner, time.time())
+        if before is not None:
+            await self._retire(before)
+        engine.store.save_template(owner, spec.name, codec.encode(spec), template.created)
+        await engine.store.flush()
+        await self._warm(template)
+        return template
+
+    def _check(self, spec: TemplateSpec, owner: str) -> None:
+        """Raises JoeyError naming the field."""
+        engine = self._engine
+        if spec.code and not os.path.isdir(spec.code):
+            raise Invalid("code", f"{spec.code} is no directory")
+        try:
+            plans.check(_inside(spec))
+            engine.networks.check(_inside(spec), owner)
+        except JoeyError as error:
+            error.where = f"spec.{error.where}"
+            raise
+
+    def find(self, name: str, owner: str | None) -> Template:
+        """owner None: anybody's, the administrator's first. Raises NotFound."""
+        found = self._all.get((owner or "", name))
+        if found is None and owner is None:
+            found = next((one for (_, called), one in self._all.items() if called == name), None)
+        if found is None:
+            raise NotFound("template", f"no template has the name {name!r}", "joey template ls")
+        return found
+
+    def list(self, owner: str | None) -> list[Template]:
+        """In order of name."""
+        some = (one for one in self._all.values() if owner in (None, one.owner))
+        return sorted(some, key=lambda one: (one.owner, one.name))
+
+    def view(self, template: Template) -> TemplateView:
+        """What is told of it."""
+        memory, box = 0, template.box
+        if box is not None and box.slot is not None:
+            with contextlib.suppress(OSError, JoeyError):
+                memory = self._engine.machine.cgroup.usage(box.slot.name).memory_current or 0
+        spec, warm = template.spec, template.zygote
+        return TemplateView(
+            name=spec.name, owner=template.owner, created=template.created, spec=spec.spec, python=spec.python,
+            modules=spec.modules, state=template.state, reason=template.reason, memory=memory, forks=template.forks,
+            plain=template.plain, berths=len(template.pool.ready) if template.pool else 0,
+            instances=len(template.children), pid=warm.channel.pid if warm else 0, seconds=template.seconds,
+        )  # fmt: skip
+
+    async def remove(self, name: str, owner: str | None) -> None:
+        """What was forked from it goes on. Raises NotFound."""
+        template = self.find(name, owner)
+        del self._all[template.owner, template.name]
+        self._engine.store.delete_template(template.owner, template.name)
+        await self._retire(template)
+        await self._engine.store.flush()
+
+    # --- forking -----------------------------------------------------------------------------------------------------
+
+    async def fork(
+        self, name: str, owner: str, *, env: dict[str, str] | None = None, labels: dict[str, str] | None = None,
+        called: str = "", main: bool = True, durable: bool = False,
+    ) -> tuple[Sandbox, Channel]:  # fmt: skip
+        """A sandbox with a child of the warm process in it, which serves its channel; the plain way, an interpreter
+        started in a new sandbox, where the template cannot be forked. main: the sandbox ends with the child. durable:
+        return once it is on disk. Raises JoeyError, nothing is left then.
+        """
+        template = self.find(name, owner)
+        if template.state in ("cold", "warming"):
+            await self._warm(template)
+        spec = msgspec.structs.replace(
+            template.inside, name=called, labels={**template.inside.labels, **(labels or {})},
+            process=msgspec.structs.replace(
+                template.inside.process, env={**template.inside.process.env, **(env or {})}
+            ),
+        )  # fmt: skip
+        if template.state != "ready" or template.pool is None:
+            template.plain += 1
+            return await self._plain(template, spec, owner, main=main)
+        berth = self.pools.take(template.pool)
+        if berth is None:
+            berth = await self.start_member(template.pool)
+        return await self._hand_out(template, berth, spec, main=main, durable=durable)
+
+    async def _hand_out(
+        self, template: Template, berth: Berth, spec: SandboxSpec, *, main: bool, durable: bool
+    ) -> tuple[Sandbox, Channel]:
+        engine, box = self._engine, berth.box
+        assert box.request is not None
+        try:
+            engine.claim(box, spec.name)
+        except JoeyError:
+            self.discard(berth)
+            raise
+        request = dataclasses.replace(box.request, spec=_handed(box.request, spec))
+        engine.warm.boxes.pop(box.id, None)
+        box.pool, box.created = "", time.time()
+        template.children.add(box.id)
+        self._of[box.id] = template
+        engine.add(box)
+        box.become(spec, request)
+        try:
+            on_disk = engine.store.flushed() if durable else None
+            channel = self._enter(template, berth, request, main=main)
+            try:
+                await zygote.hello(channel, HELLO_SECONDS)
+            except BaseException:
+                channel.close()
+                raise
+            if on_disk is not None and (error := await on_disk):
+                raise error
+        except BaseException:
+            with contextlib.suppress(JoeyError):
+                box.apply(RemoveAsked(True))
+            raise
+        finally:
+            berth.close()
+        template.forks += 1
+        box.tell("created", template=template.name)
+        box.tell("started", restarts=0)
+        self._spawn(_tell_end(box, channel))
+        return box.view(), channel
+
+    def _enter(self, template: Template, berth: Berth, request: Request, *, main: bool) -> Channel:
+        """Ask for the child. Raises Broken."""
+        box, spec = berth.box, request.spec
+        if template.zygote is None or box.slot is None:
+            raise Broken("fork", "the template's process has just ended", "try again")
+        hostname = spec.hostname or box.slot.name
+        env = run.environment(request.image.env, spec.process, request.identity, hostname)
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        out, err = os.pipe2(os.O_CLOEXEC), os.pipe2(os.O_CLOEXEC)
+        channel = Channel(ours, out[0], err[0], 0, lambda: _kill(box))
+        try:
+            ours.send(zygote.told(env, main=main))
+            template.zygote.fork((*berth.fds[:7], out[1], err[1], theirs.fileno(), *berth.fds[7:]))
+        except BaseException:
+            channel.close()
+            raise
+        finally:
+            theirs.close()
+            os.close(out[1])
+            os.close(err[1])
+        return channel
+
+    async def _plain(self, template: Template, spec: SandboxSpec, owner: str, *, main: bool) -> tuple[Sandbox, Channel]:
+        """What there is without a warm process."""
+        engine = self._engine
+        box = (await engine.run(spec, owner=owner)).sandbox
+        argv = (template.spec.python, "/opt/joey-runtime/bootstrap.py")
+        try:
+            channel = await engine.channel(box.id, Process(argv=argv, env={**_PLAIN_ENV, **spec.process.env}))
+        except BaseException:
+            with contextlib.suppress(JoeyError):
+                await engine.remove(box.id, force=True)
+            raise
+        if main:
+            self._spawn(self._end_with(box.id, channel))
+        return box, channel
+
+    async def _end_with(self, id: str, channel: Channel) -> None:
+        await channel.wait()
+        with contextlib.suppress(JoeyError):
+            await self._engine.remove(id, force=True)
+
+    # --- warming -----------------------------------------------------------------------------------------------------
+
+    async def _warm(self, template: Template) -> None:
+        """Return when it is warm, or cannot be."""
+        if template.task is None or template.task.done():
+            if template.state in ("ready", "unsafe", "failed"):
+                return
+            template.set("warming")
+            template.task = self._spawn(self._keep_warm(template))
+        await template.settled.wait()
+
+    async def _keep_warm(self, template: Template) -> None:
+        """Live as long as its warm process, and start it again."""
+        failures = 0
+        while not (template.over or self._closing):
+            began = time.monotonic()
+            try:
+                await self._start(template)
+            except JoeyError as error:
+                template.set("failed", str(error))
+                _log.warning("template %s: %s", template.name, error)
+            except OSError as error:
+                template.set("failed", f"{error.strerror}")
+            warm = template.zygote
+            if warm is None or template.state != "ready":
+                if warm is not None:
+                    warm.close()
+                    template.zygote = None
+                return
+            exit = await warm.channel.wait()
+            template.zygote = None
+            warm.close()
+            if template.over or self._closing:
+                return
+            failures = 0 if time.monotonic() - began > _LIVED_SECONDS else failures + 1
+            template.set("warming", f"its process has ended with code {exit.code}{', out of memory' * exit.oom}")
+            if failures:
+                await asyncio.sleep(_AGAIN_SECONDS[min(failures, len(_AGAIN_SECONDS)) - 1])
+
+    async def _start(self, template: Template) -> None:
+        """Its sandbox, if it has none, and its warm process. Raises JoeyError, OSError."""
+        engine, spec = self._engine, template.spec
+        if template.box is None or not _runs(template.box):
+            await self._leave(template)
+            template.box = await self._start_box(template)
+        box = template.box
+        assert box.record.pid is not None and box.slot is not None
+        if template.within is None:
+            template.within = berths.within(box.record.pid)
+        request = box.requested()
+        inside = msgspec.structs.replace(
+            request.spec, seccomp=plans.filter_of_template(run.check_capabilities(template.inside.process))
+        )
+        env = {**run.environment(request.image.env, spec.spec.process, _ROOT, box.slot.name), **_PLAIN_ENV}
+        process = msgspec.structs.replace(
+            plans.warm(spec.spec), argv=(spec.python, "/opt/joey-runtime/zygote.py"), env=env, cwd="/"
+        )
+        asked = dataclasses.replace(request, spec=inside, identity=_ROOT)
+        template.zygote = warm = Zygote(await engine.channels.open(box, process, asked))
+        identity = engine.machine.launching.complete(template.inside, box.id).identity
+        settings = {
+            "modules": list(spec.modules), "init": spec.init, "code": "/code", "layers": "/opt",
+            **berths.become(template.inside, identity, engine.machine.facts),
+        }  # fmt: skip
+        answer = await warm.warm(settings, WARM_SECONDS)
+        template.seconds = answer.seconds
+        if answer.state != "ready":
+            template.set("unsafe" if answer.state == "unsafe" else "failed", answer.reason)
+            return
+        if template.pool is None and not template.over:
+            pool = PoolSpec(name=f"t{id(template)}", spec=template.inside, size=spec.berths)
+            self._pool_names[pool.name] = template
+            template.pool = self.pools.put(template.owner, pool, template.created)
+        template.set("ready")
+
+    async def _start_box(self, template: Template) -> Box:
+        spec = as_member(_outside(template.inside))
+        box = self._box(template, spec)
+        box.place = Outer(self._engine)
+        return await self._launch(box)
+
+    def _box(self, template: Template, spec: SandboxSpec) -> Box:
+        engine = self._engine
+        box = Box(engine, secrets.token_hex(12), "", spec, time.time(), template.owner)
+        box.pool = HIDDEN + template.name
+        engine.admission.enter(box.id, box.owner)
+        engine.warm.boxes[box.id] = box
+        return box
+
+    async def _launch(self, box: Box) -> Box:
+        """As a member of a pool is started. Raises JoeyError, nothing is left then."""
+        engine = self._engine
+        try:
+            await engine.complete(box)
+            engine.admission.resize(box.id, box.spec.resources.memory)
+            box.apply(StartAsked(engine.store.next_number("key")))
+        except BaseException:
+            engine.gone(box)
+            raise
+        try:
+            await box.answer()
+        except JoeyError:
+            with contextlib.suppress(JoeyError):
+                box.apply(RemoveAsked(True))
+                await asyncio.shield(box.removed)
+            raise
+        return box
+
+    # --- berths: joey.engine.pools.Host ------------------------------------------------------------------------------
+
+    async def start_member(self, pool: Pool[Berth]) -> Berth:
+        template = self._pool_names[pool.spec.name]
+        outer = template.box
+        if outer is None or outer.slot is None or template.within is None or template.over:
+            raise Broken("template", "its sandbox has just ended", "try again")
+        box = self._box(template, as_member(template.inside))
+        place = box.place = Inner(self._engine, template.within, outer.slot.base, box)
+        template.children.add(box.id)
+        self._of[box.id] = template
+        try:
+            await self._launch(box)
+        except BaseException:
+            place.berth.close()
+            raise
+        return place.berth
+
+    def usable(self, member: Berth) -> bool:
+        return _runs(member.box) and bool(member.fds)
+
+    def discard(self, member: Berth) -> None:
+        member.close()
+        with contextlib.suppress(JoeyError):
+            member.box.apply(RemoveAsked(True))
+
+    def crowded(self) -> bool:
+        return self._engine.crowded
+
+    def tell_pool(self, pool: Pool[Berth], type: str, **data: str | int) -> None:
+        """Nobody asked for this pool."""
+
+    # --- ends --------------------------------------------------------------------------------------------------------
+
+    def gone(self, box: Box) -> None:
+        """A sandbox is removed; perhaps the last that holds a template that is over."""
+        template = self._of.pop(box.id, None)
+        if isinstance(box.place, Inner):
+            box.place.berth.close()
+            self.pools.lost(box.id)
+        if template is not None:
+            template.children.discard(box.id)
+            if template in self._retired and not template.children:
+                self._spawn(self._leave(template))
+
+    async def _retire(self, template: Template) -> None:
+        """Its warm process and berths end; its sandbox with the last that was forked from it."""
+        template.over = True
+        self._retired.add(template)
+        template.set("failed", "it was removed")
+        if template.pool is not None:
+            self.pools.remove(template.pool)
+        if template.zygote is not None:
+            with contextlib.suppress(JoeyError):
+                await template.zygote.channel.kill()
+        if template.task is not None:
+            await asyncio.wait((template.task,))
+        if not template.children:
+            await self._leave(template)
+
+    async def _leave(self, template: Template) -> None:
+        """Remove its sandbox."""
+        self._retired.discard(template)
+        if template.within is not None:
+            os.close(template.within.outer)
+            os.close(template.within.pidfd)
+            template.within = None
+        box, template.box = template.box, None
+        if box is not None and not box.removed.done():
+            with contextlib.suppress(JoeyError):
+                box.apply(RemoveAsked(True))
+            await asyncio.wait((box.removed,))
+
+    def load(self) -> None:
+        """What an earlier engine had: cold until somebody asks for it. To be called before anything is saved."""
+        for owner, data, created in self._engine.store.load_templates():
+            spec = codec.decode(TemplateSpec, data)
+            self._all[owner, spec.name] = Template(spec, owner, created)
+
+    async def clear(self) -> None:
+        """All of them go, and what was forked from them."""
+        for template in self.list(None):
+            with contextlib.suppress(JoeyError):
+                await self.remove(template.name, template.owner)
+
+    async def close(self) -> None:
+        """The engine closes: warm processes end, sandboxes are the next engine's affair."""
+        self._closing = True
+        await self.pools.close()
+        for template in (*self._all.values(), *self._retired):
+            if template.zygote is not None:
+                template.zygote.close()
+                template.zygote.channel.end(Exit(code=125, at=time.time(), error="the engine has ended"))
+            if template.pool is not None:
+                for berth in template.pool.ready:
+                    berth.close()
+            if template.within is not None:
+                os.close(template.within.outer)
+                os.close(template.within.pidfd)
+                template.within = None
+        for task in tuple(self._tasks):
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+
+def _inside(spec: TemplateSpec) -> SandboxSpec:
+    """What is forked from it: with the runtime and the code, unless it has brought its own."""
+    one = spec.spec
+    taken = {mount.target for mount in one.mounts}
+    more = [("/opt/joey-runtime", str(RUNTIME)), *([("/code", spec.code)] if spec.code else [])]
+    mounts = [Mount(source=source, target=target, read_only=True) for target, source in more if target not in taken]
+    return msgspec.structs.replace(
+        one, init=True, entrypoint=(), remove=True, mounts=(*one.mounts, *mounts),
+        process=msgspec.structs.replace(one.process, argv=()),
+    )  # fmt: skip
+
+
+def _outside(inside: SandboxSpec) -> SandboxSpec:
+    """The template's own sandbox: no network, no devices, no volumes, no power."""
+    process = msgspec.structs.replace(inside.process, capabilities=(), user="", groups=(), cwd="")
+    return msgspec.structs.replace(
+        inside, network=NetworkSpec(mode="none"), devices=(), volumes=(), sysctls={}, process=process, labels={}
+    )
+
+
+def _handed(request: Request, spec: SandboxSpec) -> SandboxSpec:
+    """What a berth was started with, as what it is handed out as."""
+    return msgspec.structs.replace(
+        request.spec, name=spec.name, labels={**request.spec.labels, **spec.labels}, process=spec.process
+    )
+
+
+def _runs(box: Box) -> bool:
+    return box.record.phase is Phase.RUNNING and box.record.run is Run.ALIVE
+
+
+async def _kill(box: Box) -> None:
+    with contextlib.suppress(JoeyError):
+        box.apply(SignalAsked(SIGKILL))
+
+
+async def _tell_end(box: Box, channel: Channel) -> None:
+    try:
+        channel.end(await box.wait())
+    except JoeyError as error:
+        channel.end(Exit(code=125, at=time.time(), error=str(error)))

@@ -1,0 +1,127 @@
+"""The engine's side of a template's warm process: its settings, its answer, and requests to fork. What it says is said
+by a stranger.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import socket
+import struct
+from collections.abc import Sequence
+
+import msgspec
+
+from joey.engine.channels import Channel
+from joey.model.errors import Broken
+
+_LONGEST = 64 << 10
+_PRINTED = 4096
+_SIZE = struct.Struct(">I")
+_HELLO = b"\1"
+
+
+class Answer(msgspec.Struct, frozen=True):
+    """What it says once it has imported all (functions/runtime/zygote.py: `warm`)."""
+
+    state: str
+    reason: str = ""
+    python: str = ""
+    seconds: float = 0.0
+
+
+class Zygote:
+    """One warm process. `printed`: the end of what it has written on its output."""
+
+    def __init__(self, channel: Channel) -> None:
+        self.channel = channel
+        self.printed = b""
+        self._loop = asyncio.get_running_loop()
+        self._reading = {channel.out, channel.err}
+        for fd in tuple(self._reading):
+            self._loop.add_reader(fd, self._read, fd)
+
+    def _read(self, fd: int) -> None:
+        try:
+            piece = os.read(fd, 1 << 16)
+        except BlockingIOError:
+            return
+        if piece:
+            self.printed = (self.printed + piece)[-_PRINTED:]
+        else:
+            self._leave(fd)
+
+    def _leave(self, fd: int) -> None:
+        if fd in self._reading:
+            self._reading.discard(fd)
+            self._loop.remove_reader(fd)
+
+    async def warm(self, settings: dict[str, object], seconds: float) -> Answer:
+        """Have it import everything. Raises Broken if it ends, or takes longer than `seconds`."""
+        sock = self.channel.sock
+        data = json.dumps(settings).encode()
+        try:
+            async with asyncio.timeout(seconds):
+                await self._loop.sock_sendall(sock, _SIZE.pack(len(data)) + data)
+                size = _SIZE.unpack(await self._exactly(_SIZE.size))[0]
+                if size > _LONGEST:
+                    raise Broken("template", "its process answers nonsense")
+                return msgspec.json.decode(await self._exactly(size), type=Answer)
+        except TimeoutError:
+            raise Broken("template", f"its process is not warm after {seconds:.0f} seconds{self.why}") from None
+        except (OSError, EOFError):
+            raise Broken("template", f"its process ended while it was warmed{self.why}") from None
+        except msgspec.MsgspecError as error:
+            raise Broken("template", f"its process answers nonsense: {error}") from None
+
+    async def _exactly(self, size: int) -> bytes:
+        data = b""
+        while len(data) < size:
+            piece = await self._loop.sock_recv(self.channel.sock, size - len(data))
+            if not piece:
+                raise EOFError
+            data += piece
+        return data
+
+    @property
+    def why(self) -> str:
+        """The last line it has printed, for messages."""
+        lines = self.printed.decode("utf-8", "replace").strip().splitlines()
+        return f": {lines[-1][:300]}" if lines else ""
+
+    def fork(self, fds: Sequence[int]) -> None:
+        """Ask for a child. Raises Broken if it is gone, or takes no more requests."""
+        try:
+            socket.send_fds(self.channel.sock, [b"F"], list(fds))
+        except OSError as error:
+            raise Broken("template", f"its process takes no requests: {error.strerror}") from None
+
+    def close(self) -> None:
+        """It ends: there is nobody any more for whom to fork. Done again: nothing."""
+        for fd in tuple(self._reading):
+            self._leave(fd)
+        self.channel.close()
+
+
+async def hello(channel: Channel, seconds: float) -> None:
+    """Return when a child is all that it shall be. Raises Broken saying why there is none."""
+    try:
+        async with asyncio.timeout(seconds):
+            got = await asyncio.get_running_loop().sock_recv(channel.sock, 1)
+    except TimeoutError:
+        raise Broken("fork", f"the template's child has not come within {seconds:.0f} seconds") from None
+    except OSError:
+        got = b""
+    if got != _HELLO:
+        try:
+            said = os.read(channel.err, _PRINTED).decode("utf-8", "replace").strip()
+        except OSError:
+            said = ""
+        raise Broken("fork", f"the template's child has ended at once{': ' + said[-300:] if said else ''}")
+
+
+def told(env: dict[str, str], *, main: bool) -> bytes:
+    """What a child is told on its own channel. main: its sandbox ends with it."""
+    data = json.dumps({"env": env, "main": main}).encode("utf-8", "surrogateescape")
+    return _SIZE.pack(len(data)) + data
