@@ -5,9 +5,7 @@ as code is run here. For tests of what lies between a real SDK and the functions
 from __future__ import annotations
 
 import asyncio
-import base64
 import contextlib
-import hashlib
 import io
 import json
 import threading
@@ -21,11 +19,9 @@ from joey.api.auth import KeyBody
 from joey.api.facades.signed import Credentials, Signed
 from joey.api.service import Service
 from joey.api.table import table
+from joey.functions.deploy import Deployments
 from joey.functions.pool import Deployed, StartFailed
-from joey.functions.service import Code, Functions
 from joey.functions.wire import Answer, Failure, Head
-from joey.model.errors import Invalid
-from joey.model.function import FunctionSpec
 from joey.testing.engine import FakeEngine
 
 
@@ -36,6 +32,12 @@ def zipped(**files: str) -> bytes:
         for name, text in files.items():
             archive.writestr(zipfile.ZipInfo(f"{name}.py"), text)
     return out.getvalue()
+
+
+def unzipped(archive: bytes) -> dict[str, str]:
+    """The other way round."""
+    with zipfile.ZipFile(io.BytesIO(archive)) as opened:
+        return {name.removesuffix(".py"): opened.read(name).decode() for name in opened.namelist()}
 
 
 class Context:
@@ -49,14 +51,15 @@ class Context:
 class Runner:
     """An instance."""
 
-    def __init__(self, deployed: Deployed, archive: bytes, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, deployed: Deployed, code: Path, layers: Path | None, loop: asyncio.AbstractEventLoop) -> None:
         self.deployed, self.id = deployed, "instance"
         self.gone: asyncio.Future[str] = loop.create_future()
         module, _, name = deployed.version.spec.handler.rpartition(".")
         space: dict[str, Any] = {"__name__": module}
         try:
-            with zipfile.ZipFile(io.BytesIO(archive)) as opened:
-                exec(opened.read(f"{module}.py"), space)
+            if layers is not None:
+                space["LAYERS"] = layers
+            exec((code / f"{module}.py").read_text(), space)
             self.handler: Callable[[Any, Context], Any] = space[name]
         except Exception as error:
             raise StartFailed(Failure("Runtime.ImportModuleError", str(error))) from None
@@ -87,28 +90,13 @@ class Runner:
             self.gone.set_result("stopped")
 
 
-class InProcess(Functions):
-    """Everything of the service but instances and the code store."""
+class InProcess(Deployments):
+    """Everything of the service but instances."""
 
-    def __init__(self, home: Path | None) -> None:
-        super().__init__(self._run, home)
-        self.archives: dict[str, bytes] = {}
-
-    async def _run(self, deployed: Deployed) -> Runner:
-        return Runner(deployed, self.archives[deployed.version.spec.code], asyncio.get_running_loop())
-
-    async def code(
-        self, spec: FunctionSpec, *, files: dict[str, str], packed: bytes, requirements: str, owner: str
-    ) -> Code:
-        if not zipfile.is_zipfile(io.BytesIO(packed)):
-            raise Invalid("zip", "is no zip archive")
-        digest = hashlib.sha256(packed)
-        name = f"sha256:{digest.hexdigest()}"
-        self.archives[name] = packed
-        return Code(name, base64.b64encode(digest.digest()).decode(), len(packed))
-
-    async def archive(self, name: str, *, owner: str | None, qualifier: str = "") -> bytes:
-        return self.archives[self.version(name, owner=owner, qualifier=qualifier).spec.code]
+    async def _instance(self, deployed: Deployed) -> Runner:
+        paths = await self.codes.prepare(deployed.version.spec)
+        assert paths.code is not None
+        return Runner(deployed, paths.code, paths.layers, asyncio.get_running_loop())
 
 
 class Lab:
@@ -128,7 +116,7 @@ class Lab:
         engine = FakeEngine()
         await engine.open()
         self.service = Service(engine, table())
-        self.service.functions = self.functions = InProcess(None)  # type: ignore[assignment]
+        self.service.functions = self.functions = InProcess(engine, None)
         self.facade: Signed = getattr(self.service, self.kind)
         ready.set()
         await self._ended.wait()

@@ -17,7 +17,7 @@ from alibabacloud_tea_openapi.exceptions import ClientException
 from alibabacloud_tea_openapi.models import Config
 from darabonba.runtime import RuntimeOptions
 
-from facade_lab import Lab, lab, zipped
+from facade_lab import Lab, lab, unzipped, zipped
 from joey.api.facades.signed import Credentials
 
 CODE = """
@@ -104,7 +104,7 @@ def test_a_function_from_its_creation_to_its_end(fc: Any) -> None:
     assert found.environment_variables == {"A": "b"} and found.instance_lifecycle_config.initializer.timeout == 4
     assert found.tags[0].key == "team" and found.code_size == len(zipped(index=CODE))
     with urllib.request.urlopen(fc.get_function_code("f", models.GetFunctionCodeRequest()).body.url) as answered:
-        assert answered.read() == zipped(index=CODE)
+        assert unzipped(answered.read()) == {"index": CODE}
     assert update(fc, timeout=9).timeout == 9 and update(fc, memory_size=128).timeout == 9
     code = base64.b64encode(zipped(index="def handler(event, context):\n    return 'two'\n")).decode()
     update(fc, code=models.InputCodeLocation(zip_file=code))
@@ -313,6 +313,28 @@ def test_tags(fc: Any) -> None:
     assert [(one.resource_id, one.tag_key, one.tag_value) for one in listed.tag_resources] == [("f", "b", "2")]
 
 
+def test_layers(fc: Any) -> None:
+    for number in (1, 2):
+        code = models.InputCodeLocation(zip_file=base64.b64encode(zipped(module=f"N = {number}")).decode())
+        body = models.CreateLayerVersionInput(code=code, description=f"v{number}", compatible_runtime=["python3.12"])
+        made = fc.create_layer_version("lib", models.CreateLayerVersionRequest(body=body)).body
+        assert made.version == number and made.layer_version_arn.endswith(f"layers/lib/versions/{number}")
+    with urllib.request.urlopen(fc.get_layer_version("lib", "1").body.code.location) as answered:
+        assert unzipped(answered.read()) == {"module": "N = 1"}
+    assert fc.get_layer_version_by_arn(made.layer_version_arn).body.description == "v2"
+    (row,) = fc.list_layers(models.ListLayersRequest()).body.layers
+    assert (row.layer_name, row.version, row.compatible_runtime) == ("lib", 2, ["python3.12"])
+    first = fc.list_layer_versions("lib", models.ListLayerVersionsRequest(limit=1)).body
+    assert [one.version for one in first.layers] == [1] and first.next_version == 2
+    reads = "def handler(event, context):\n    return (LAYERS / 'module.py').read_text()\n"
+    shown = make(fc, source=reads, layers=[made.layer_version_arn]).layers
+    assert shown[0].arn == made.layer_version_arn and shown[0].size == made.code_size
+    assert call(fc, "f").body.read() == b"N = 2"
+    for version in ("1", "2"):
+        fc.delete_layer_version("lib", version)
+    refused("LayerNotFound", lambda: fc.get_layer_version("lib", "1"))
+
+
 SAMPLES = {
     "custom_dns": models.CustomDNS(name_servers=["1.1.1.1"]), "disable_inject_credentials": "Env",
     "disable_ondemand": True, "enable_long_living": True, "gpu_config": models.GPUConfig(gpu_type="t"),
@@ -340,7 +362,7 @@ def test_what_is_not_honoured_or_wrong_is_refused_by_name(fc: Any, name: str) ->
 
 HONOURED = set(
     "code cpu description diskSize environmentVariables functionName handler idleTimeout instanceConcurrency"
-    " instanceLifecycleConfig internetAccess memorySize runtime tags timeout customContainerConfig"
+    " instanceLifecycleConfig internetAccess layers memorySize runtime tags timeout customContainerConfig"
     " customRuntimeConfig logConfig".split()
 )
 """And customContainerConfig … logConfig in part: see SAMPLES."""

@@ -13,7 +13,7 @@ import pytest
 from botocore.config import Config
 from botocore.exceptions import ClientError
 
-from facade_lab import Lab, lab, zipped
+from facade_lab import Lab, lab, unzipped, zipped
 from joey.api.facades.aws_lambda.server import LambdaServer
 from joey.api.facades.signed import Credentials
 
@@ -90,7 +90,7 @@ def test_a_function_from_its_creation_to_its_end(aws: Any) -> None:
     assert aws.get_waiter("function_active_v2").wait(FunctionName="f") is None
     found = aws.get_function(FunctionName="f")
     assert found["Tags"] == {"team": "x"} and "Concurrency" not in found
-    assert fetched(found["Code"]["Location"]) == zipped(index=CODE)
+    assert unzipped(fetched(found["Code"]["Location"])) == {"index": CODE}
     with pytest.raises(urllib.error.HTTPError):
         fetched(found["Code"]["Location"][:-4] + "0000")
     shown = found["Configuration"]
@@ -317,14 +317,48 @@ def test_pages_skip_nothing_when_what_they_showed_is_deleted(aws: Any) -> None:
     assert aws.list_layers()["Layers"] == [] and aws.list_event_source_mappings()["EventSourceMappings"] == []
 
 
+def test_layers(aws: Any) -> None:
+    for number in (1, 2):
+        made = aws.publish_layer_version(
+            LayerName="lib", Content={"ZipFile": zipped(module=f"N = {number}")}, Description=f"v{number}",
+            CompatibleRuntimes=["python3.12"],
+        )  # fmt: skip
+        assert made["Version"] == number and made["LayerVersionArn"].endswith(f":layer:lib:{number}")
+    assert unzipped(fetched(made["Content"]["Location"])) == {"module": "N = 2"}
+    (row,) = aws.list_layers()["Layers"]
+    assert row["LayerName"] == "lib" and row["LatestMatchingVersion"]["Version"] == 2
+    assert aws.list_layers(CompatibleRuntime="nodejs22.x")["Layers"] == []
+    pages = aws.get_paginator("list_layer_versions").paginate(LayerName="lib", PaginationConfig={"PageSize": 1})
+    assert [one["Version"] for page in pages for one in page["LayerVersions"]] == [2, 1]
+    assert aws.get_layer_version_by_arn(Arn=made["LayerVersionArn"])["Description"] == "v2"
+    reads = "def handler(event, context):\n    return (LAYERS / 'module.py').read_text()\n"
+    shown = make(aws, code=reads, Layers=[made["LayerVersionArn"]])["Layers"]
+    assert shown == [{"Arn": made["LayerVersionArn"], "CodeSize": made["Content"]["CodeSize"]}]
+    assert payload(aws.invoke(FunctionName="f")) == "N = 2"
+    first = made["LayerVersionArn"][:-1] + "1"
+    assert aws.update_function_configuration(FunctionName="f", Layers=[first])["Layers"][0]["Arn"] == first
+    assert payload(aws.invoke(FunctionName="f")) == "N = 1"
+    assert "Layers" not in aws.update_function_configuration(FunctionName="f", Layers=[])
+    gone = made["LayerVersionArn"][:-1] + "3"
+    refused("InvalidParameterValueException", aws.update_function_configuration, "Layers", FunctionName="f",
+            Layers=[gone])  # fmt: skip
+    for number in (1, 2, 3):
+        aws.delete_layer_version(LayerName="lib", VersionNumber=number)
+    refused("ResourceNotFoundException", aws.get_layer_version, LayerName="lib", VersionNumber=1)
+    refused(
+        "InvalidParameterValueException", aws.publish_layer_version, "S3", LayerName="lib",
+        Content={"S3Bucket": "bucket", "S3Key": "k"},
+    )  # fmt: skip
+
+
 HONOURED = {
     "create_function": (
         "FunctionName Runtime Role Handler Code Description Timeout MemorySize Publish PackageType Environment Tags"
-        " EphemeralStorage Architectures ImageConfig"
+        " EphemeralStorage Architectures ImageConfig Layers"
     ),
     "update_function_configuration": (
         "FunctionName Role Handler Description Timeout MemorySize Environment Runtime RevisionId ImageConfig"
-        " EphemeralStorage"
+        " EphemeralStorage Layers"
     ),
     "update_function_code": "FunctionName ZipFile ImageUri Publish RevisionId Architectures",
     "publish_version": "FunctionName CodeSha256 Description RevisionId",
@@ -402,7 +436,6 @@ def test_operations_that_there_are_not_say_so(served: Lab, aws: Any) -> None:
         "NotImplementedException", aws.create_event_source_mapping, "not supported by Joey", FunctionName="f",
         EventSourceArn="arn:aws:sqs:local:000000000000:q",
     )  # fmt: skip
-    refused("NotImplementedException", aws.publish_layer_version, LayerName="l", Content={"ZipFile": zipped(a="")})
     router = LambdaServer(served.facade).router
     known = {route.summary for route in _routes(router)}
     assert known <= set(MODEL.operation_names) | {"ListProvisionedConcurrencyConfigs"}

@@ -208,10 +208,15 @@ class Deployments(Functions):
 
     # --- layers ------------------------------------------------------------------------------------------------------
 
-    async def set_layer(self, name: str, code: Code, *, owner: str) -> LayerView:
+    async def set_layer(
+        self, name: str, code: Code, *, owner: str, labels: dict[str, str] | None = None
+    ) -> LayerView:
         """Code by a name, to lie under functions' own at /opt. Functions that have an older one keep that."""
         check_name(name)
-        layer = LayerView(name=name, owner=owner, digest=code.digest, size=code.size, created=time.time())
+        layer = LayerView(
+            name=name, owner=owner, digest=code.digest, size=code.size, created=time.time(), sha256=code.sha256,
+            labels=labels or {},
+        )  # fmt: skip
         self.registry.set_layer(layer)
         await self.saved()
         return layer

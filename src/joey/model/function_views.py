@@ -125,13 +125,17 @@ class ConfigView(Value, frozen=True, kw_only=True):
 
 
 class LayerView(Value, frozen=True, kw_only=True):
-    """Code by a name, that functions have at /opt (`layers` of a function: names or digests)."""
+    """Code by a name, that functions have at /opt (`layers` of a function: names or digests). sha256: base64, of the
+    archive it came as. labels: what clients of other APIs want to be told again.
+    """
 
     name: str
     digest: str
     size: int
     created: float
     owner: str = ""
+    sha256: str = ""
+    labels: dict[str, str] = field(default_factory=dict)
 
 
 class Message(Value, frozen=True, kw_only=True):

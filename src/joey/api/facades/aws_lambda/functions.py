@@ -10,6 +10,7 @@ from joey.api.facades.aws_lambda import spec as translate
 from joey.api.facades.aws_lambda import views
 from joey.api.facades.aws_lambda.base import answer, fields, found, functions, listed, name_of, reference
 from joey.api.facades.aws_lambda.errors import Failure, lacking
+from joey.api.facades.aws_lambda.layers import take
 from joey.api.facades.code import permitted, stored
 from joey.api.facades.fields import Fields
 from joey.api.facades.links import link
@@ -38,13 +39,15 @@ async def create_function(call: SignedCall) -> Any:
     tags = translate.check_tags(given.take("Tags", dict[str, str], {})) | {translate.PACKAGE: package}
     publish = given.take("Publish", bool, False)
     code, image = _code(given.part("Code"), package)
-    layers = await _layers(call, given)
+    layers = await take(call, given)
     values: dict[str, Any] = translate.kind_of(package) | {"memory": 128 << 20, "timeout": 3.0}
     values |= translate.configuration(given, _MACHINE, package, tags)
     given.done()
     if package == "Image":
         values["image"] = image
-    spec = FunctionSpec(name=name, layers=layers, **values)
+    if layers is not None:
+        values["layers"], values["tags"][translate.LAYERS] = layers
+    spec = FunctionSpec(name=name, **values)
     await call.whole(functions(call).create(spec, await stored(call, spec, code), owner=call.owner))
     return await _changed(call, name, publish, 201)
 
@@ -80,12 +83,6 @@ def _code(part: Fields, package: str) -> tuple[bytes | None, str]:
         return b64decode(zipped, validate=True), ""
     except ValueError:
         raise Invalid("Code.ZipFile", "is not base64") from None
-
-
-async def _layers(call: SignedCall, given: Fields) -> tuple[str, ...]:
-    if arns := given.take("Layers", list[str], []):
-        raise lacking(f"Layers: {arns}")
-    return ()
 
 
 async def get_function(call: SignedCall) -> Any:
@@ -156,8 +153,9 @@ async def update_configuration(call: SignedCall) -> Any:
     before = found(call, name)
     package = before.spec.tags.get(translate.PACKAGE, "Zip")
     changes = translate.configuration(given, _MACHINE, package, before.spec.tags)
-    if "Layers" in given:
-        changes["layers"] = await _layers(call, given)
+    if (layers := await take(call, given)) is not None:
+        changes["layers"] = list(layers[0])
+        changes["tags"] = changes.get("tags", before.spec.tags) | {translate.LAYERS: layers[1]}
     given.done()
     _same(before, revision)
     permitted(call, before.spec, changes)

@@ -16,7 +16,7 @@ from joey.model.errors import Invalid
 from joey.model.units import MIB
 
 OWN = "joey.aws."
-ROLE, PACKAGE, POLICY = OWN + "role", OWN + "package", OWN + "policy"
+ROLE, PACKAGE, POLICY, LAYERS = OWN + "role", OWN + "package", OWN + "policy", OWN + "layers"
 NETWORK = "nat"
 """A function of AWS that is in no VPC reaches the internet."""
 ARCHITECTURES = {"x86_64": "x86_64", "aarch64": "arm64"}

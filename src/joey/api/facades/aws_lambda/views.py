@@ -9,7 +9,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 from joey.api.facades.aws_lambda.errors import lacking
-from joey.api.facades.aws_lambda.spec import ARCHITECTURES, PACKAGE, ROLE
+from joey.api.facades.aws_lambda.spec import ARCHITECTURES, LAYERS, PACKAGE, ROLE
+from joey.api.facades.layers import told
 from joey.api.facades.signed import ACCOUNT, REGION
 from joey.model.errors import Invalid
 from joey.model.function import LATEST, Alias, Version, check_qualifier
@@ -88,6 +89,8 @@ def configuration(found: Version | VersionView, qualified: bool = False) -> Mess
         shown["ImageConfigResponse"] = {"ImageConfig": {"Command": list(spec.command)}}
     if spec.env or spec.secrets:
         shown["Environment"] = {"Variables": spec.env | dict.fromkeys(spec.secrets, "***")}
+    if text := spec.tags.get(LAYERS, ""):
+        shown["Layers"] = [{"Arn": one, "CodeSize": size} for one, size in told(text)]
     if spec.disk is not None:
         shown["EphemeralStorage"] = {"Size": spec.disk // MIB}
     if found.version != LATEST:

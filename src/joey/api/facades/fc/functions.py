@@ -27,10 +27,13 @@ from joey.api.facades.fc.base import (
     stamp,
 )
 from joey.api.facades.fc.errors import Failure, lacking
+from joey.api.facades.fc.layers import take
 from joey.api.facades.fields import Fields
+from joey.api.facades.layers import told
 from joey.api.facades.links import link
 from joey.api.facades.signed_server import SignedCall, now
 from joey.api.routes import Route
+from joey.model import codec
 from joey.model.errors import Conflict, Invalid
 from joey.model.function import LATEST, FunctionSpec, Version, check_name
 from joey.model.function_views import VersionView
@@ -63,6 +66,8 @@ def view(version: Version | VersionView, created: float, qualified: bool = False
         "lastUpdateStatus": "Successful",
         "tags": [{"Key": name, "Value": value} for name, value in sorted(_shown_tags(spec.tags).items())],
     }
+    if text := spec.tags.get(translate.LAYERS, ""):
+        shown["layers"] = [{"arn": one, "size": size} for one, size in told(text)]
     if spec.disk is not None:
         shown["diskSize"] = spec.disk // MIB
     if spec.keep_alive is not None:
@@ -90,6 +95,8 @@ async def create_function(call: SignedCall) -> Any:
     tags = _tags(given.take("tags", list[dict[str, str]], []))
     values: dict[str, Any] = {"network": "nat", "memory": 128 * MIB, "timeout": 3.0, "tags": tags}
     values |= translate.configuration(given, "")
+    if (layers := take(call, given)) is not None:
+        values["layers"], tags[translate.LAYERS] = layers
     given.done()
     if values["runtime"] == translate.CONTAINER:
         if not values.get("image"):
@@ -181,15 +188,17 @@ async def update_function(call: SignedCall) -> Any:
     before = found(call, name)
     code = _code(given)
     changes = translate.configuration(given, before.spec.runtime)
+    if (layers := take(call, given)) is not None:
+        changes["layers"] = list(layers[0])
+        changes["tags"] = before.spec.tags | {translate.LAYERS: layers[1]}
     given.done()
     if code is not None and changes.get("runtime", before.spec.runtime) == translate.CONTAINER:
         raise Invalid("code", "is not for custom containers: the image is the code")
     permitted(call, before.spec, changes)
     new = await stored(call, before.spec, code)
-    if changes:
-        await call.whole(functions(call).update_config(name, changes, owner=call.visible))
-    if new is not None:
-        await call.whole(functions(call).update_code(name, new, owner=call.visible))
+    spec = codec.convert(FunctionSpec, {**codec.to_builtins(before.spec), **changes})
+    owner = functions(call).get(name, owner=call.visible).owner
+    await call.whole(functions(call).put(spec, new, owner=owner))
     return _now(call, name)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from joey.api.facades import signing
-from joey.api.facades.fc import aliases, errors, functions, invoke, settings, triggers
+from joey.api.facades.fc import aliases, errors, functions, invoke, layers, settings, triggers
 from joey.api.facades.signed import Signed
 from joey.api.facades.signed_server import MAX_CODE, SignedServer, now, request_id
 from joey.api.light import web
@@ -12,7 +12,7 @@ from joey.api.routes import Route
 MAX_PAYLOAD = 32 << 20
 """Bytes of a synchronous invocation's event."""
 _MAX_REQUEST = 1 << 20
-_ROUTES = (*functions.ROUTES, *aliases.ROUTES, *invoke.ROUTES, *settings.ROUTES, *triggers.ROUTES)
+_ROUTES = (*functions.ROUTES, *aliases.ROUTES, *invoke.ROUTES, *settings.ROUTES, *triggers.ROUTES, *layers.ROUTES)
 
 
 class FCServer(SignedServer):

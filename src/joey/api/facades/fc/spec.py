@@ -11,6 +11,8 @@ from joey.model.errors import Invalid
 from joey.model.units import MIB
 
 CUSTOM, CONTAINER = "custom", "custom-container"
+LAYERS = "joey.fc.layers"
+"""The tag that keeps the ARNs of layers."""
 _DEBIAN = {"custom.debian11": "11", "custom.debian12": "12"}
 _PORT = 9000
 """Of a program of a custom runtime, unless it says another."""
@@ -22,7 +24,6 @@ _NEVER: dict[str, tuple[object, ...]] = {
     "gpuConfig": (),
     "instanceIsolationMode": ("SHARE",),
     "juiceFsConfig": (),
-    "layers": (),
     "microSandboxConfig": (),
     "nasConfig": ({"userId": -1, "groupId": -1, "mountPoints": []}, {"mountPoints": []}),
     "ossMountConfig": ({"mountPoints": []},),
