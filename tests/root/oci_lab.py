@@ -69,6 +69,8 @@ class OciLab:
         self.base: Json = jsontext.loads(info.spec())
         self.base["process"]["terminal"] = False
         self.base["root"]["readonly"] = False
+        if not any(entry["type"] == "cgroup" for entry in self.base["linux"]["namespaces"]):
+            self.base["linux"]["namespaces"].append({"type": "cgroup"})
         self.base["linux"]["cgroupsPath"] = f"{self.cgroup}/c"
 
     def config(self, *args: str, **process: Any) -> Json:

@@ -10,6 +10,7 @@ import errno
 import os
 import time
 
+from joey.oci import log
 from joey.oci.errors import OciError, Unsupported
 from joey.plan import oci_cgroup as plan
 
@@ -82,7 +83,7 @@ def path_of(cgroups_path, name, systemd):
 
 def make(path):
     """The container's cgroups, on all hierarchies. Raises OciError; then none that it made is left."""
-    found, made = hierarchies(), []
+    found, made, shared = hierarchies(), [], False
     if not found:
         raise OciError("no cgroup hierarchy is mounted")
     try:
@@ -96,11 +97,15 @@ def make(path):
             else:
                 _make_v1(point, path, "cpuset" in controllers.split(","))
             made.append([version, controllers, directory, new])
-            if version == 2 and read_or(f"{directory}/cgroup.procs") and v2_only(found):
+            others = "" if new else read_or(f"{directory}/cgroup.procs")
+            if others and v2_only(found):
                 raise OciError(f"container's cgroup is not empty: {directory}")
+            shared = shared or bool(others)
     except OSError as error:
         remove([group[:3] for group in made if group[3]])
         raise OciError(f"unable to make cgroup {error.filename}: {error.strerror.lower()}") from None
+    if shared:
+        log.warning(f"container's cgroup is not empty: {path}: whoever else is in it shares its limits and its end")
     return [group[:3] for group in made]
 
 
@@ -166,21 +171,27 @@ def apply(groups, resources, devices=True):
     memory = of(groups, "memory")
     file = "memory.swap.max" if unified else "memory.memsw.limit_in_bytes"
     swap = bool(memory) and os.path.exists(f"{memory}/{file}")
+    quota = resources.get("cpu", {}).get("quota")
     for controller, name, value in plan.writes(resources, 2 if unified else 1, swap):
         directory = of(groups, controller)
         if directory is None or not os.path.exists(f"{directory}/{name}"):
             if name == "cpu.cfs_burst_us" or not directory or controller == "blkio":
                 raise Unsupported(f"unable to apply cgroup configuration: the host has no {name}")
-        put(f"{directory}/{name}", value)
+        put(f"{directory}/{name}", value, quota if name == "cpu.cfs_period_us" else None)
     if devices:
         apply_devices(groups, resources)
 
 
-def put(path, value):
-    """Write one value of `resources`. Raises OciError."""
+def put(path, value, quota=None):
+    """Write one value of `resources`. Raises OciError. quota: of the CPU, whose period is `value`: a shorter period may
+    be refused as long as the old quota is more than the cgroups above have, so that goes first then.
+    """
     try:
         write(path, value)
     except OSError as error:
+        if quota and error.errno == errno.EINVAL:
+            put(f"{os.path.dirname(path)}/cpu.cfs_quota_us", str(quota))
+            return put(path, value)
         why = os.strerror(error.errno).lower()
         raise OciError(f"unable to apply cgroup configuration: failed to write {value!r} to {path}: {why}") from None
 
@@ -235,10 +246,22 @@ def kill(groups, seconds=_KILL_SECONDS):
         signal_all(groups, 9)
         if is_frozen(groups):
             thaw(groups)
+        if pause > 0.01:
+            _fetch(groups)
         time.sleep(pause)
         pause = min(pause * 2, 0.05)
         if time.monotonic() > end:
             raise OciError(f"processes {processes(groups)} did not end in {seconds:.0f} s")
+
+
+def _fetch(groups):
+    """Who does not die may have been put into another freezer (v1), which is frozen: back into ours."""
+    home = of(groups, "freezer")
+    for pid in processes(groups) if home and not v2(groups) else ():
+        try:
+            write(f"{home}/cgroup.procs", str(pid))
+        except OSError:
+            pass  # it has ended
 
 
 def remove(groups, seconds=5.0):

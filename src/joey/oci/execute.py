@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from joey.oci import hooks, prepare, schema, state
-from joey.oci.cgroups import read_or
+from joey.oci.cgroups import read_or, v2
 from joey.oci.create import seen
 from joey.oci.errors import Invalid, OciError
 from joey.oci.launch import Failed, Steps, explain, follow
@@ -31,7 +31,7 @@ class Options:
         self.console_fd = -1
         self.pid_file = ""
         self.preserve = 0
-        self.cgroup = ""
+        self.cgroup = []
         self.ignore_paused = False
         self.read_stdin = None
         self.streams = ()
@@ -100,7 +100,11 @@ def begin(container, options, launcher):
     process = process_of(config, options)
     key, pid = _run(container, process, config.get("linux", {}), options, launcher)
     if options.pid_file:
-        state.replace(options.pid_file, str(pid).encode())
+        try:
+            state.replace(options.pid_file, str(pid).encode())
+        except OSError as error:
+            os.kill(pid, 9)
+            raise OciError(f"--pid-file {options.pid_file}: {error.strerror.lower()}") from None
     return key, pid, bool(process.get("terminal"))
 
 
@@ -171,8 +175,8 @@ def _facts(container, process, linux, options, fds, steps):
     prepare.warn_capabilities(process, held)
     filter_, listen = prepare.filter_of(linux, container.root)
     groups = container.data["cgroups"]
-    if options.cgroup:
-        groups = [[v, names, _below(directory, options.cgroup)] for v, names, directory in groups]
+    for wanted in options.cgroup:
+        groups = _below(groups, wanted)
     user = process.get("user", {}).get("uid", 0)
     return oci.Facts(
         paths=paths, cgroups=seen(groups), held=held, seccomp=filter_, listen=listen, preserved=preserved,
@@ -194,10 +198,26 @@ def _different(pid):
     return found
 
 
-def _below(directory, path):
-    path = path.partition(":")[2] or path
-    parts = [part for part in path.split("/") if part not in ("", ".", "..")]
-    found = "/".join([directory, *parts])
-    if not os.path.isdir(found) or read_or(f"{found}/cgroup.procs", None) is None:
-        raise OciError(f"--cgroup: {found} does not exist")
+def _below(groups, wanted):
+    """The groups with those of --cgroup [CONTROLLER,…:]PATH in their place, which is below the container's own."""
+    names, colon, path = wanted.rpartition(":")
+    chosen = set(names.split(",")) if colon else None
+    parts = [part for part in path.split("/") if part not in ("", ".")]
+    if ".." in parts:
+        raise OciError(f"--cgroup: {path} is not a sub cgroup path")
+    if chosen is not None:
+        known = {name.removeprefix("name=") for _, controllers, _ in groups for name in controllers.split(",")}
+        for name in sorted(chosen - known):
+            raise OciError(f"--cgroup: unknown controller {name}")
+    found = []
+    for version, controllers, directory in groups:
+        ours = {name.removeprefix("name=") for name in controllers.split(",")}
+        # in a hybrid layout the v2 hierarchy has no controllers: who names none means those that have
+        if (chosen is None and (version == 1 or v2(groups))) or (chosen is not None and chosen & ours):
+            below = "/".join([directory, *parts])
+            if read_or(f"{below}/cgroup.procs", None) is None:
+                procs = f"{below}/cgroup.procs: no such file or directory"
+                raise OciError(f"--cgroup: adding pid {os.getpid()} to {procs}")
+            directory = below
+        found.append([version, controllers, directory])
     return found

@@ -31,7 +31,9 @@ def spec(rootless=False):
         mounts.append({"destination": "/sys", "type": "sysfs", "source": "sysfs", "options": [*_SAFE, "ro"]})
         mounts.append({"destination": "/sys/fs/cgroup", "type": "cgroup", "source": "cgroup",
                        "options": [*_SAFE, "relatime", "ro"]})  # fmt: skip
-    kinds = ["pid", "ipc", "uts", "mount", "cgroup", "user" if rootless else "network"]
+    kinds = ["pid", "ipc", "uts", "mount", "user" if rootless else "network"]
+    if os.path.exists("/sys/fs/cgroup/cgroup.controllers"):  # as runc: where v2 is alone
+        kinds.insert(4, "cgroup")
     linux = {"resources": {"devices": [{"allow": False, "access": "rwm"}]}} if not rootless else {}
     if rootless:
         linux["uidMappings"] = [{"containerID": 0, "hostID": os.geteuid(), "size": 1}]

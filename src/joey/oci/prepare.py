@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import _socket
+import errno
 import os
 
 from joey.oci import log, schema, seccomp
@@ -17,6 +18,7 @@ NS_FILES = {
 }  # fmt: skip
 _NS_GET_NSTYPE = 0xB703
 MAX_PRESERVED = 40
+_PLACE = os.O_PATH | os.O_CLOEXEC
 
 
 def load(bundle, name="config.json"):
@@ -153,30 +155,50 @@ def nodes(devices):
 
 
 def home(rootfs, uid):
-    """The user's home by the image's /etc/passwd, which is read without following a link: it could lead out."""
-    fd = -1
+    """The user's home by the image's /etc/passwd; "/" if it has none."""
     try:
-        fd = os.open(rootfs, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        etc = os.open("etc", os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=fd)
-        try:
-            file = os.open("passwd", os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=etc)
-        finally:
-            os.close(etc)
-        try:
-            text = os.read(file, 1 << 20)
-        finally:
-            os.close(file)
+        text = _read_below(rootfs, "etc/passwd")
     except OSError:
         return "/"
-    finally:
-        if fd >= 0:
-            os.close(fd)
     wanted = str(uid).encode()
     for line in text.split(b"\n"):
         fields = line.split(b":")
         if len(fields) >= 6 and fields[2] == wanted and fields[5].startswith(b"/") and b"\0" not in fields[5]:
             return fields[5].decode(errors="replace")
     return "/"
+
+
+def _read_below(rootfs, path, links=40):
+    """A file of an image, with its links followed as if `rootfs` were the root: step by step, as no step of a running
+    container's may lead out while we look (there is no openat2 in Python). Raises OSError.
+    """
+    above = [os.open(rootfs, _PLACE | os.O_DIRECTORY)]
+    parts = path.split("/")
+    try:
+        while parts:
+            part = parts.pop(0)
+            if part in ("", ".", ".."):
+                if part == ".." and len(above) > 1:
+                    os.close(above.pop())
+                continue
+            above.append(os.open(part, _PLACE | os.O_NOFOLLOW, dir_fd=above[-1]))
+            mode = os.fstat(above[-1]).st_mode & 0o170000
+            if mode == 0o120000:
+                links -= 1
+                if links < 0:
+                    raise OSError(errno.ELOOP, "too many links")
+                to = os.readlink("", dir_fd=above[-1]).split("/")
+                parts = to + parts
+                os.close(above.pop())
+                while to[0] == "" and len(above) > 1:
+                    os.close(above.pop())
+            elif (mode == 0o100000) == bool(parts) or mode not in (0o040000, 0o100000):
+                raise OSError(errno.EINVAL, "not a file")
+        with open(f"/proc/self/fd/{above[-1]}", "rb") as file:
+            return file.read(1 << 20)
+    finally:
+        for fd in above:
+            os.close(fd)
 
 
 # --- descriptors ----------------------------------------------------------------------------------------------------

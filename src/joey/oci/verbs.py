@@ -75,7 +75,7 @@ def do_exec(call):
         user=call.flag("--user"), groups=call.flag("--additional-gids", []), caps=call.flag("--cap", []),
         tty=call.flag("--tty", False), no_new_privileges=True if call.flag("--no-new-privs", False) else None,
         apparmor=call.flag("--apparmor"), label=call.flag("--process-label"), console=call.flag("--console-socket"),
-        pid_file=call.flag("--pid-file"), preserve=call.number("--preserve-fds"), cgroup=call.flag("--cgroup"),
+        pid_file=call.flag("--pid-file"), preserve=call.number("--preserve-fds"), cgroup=call.flag("--cgroup", []),
         ignore_paused=call.flag("--ignore-paused", False), read_stdin=_read_stdin,
     )  # fmt: skip
     detach = call.flag("--detach", False)
@@ -131,15 +131,33 @@ def do_kill(call):
         raise OciError('"kill" requires a container id and at most a signal')
     word = call.words[1] if len(call.words) > 1 else "SIGTERM"
     everybody = call.flag("--all", False)
-    life.kill(Container.open(call.root, call.id(more=True)), word, everybody)
+    for name in _ids(call, "-r", more=True):
+        life.kill(Container.open(call.root, name), word, everybody)
     return 0
+
+
+def _ids(call, short, more=False):
+    """The container of the command, or for --regex (crun's) those whose ids match it."""
+    from joey.oci import state
+
+    wanted = call.id(more)
+    if not call.flags.get("--regex") and not call.flags.get(short):
+        return [wanted]
+    import re
+
+    try:
+        pattern = re.compile(wanted)
+    except re.error as error:
+        raise OciError(f"--regex: {wanted!r}: {error}") from None
+    return [name for name in state.names(call.root) if pattern.search(name)]
 
 
 def do_delete(call):
     from joey.oci import life
 
     force = call.flag("--force", False) or call.flags.get("-f", False)
-    life.delete(call.root, call.id(), force)
+    for name in _ids(call, "-r"):
+        life.delete(call.root, name, force)
     return 0
 
 

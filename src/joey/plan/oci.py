@@ -15,7 +15,7 @@ from __future__ import annotations
 from joey.plan import flags as f
 from joey.plan import oci_process as proc
 from joey.plan import ops as op
-from joey.plan.oci_mounts import CGROUP, DEVICES, EMPTY, ROOT, USERNS, Filesystems, id_map, inner
+from joey.plan.oci_mounts import CGROUP, DEVICES, EMPTY, ROOT, TREES, USERNS, Filesystems, id_map, inner
 from joey.plan.oci_process import GATE, SLAVE, STDERR, STDIN, STDOUT, SYNC, Refused
 from joey.plan.ops import Reg
 
@@ -82,7 +82,8 @@ def create(config: Json, facts: Facts) -> op.Plan:
     env = proc.environment(process, facts.home)
     early, late = proc.rlimits(process)
 
-    files = Filesystems("user" in kinds, facts.kinds, maps, facts.nodes)
+    given = (*facts.paths.values(), *facts.preserved)
+    files = Filesystems("user" in kinds, facts.kinds, maps, facts.nodes, max((TREES - 1, *given)) + 1)
     _fill(files, config, facts, linux)
     before: list[op.Op] = [op.Userns(USERNS, maps["uid"], maps["gid"])] if "user" in made else []
     before += [op.OpenTree(ROOT, facts.rootfs, flags=f.OPEN_TREE_CLONE | f.AT_RECURSIVE)]

@@ -43,19 +43,21 @@ _LINKS = (
 class Filesystems:
     """Operations of the two sides, in the order of the configuration."""
 
-    def __init__(self, user: bool, kinds: dict[str, str], maps: dict[str, str], nodes: dict[str, str]) -> None:
-        """user: whether the container has a user namespace of its own; kinds: "dir" or "file" of every source;
+    def __init__(
+        self, user: bool, kinds: dict[str, str], maps: dict[str, str], nodes: dict[str, str], first: int = TREES
+    ) -> None:
+        """first: register that is free; user: whether the container has a user namespace of its own; kinds: "dir" or "file" of every source;
         maps: "uid" and "gid", the container's own mappings; nodes: what the host has for "c 1:3".
         """
         self.nodes = nodes
         self.before: list[op.Op] = []
         self.inside: list[op.Op] = []
         self.user, self.kinds, self.maps = user, kinds, maps
-        self._next = TREES
+        self._next = self._first = first
 
     def tree(self) -> Reg:
         if self._next > LAST_TREE:
-            raise Refused("mounts", f"more than {LAST_TREE - TREES} of things of the host")
+            raise Refused("mounts", f"more than {LAST_TREE - self._first} of things of the host")
         self._next += 1
         return Reg(self._next - 1)
 
