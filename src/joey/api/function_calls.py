@@ -234,8 +234,10 @@ async def read_queue(call: Call) -> Any:
     """What came as a record of an invocation to the destination `queue:NAME`, oldest first; `undelivered` has those
     whose destination was gone.
     """
-    query = call.query
-    return functions(call).messages(
+    own, query = functions(call), call.query
+    if own.known:
+        await own.saved()  # what is told of a task is to be found here
+    return own.messages(
         call.path["queue"], owner=call.owner, after=query.get("after", 0), limit=query.get("limit", 100)
     )
 

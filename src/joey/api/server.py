@@ -47,6 +47,7 @@ def make_app(engine: Engine, service: Service | None = None, *, local: bool = Tr
 
 
 async def _close_doorway(app: web.Application) -> None:
+    await app[SERVICE].functions.close()
     await app[SERVICE].doorway.close()
     await app[SERVICE].e2b.close()
     await app[SERVICE].aws_lambda.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import secrets
 import time
@@ -17,6 +18,7 @@ from joey.functions.service import Code, Functions
 from joey.model.errors import Invalid, NotFound, Unenforceable, from_os
 from joey.model.function import FunctionSpec, check_name
 from joey.model.function_views import InstanceView, LayerView
+from joey.model.views import Stats
 
 if TYPE_CHECKING:
     from joey.engine.interface import Engine
@@ -102,8 +104,11 @@ class Deployments(Functions):
 
     async def measured(self, found: Sequence[InstanceView], engine: Engine) -> list[InstanceView]:
         """With the memory that is charged to each."""
-        stats = await engine.stats([one.id for one in found]) if found else ()
-        memory = {one.id: one.usage.memory_current for one in stats}
+        stats: list[Stats] = []
+        for one in found:
+            with contextlib.suppress(NotFound):  # it has just ended
+                stats += await engine.stats([one.id])
+        memory = {each.id: each.usage.memory_current for each in stats}
         return [replace(one, memory=memory.get(one.id)) for one in found]
 
     # --- what they print ---------------------------------------------------------------------------------------------
@@ -208,9 +213,7 @@ class Deployments(Functions):
 
     # --- layers ------------------------------------------------------------------------------------------------------
 
-    async def set_layer(
-        self, name: str, code: Code, *, owner: str, labels: dict[str, str] | None = None
-    ) -> LayerView:
+    async def set_layer(self, name: str, code: Code, *, owner: str, labels: dict[str, str] | None = None) -> LayerView:
         """Code by a name, to lie under functions' own at /opt. Functions that have an older one keep that."""
         check_name(name)
         layer = LayerView(
