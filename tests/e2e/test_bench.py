@@ -150,3 +150,29 @@ def test_the_demo(environment, tmp_path):
     work = json.loads(done.stdout)["work"]
     assert work["as_expected"] == work["count"] == 24 and work["contained"] == work["attacks"] >= 8
     assert page.read_text().startswith("<!doctype html>") and str(page) in done.stderr
+
+
+FUNCTIONS = {
+    "template_cold_ms", "plain_cold_ms", "warm_overhead_ms", "invocations_per_second", "instances_alive",
+    "memory_per_instance_kib", "burst_seconds", "failed",
+}  # fmt: skip
+
+
+def test_functions(environment):
+    words = ["--cold", "3", "--plain", "1", "--modules", "json", "--warm", "20", "--seconds", "0.2", "--clients", "4"]
+    command = [*joey(), "bench", "functions", *words, "--alive", "3", "--burst", "5", "--json"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr + done.stdout
+    result = json.loads(done.stdout)
+    assert set(result) == FUNCTIONS and result["failed"] == 0
+    assert 0 < result["template_cold_ms"]["p50"] <= result["template_cold_ms"]["p99"] and result["plain_cold_ms"]["p50"]
+    assert result["instances_alive"] == 3 and result["invocations_per_second"] > 0
+    assert 1 <= result["burst_seconds"] < 30, "five calls at once, each of a second"
+
+
+def test_functions_queued(environment):
+    command = [*joey(), "bench", "functions", "--queue", "60", "--kills", "2", "--json"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr + done.stdout
+    result = json.loads(done.stdout)
+    assert (result["queued"], result["done"], result["lost"], result["kills"]) == (60, 60, 0, 2)

@@ -27,6 +27,8 @@ from joey.model.errors import JoeyError
 HELP = "functions: cold starts with and without a template, warm calls, many instances, a burst; or a queue under kills"
 MODULES = "numpy,pandas"
 _PATIENCE = 120.0
+_APART = 0.1
+"""Seconds between a stop and the next cold start: what the last one used up is made anew meanwhile."""
 
 _IMPORTING = """import {modules}
 def handler(event, context):
@@ -75,7 +77,7 @@ async def run(options: Namespace) -> dict[str, Any]:
             raise
         finally:
             sync_service.close()
-    left = await watch.gone()
+    left = await watch.gone(1.0)  # the end of `serving` has waited
     if left:
         bench.fail(f"left behind: {left}")
         result["failed"] = bench.failed
@@ -137,6 +139,7 @@ class _Bench:
             "timeout": 60,
             "template": template,
             "modules": (*modules, "app") if template else (),
+            "keep_alive": 0,  # or the scaler would put another one in the place of the instance that is stopped
         }
         found: list[float] = []
         with self._deployed(f"cold-{name}", source, spec, extra) as function, Progress(name, count) as progress:
@@ -146,6 +149,7 @@ class _Bench:
                 if self.over:
                     break
                 self._stop_all(function)
+                time.sleep(_APART)
                 begin = time.perf_counter()
                 done = function.call(b"{}")
                 took = time.perf_counter() - begin
@@ -236,7 +240,7 @@ class _Bench:
         """Seconds until the last of so many calls at once, of 1 s each, is answered; no instance runs before."""
         if not count:
             return None
-        spec = {"memory": 64 << 20, "timeout": 60, "modules": ("time", "app")}
+        spec = {"timeout": 60, "modules": ("time", "app"), "keep_alive": 0}
         with self._deployed("burst", _SLEEPING, spec) as function:
             function.call(b"0")  # the template, whoever is first makes it; its instance is stopped
             time.sleep(1.0)
