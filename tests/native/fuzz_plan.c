@@ -36,7 +36,7 @@ static void dry_stdio(const struct plan *plan, const struct plan_op *op, int *re
 	uint32_t preserved, kept;
 	const uint8_t *preserve = (const uint8_t *)plan_bytes(plan, op->s[0], &preserved), *keep = (const uint8_t *)plan_bytes(plan, op->s[1], &kept);
 	int fresh[REGISTERS];
-	assert(3 + 3 + preserved + kept + 1 <= LOW && plan->low == (int)(3 + preserved + kept + 1));
+	assert(3 + 3 + preserved + kept + 2 <= LOW && plan->low == (int)(3 + preserved + kept + 2));
 	for (uint32_t i = 0; i < preserved; i++) assert(regs[preserve[i]] >= 0);
 	memset(fresh, -1, sizeof fresh);
 	for (uint32_t i = 0; i < kept; i++) fresh[keep[i]] = regs[keep[i]];

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from joey.plan.encode import encode as encode_plan
-from native.wire import FAST, FILES, NEWNET, NEWNS, NEWUSER, NO_REG, NO_STDIO, PARENT, VFORK, VM, Raw, encode, op
+from native.wire import FAST, FILES, NEWNET, NEWNS, NEWUSER, NO_REG, NO_STDIO, PARENT, VERSION, VFORK, VM, Raw, encode, op
 
 RUN = op("EXEC", s=("/x", ["x"], [], ""))
 END = [NO_STDIO, RUN]
@@ -38,7 +38,7 @@ REFUSED = {
     "empty": (b"", 0, "EINVAL", -1),
     "half a header": (encode([PIPE])[:15], 0, "EINVAL", -1),
     "magic": (encode([PIPE], magic=1), 0, "EINVAL", -1),
-    "version": (encode([PIPE], version=3), 0, "EPROTONOSUPPORT", -1),
+    "version": (encode([PIPE], version=VERSION + 1), 0, "EPROTONOSUPPORT", -1),
     "no operation": (encode([]), 0, "EINVAL", -1),
     "too many operations": (encode([op("HOME")] * 1025), 0, "EINVAL", -1),
     "shorter than it says": (encode([PIPE])[:-1], 0, "EINVAL", -1),

@@ -21,6 +21,7 @@ from joey.plan import process as run
 
 if TYPE_CHECKING:
     from joey.engine.box import Box
+    from joey.engine.channels import Channel
     from joey.engine.supervisor import Engine
 
 _NAMESPACES = ("pid", "cgroup", "ipc", "uts", "net", "mnt", "user")
@@ -37,17 +38,27 @@ class Outer:
 
 
 class Berth:
-    """A sandbox that is ready to be entered. fds: its namespaces, then the files by which its cgroups are joined."""
+    """A sandbox that can be entered. fds: its namespaces, then the files by which its cgroups are joined. channel: to
+    the child that waits in it, once there is one.
+    """
 
     def __init__(self, box: Box) -> None:
         self.id, self.box = box.id, box
         self.fds: tuple[int, ...] = ()
+        self.channel: Channel | None = None
 
-    def close(self) -> None:
-        """Let go of the descriptors. Done again: nothing."""
+    def entered(self) -> None:
+        """Nobody else is going to enter it. Done again: nothing."""
         fds, self.fds = self.fds, ()
         for fd in fds:
             os.close(fd)
+
+    def close(self) -> None:
+        """Let go of all: who waits in it ends. Done again: nothing."""
+        self.entered()
+        channel, self.channel = self.channel, None
+        if channel is not None:
+            channel.close()
 
 
 class Inner:

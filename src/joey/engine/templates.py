@@ -207,7 +207,7 @@ class Templates:
         self, template: Template, berth: Berth, spec: SandboxSpec, *, main: bool, durable: bool
     ) -> tuple[Sandbox, Channel]:
         engine, box = self._engine, berth.box
-        assert box.request is not None
+        assert box.request is not None and box.slot is not None
         try:
             engine.claim(box, spec.name)
         except JoeyError:
@@ -220,49 +220,44 @@ class Templates:
         self._of[box.id] = template
         engine.add(box)
         box.become(spec, request)
+        env = run.environment(
+            request.image.env, request.spec.process, request.identity, request.spec.hostname or box.slot.name
+        )
+        channel, berth.channel = berth.channel, None
+        assert channel is not None
         try:
             on_disk = engine.store.flushed() if durable else None
-            channel = self._enter(template, berth, request, main=main)
-            try:
-                await zygote.hello(channel, HELLO_SECONDS)
-            except BaseException:
-                channel.close()
-                raise
+            await zygote.tell(channel, env, main=main)
+            await zygote.hello(channel, HELLO_SECONDS)
             if on_disk is not None and (error := await on_disk):
                 raise error
         except BaseException:
+            channel.close()
             with contextlib.suppress(JoeyError):
                 box.apply(RemoveAsked(True))
             raise
-        finally:
-            berth.close()
         template.forks += 1
         box.tell("created", template=template.name)
         box.tell("started", restarts=0)
         self._spawn(_tell_end(box, channel))
         return box.view(), channel
 
-    def _enter(self, template: Template, berth: Berth, request: Request, *, main: bool) -> Channel:
-        """Ask for the child. Raises Broken."""
-        box, spec = berth.box, request.spec
-        if template.zygote is None or box.slot is None:
+    async def _enter(self, template: Template, berth: Berth) -> None:
+        """Have a child in it, which waits. Raises Broken."""
+        box = berth.box
+        if template.zygote is None or template.state != "ready":
             raise Broken("fork", "the template's process has just ended", "try again")
-        hostname = spec.hostname or box.slot.name
-        env = run.environment(request.image.env, spec.process, request.identity, hostname)
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         out, err = os.pipe2(os.O_CLOEXEC), os.pipe2(os.O_CLOEXEC)
-        channel = Channel(ours, out[0], err[0], 0, lambda: _kill(box))
+        channel = berth.channel = Channel(ours, out[0], err[0], 0, lambda: _kill(box))
         try:
-            ours.send(zygote.told(env, main=main))
             template.zygote.fork((*berth.fds[:7], out[1], err[1], theirs.fileno(), *berth.fds[7:]))
-        except BaseException:
-            channel.close()
-            raise
         finally:
             theirs.close()
             os.close(out[1])
             os.close(err[1])
-        return channel
+            berth.entered()
+        await zygote.hello(channel, HELLO_SECONDS)
 
     async def _plain(self, template: Template, spec: SandboxSpec, owner: str, *, main: bool) -> tuple[Sandbox, Channel]:
         """What there is without a warm process."""
@@ -405,13 +400,14 @@ class Templates:
         self._of[box.id] = template
         try:
             await self._launch(box)
+            await self._enter(template, place.berth)
         except BaseException:
-            place.berth.close()
+            self.discard(place.berth)
             raise
         return place.berth
 
     def usable(self, member: Berth) -> bool:
-        return _runs(member.box) and bool(member.fds)
+        return _runs(member.box) and member.channel is not None
 
     def discard(self, member: Berth) -> None:
         member.close()

@@ -121,7 +121,10 @@ async def hello(channel: Channel, seconds: float) -> None:
         raise Broken("fork", f"the template's child has ended at once{': ' + said[-300:] if said else ''}")
 
 
-def told(env: dict[str, str], *, main: bool) -> bytes:
-    """What a child is told on its own channel. main: its sandbox ends with it."""
-    data = json.dumps({"env": env, "main": main}).encode("utf-8", "surrogateescape")
-    return _SIZE.pack(len(data)) + data
+async def tell(channel: Channel, env: dict[str, str], *, main: bool) -> None:
+    """Tell a child on its own channel what it is for. main: its sandbox ends with it. Raises Broken if it is gone."""
+    data = json.dumps({"env": env, "main": main}).encode()
+    try:
+        await asyncio.get_running_loop().sock_sendall(channel.sock, _SIZE.pack(len(data)) + data)
+    except OSError as error:
+        raise Broken("fork", f"the template's child has ended: {error.strerror}", "try again") from None

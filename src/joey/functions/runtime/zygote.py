@@ -231,16 +231,17 @@ class Zygote:
         os.chdir(settings["cwd"])
 
     def live(self):
-        """What it is told, who it is, and then the runtime."""
+        """Wait to be told what it is for, and then be the runtime."""
         import _socket
 
+        reseed()
         sock = _socket.socket(fileno=3)
+        sock.send(b"\1")
         told = json.loads(_exactly(sock, struct.unpack(">I", _exactly(sock, 4))[0]))
         os.environ.clear()
         os.environ.update(told["env"])
         if told["main"]:
             os.kill(1, _MOVED_IN)
-        reseed()
         sock.send(b"\1")
         from joey_runtime import serve
 
