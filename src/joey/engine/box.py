@@ -424,13 +424,15 @@ class Box:
         self._waiters.append(future)
         return await future
 
-    def attach(self) -> Attached:
-        """An attachment to the main process: of one that is not started yet, from its start. Raises Conflict."""
+    def attach(self, *, again: bool = False) -> Attached:
+        """An attachment to the main process: of one that is not started yet, from its start. again: one that has ended
+        will be started again, too. Raises Conflict.
+        """
         attached = Attached(self.wait, self.signal, pid=self.record.pid or 0)
         if self.output is not None and (self.alive or self.record.phase is Phase.REMOVING):
             self.output.attach(attached)
-        elif self.record.phase in (Phase.CREATED, Phase.STARTING):
-            self._early.append(attached)
+        elif self.record.phase in (Phase.CREATED, Phase.STARTING) or (again and self.record.phase is Phase.EXITED):
+            self._early = [*(one for one in self._early if not one.closed), attached]
         else:
             raise Conflict("state", "cannot attach to it: it is not running", "start it first, or read its log")
         return attached

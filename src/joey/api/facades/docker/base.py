@@ -40,7 +40,7 @@ class Refused(JoeyError):
 class Req:
     """One request. path: the variables of the route; query: the last value of each parameter."""
 
-    __slots__ = ("_data", "engine", "path", "query", "request", "service", "state")
+    __slots__ = ("_data", "_values", "engine", "path", "query", "request", "service", "state")
 
     def __init__(self, request: web.Request, service: Service, state: State, path: dict[str, str], query: str) -> None:
         self.request = request
@@ -48,7 +48,8 @@ class Req:
         self.engine: Engine = service.engine
         self.state = state
         self.path = path
-        self.query = {name: values[-1] for name, values in parse_qs(query, keep_blank_values=True).items()}
+        self._values = parse_qs(query, keep_blank_values=True)
+        self.query = {name: values[-1] for name, values in self._values.items()}
         self._data: bytes | None = None
 
     @property
@@ -67,6 +68,14 @@ class Req:
         """As Go's httputils.BoolValue: everything but "", 0, no, false and none is true."""
         text = self.query.get(name)
         return default if text is None else text.strip().lower() not in ("", "0", "no", "false", "none")
+
+    def many(self, name: str) -> list[str]:
+        """All values of a parameter that may come several times."""
+        return [value for value in self._values.get(name, ()) if value]
+
+    def changes(self) -> tuple[str, ...]:
+        """Instructions of a Dockerfile, a line each."""
+        return tuple(line for text in self.many("changes") for line in text.split("\n") if line)
 
     def number(self, name: str, default: int | None = None) -> int | None:
         """Raises Invalid naming the parameter."""

@@ -20,8 +20,8 @@ _USUAL: dict[str, tuple[str, ...]] = {
     "rm": ("1", "true"), "forcerm": ("0", "1", "true", "false"), "version": ("1",), "q": ("1", "0", "true", "false"),
     "cachefrom": ("[]", "null"), "ulimits": ("[]", "null"), "buildid": (), "cgroupparent": (),
     "cpuperiod": ("0",), "cpuquota": ("0",), "cpusetcpus": (), "cpusetmems": (), "cpushares": ("0",), "memory": ("0",),
-    "memswap": ("0",), "shmsize": ("0",), "squash": ("0", "false"), "extrahosts": ("[]", "null"), "securityopt": ("[]", "null"),
-    "isolation": ("default",), "remote": (), "session": (), "outputs": ("[]", "null"),
+    "memswap": ("0",), "shmsize": ("0",), "squash": ("0", "false"), "extrahosts": ("[]", "null"),
+    "securityopt": ("[]", "null"), "isolation": ("default",), "remote": (), "session": (), "outputs": ("[]", "null"),
 }  # fmt: skip
 _READ = {"t", "dockerfile", "nocache", "pull", "buildargs", "labels", "target", "networkmode", "platform"}
 
@@ -93,8 +93,6 @@ def _outcome(
 
 
 def _options(r: Req) -> tuple[Options, str]:
-    from urllib.parse import parse_qs
-
     if r.query.get("version") == "2":
         raise Refused("version", "Joey has the classic builder, not BuildKit: DOCKER_BUILDKIT=0 docker build")
     for field, value in r.query.items():
@@ -105,7 +103,7 @@ def _options(r: Req) -> tuple[Options, str]:
     if network not in NETWORKS:
         raise Refused("networkmode", f"{network!r} is none of {', '.join(NETWORKS)}")
     options = Options(
-        tags=tuple(tag for tag in parse_qs(r.request.query_string).get("t", []) if tag),
+        tags=tuple(r.many("t")),
         target=r.query.get("target", ""), arguments=_object(r, "buildargs"), labels=_object(r, "labels"),
         no_cache=r.flag("nocache"), pull=r.flag("pull"), network=network, platform=r.query.get("platform", ""),
     )  # fmt: skip

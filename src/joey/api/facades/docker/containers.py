@@ -167,7 +167,8 @@ async def wait(r: Req) -> web.StreamResponse:
     detail = await r.engine.inspect(id)
     if condition == "not-running" and detail.sandbox.state == "created":
         return answer({"StatusCode": 0})
-    task = asyncio.ensure_future(r.engine.wait(id))
+    over = detail.sandbox.state in ("exited", "dead")
+    task = asyncio.ensure_future(_next(r, id) if over and condition == "next-exit" else r.engine.wait(id))
     try:
         await asyncio.sleep(0)  # it waits before the head is on its way
         response = await r.stream()
@@ -184,6 +185,19 @@ async def wait(r: Req) -> web.StreamResponse:
         return response
     finally:
         task.cancel()
+
+
+async def _next(r: Req, id: str) -> Exit:
+    """The end of the next run of one that has ended."""
+    found: Any = r.engine.events(follow=True, types=("sandbox.exited", "sandbox.removed"), refs=(id,))
+    try:
+        async for event in found:
+            if event.type == "sandbox.exited":
+                return Exit(code=int(event.data.get("code") or 0))
+            break
+    finally:
+        await found.aclose()
+    raise NotFound("", f"No such container: {id}")
 
 
 async def _gone(r: Req, id: str) -> None:
@@ -314,9 +328,8 @@ async def commit(r: Req) -> web.Response:
     name = r.query.get("repo", "")
     if name and r.query.get("tag"):
         name += f":{r.query['tag']}"
-    changes = tuple(line for line in r.query.get("changes", "").split("\n") if line)
     wanted = CommitBody(
-        name=name, changes=changes, message=r.query.get("comment", ""), author=r.query.get("author", ""),
+        name=name, changes=r.changes(), message=r.query.get("comment", ""), author=r.query.get("author", ""),
         pause=r.flag("pause", True),
     )  # fmt: skip
     made = await r.whole(_snapshots(r).commit(id, wanted))

@@ -38,9 +38,10 @@ async def attach(r: Req) -> web.StreamResponse:
         await connection.send(past)
         connection.close()
         return hijack.Taken()
-    if detail.sandbox.state == "exited":
-        raise Conflict("", f"You cannot attach to a stopped container, start it first: {id}")
-    attachment = await r.engine.attach(id)
+    if detail.sandbox.state == "paused":
+        raise Conflict("", f"container {id} is paused, unpause the container before attach")
+    # Of one that has ended it is the next run's: `docker start -a` comes before the start.
+    attachment = r.engine.find(id).attach(again=True)  # type: ignore[attr-defined]
     try:
         connection = await hijack.take_over(r.request, collector, tty=tty)
         r.tell("container", "attach", id)

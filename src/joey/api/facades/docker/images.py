@@ -58,6 +58,8 @@ async def listed(r: Req) -> Any:
     rows = [row for row in rows if _chosen(row, filters)]
     for row in rows if filters.get("reference") else ():  # of an image with several names only those asked for
         row["RepoTags"] = [one for one in row["RepoTags"] if _named(one, filters["reference"])]
+        kept = {one.rpartition(":")[0] for one in row["RepoTags"]}
+        row["RepoDigests"] = [one for one in row["RepoDigests"] if one.partition("@")[0] in kept]
     return rows
 
 
@@ -131,7 +133,7 @@ async def tag(r: Req) -> web.Response:
 
 
 def _tell(r: Req, action: str, name: str) -> None:
-    r.tell("image", action, r.images.store.find(name).config.digest, name=name)
+    r.tell("image", action, r.images.store.find(name).config.digest, name=reference.parse(name).familiar)
 
 
 async def remove(r: Req) -> Any:
@@ -172,7 +174,8 @@ async def create(r: Req) -> web.StreamResponse:
 
     async def work(listener: Callable[[Any], None]) -> list[dict[str, Any]]:
         found = await own.obtain(name, "always", platform, listener)
-        r.tell("image", "pull", name, name=name)
+        familiar = reference.parse(name).familiar
+        r.tell("image", "pull", familiar, name=familiar)
         return [{"status": f"Digest: {found.digest}"}, {"status": f"Status: Downloaded newer image for {name}"}]
 
     return await _reported(r, work)
@@ -186,7 +189,8 @@ async def push(r: Req) -> web.StreamResponse:
 
     async def work(listener: Callable[[Any], None]) -> list[dict[str, Any]]:
         digest = await own.push(target, target, listener)
-        r.tell("image", "push", target, name=target)
+        familiar = reference.parse(target).familiar
+        r.tell("image", "push", familiar, name=familiar)
         return [{"status": f"{target}: digest: {digest}"}]
 
     return await _reported(r, work)
@@ -254,7 +258,7 @@ async def _import(r: Req) -> web.StreamResponse:
     name = f"{repo}:{r.query['tag']}" if r.query.get("tag") else repo
     reference.parse(name, "repo")
     empty = Image(name=name, layers=(Layer("x", "/"),))
-    settings = instructions.change(empty, tuple(line for line in r.query.get("changes", "").split("\n") if line))
+    settings = instructions.change(empty, r.changes())
     platform = index.parse_platform(r.query["platform"]) if r.query.get("platform") else None
     comment, own = r.query.get("message", "") or "imported", r.images
     created = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
@@ -287,9 +291,7 @@ async def load(r: Req) -> web.StreamResponse:
 
 async def save(r: Req) -> web.StreamResponse:
     """An archive of one image, or of those given by `names`."""
-    from urllib.parse import parse_qs
-
-    names = parse_qs(r.request.query_string).get("names", []) if "name" not in r.path else [r.path["name"]]
+    names = r.many("names") if "name" not in r.path else [r.path["name"]]
     for name in names:
         with said_as("image", name):
             r.images.store.find(name)

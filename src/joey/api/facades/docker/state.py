@@ -52,9 +52,7 @@ class State:
     sweeper: asyncio.Task[None] | None = None
     """Removes volumes of containers that are gone (anonymous.py)."""
 
-    def add(
-        self, sandbox: str, process: Process, streams: tuple[bool, bool, bool], keys: Keys | None = None
-    ) -> Exec:
+    def add(self, sandbox: str, process: Process, streams: tuple[bool, bool, bool], keys: Keys | None = None) -> Exec:
         """Raises Busy if too many wait or run."""
         if len(self.execs) >= MOST:
             old = next((one for one in self.execs.values() if not one.running), None)

@@ -6,7 +6,6 @@ import os
 import platform
 import time
 from typing import Any
-from urllib.parse import parse_qs
 
 from joey._version import __version__
 from joey.api.facades.docker import containers, images, views, volumes
@@ -75,7 +74,7 @@ _KINDS = {"container": "Containers", "image": "Images", "volume": "Volumes", "bu
 
 
 async def df(r: Req) -> Any:
-    wanted = parse_qs(r.request.query_string).get("type", list(_KINDS))
+    wanted = r.many("type") or list(_KINDS)
     if unknown := [kind for kind in wanted if kind not in _KINDS]:
         raise Invalid("", f"unknown object type: {unknown[0]}")
     own = getattr(r.engine, "instance", None)

@@ -8,7 +8,7 @@ from typing import Any
 
 from joey.model.image import Image
 from joey.model.network import as_spec
-from joey.model.spec import HealthCheck, SandboxSpec
+from joey.model.spec import HealthCheck, Mount, SandboxSpec
 from joey.model.views import Detail, Sandbox
 
 _SECOND = 1_000_000_000
@@ -91,7 +91,7 @@ def ports_of(one: Sandbox) -> dict[str, Any]:
 
 
 def networks_of(one: Sandbox, gateway: str, aliases: tuple[str, ...] = ()) -> dict[str, Any]:
-    """NetworkSettings.Networks. gateway: where a container's routes lead, which for the host is an address of its own."""
+    """NetworkSettings.Networks. gateway: where a container's routes lead, an address of this host."""
     mode = one.network
     if mode.startswith("container:"):
         return {}
@@ -100,8 +100,9 @@ def networks_of(one: Sandbox, gateway: str, aliases: tuple[str, ...] = ()) -> di
         shown: {
             "IPAMConfig": None, "Links": None, "Aliases": list(aliases) or None, "MacAddress": "", "DriverOpts": None,
             "NetworkID": network_id(shown), "EndpointID": one.id if one.address else "",
-            "Gateway": gateway if one.address else "", "IPAddress": one.address, "IPPrefixLen": 32 if one.address else 0,
-            "IPv6Gateway": "", "GlobalIPv6Address": "", "GlobalIPv6PrefixLen": 0,
+            "Gateway": gateway if one.address else "", "IPAddress": one.address,
+            "IPPrefixLen": 32 if one.address else 0, "IPv6Gateway": "", "GlobalIPv6Address": "",
+            "GlobalIPv6PrefixLen": 0,
             "DNSNames": [one.name, one.id[:12]] if one.name else None,
         }
     }  # fmt: skip
@@ -121,12 +122,18 @@ def row(one: Sandbox, image_id: str, mounts: list[dict[str, Any]], now: float, g
     }  # fmt: skip
 
 
+def _binds(spec: SandboxSpec) -> list[Mount]:
+    """Directories of the host. Of one that has run its volumes are among the mounts, too."""
+    volumes = {one.target for one in spec.volumes}
+    return [one for one in spec.mounts if one.target not in volumes]
+
+
 def mounts(spec: SandboxSpec) -> list[dict[str, Any]]:
     """MountPoints."""
     found: list[dict[str, Any]] = [
         {"Type": "bind", "Source": one.source, "Destination": one.target, "Mode": "ro" if one.read_only else "",
          "RW": not one.read_only, "Propagation": one.propagation}
-        for one in spec.mounts
+        for one in _binds(spec)
     ]  # fmt: skip
     found += [
         {"Type": "volume", "Name": one.name, "Source": "", "Destination": one.target, "Driver": "local",
@@ -203,7 +210,7 @@ def host_config(spec: SandboxSpec, one: Sandbox) -> dict[str, Any]:
         given = {"HostIp": port.host_ip, "HostPort": str(port.host) if port.host else ""}
         bindings.setdefault(f"{port.container}/{port.protocol}", []).append(given)
     return {
-        "Binds": [f"{m.source}:{m.target}{':ro' if m.read_only else ''}" for m in (*spec.mounts,)]
+        "Binds": [f"{m.source}:{m.target}{':ro' if m.read_only else ''}" for m in _binds(spec)]
         + [f"{v.name}:{v.target}{':ro' if v.read_only else ''}" for v in spec.volumes] or None,
         "ContainerIDFile": "", "LogConfig": {"Type": "json-file", "Config": {}},
         "NetworkMode": network_name(network.mode), "PortBindings": bindings, "AutoRemove": spec.remove,
