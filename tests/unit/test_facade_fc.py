@@ -124,6 +124,11 @@ def test_a_function_from_its_creation_to_its_end(fc: Any) -> None:
     refused("FunctionNotFound", lambda: fc.get_function("f", models.GetFunctionRequest()))
 
 
+def test_a_python_that_is_not_here_is_told_of(fc: Any) -> None:
+    assert make(fc).state_reason is None
+    assert "python3.99 is not on this machine" in make(fc, "old", runtime="python3.99").state_reason
+
+
 def test_invocations(fc: Any) -> None:
     make(fc)
     done = call(fc, "f", b"\xff\0", log_type="Tail")

@@ -271,6 +271,13 @@ def test_urls_and_who_may(aws: Any) -> None:
         urllib.request.urlopen(made["FunctionUrl"])
 
 
+def test_a_python_that_is_not_here_is_told_of(aws: Any) -> None:
+    assert "StateReason" not in make(aws)
+    made = make(aws, "old", Runtime="python3.99")
+    assert made["Runtime"] == "python3.99" and "python3.99 is not on this machine" in made["StateReason"]
+    assert made["RuntimeVersionConfig"]["RuntimeVersionArn"].endswith("runtime:host/python3")
+
+
 def test_how_events_are_treated_and_tags(aws: Any) -> None:
     arn = make(aws)["FunctionArn"]
     make(aws, "dead")

@@ -14,6 +14,7 @@ from joey.api.facades.aws_lambda.layers import take
 from joey.api.facades.code import permitted, stored
 from joey.api.facades.fields import Fields
 from joey.api.facades.links import link
+from joey.api.facades.runtimes import present
 from joey.api.facades.signed_server import SignedCall, now
 from joey.api.routes import Route
 from joey.model.errors import Invalid
@@ -41,7 +42,7 @@ async def create_function(call: SignedCall) -> Any:
     code, image = _code(given.part("Code"), package)
     layers = await take(call, given)
     values: dict[str, Any] = translate.kind_of(package) | {"memory": 128 << 20, "timeout": 3.0}
-    values |= translate.configuration(given, _MACHINE, package, tags)
+    values |= translate.configuration(given, _MACHINE, package, tags, present(call))
     given.done()
     if package == "Image":
         values["image"] = image
@@ -152,7 +153,7 @@ async def update_configuration(call: SignedCall) -> Any:
     revision = given.take("RevisionId", str, "")
     before = found(call, name)
     package = before.spec.tags.get(translate.PACKAGE, "Zip")
-    changes = translate.configuration(given, _MACHINE, package, before.spec.tags)
+    changes = translate.configuration(given, _MACHINE, package, before.spec.tags, present(call))
     if (layers := await take(call, given)) is not None:
         changes["layers"] = list(layers[0])
         changes["tags"] = changes.get("tags", before.spec.tags) | {translate.LAYERS: layers[1]}

@@ -11,7 +11,7 @@ from typing import Any
 
 from joey.api.facades.aws_lambda.errors import lacking
 from joey.api.facades.fields import Fields
-from joey.api.facades.runtimes import python_of
+from joey.api.facades.runtimes import Present, python_of
 from joey.model.errors import Invalid
 from joey.model.units import MIB
 
@@ -33,9 +33,9 @@ _NEVER: dict[str, tuple[object, ...]] = {
 """Parameters of which only the value that asks for nothing is taken."""
 
 
-def configuration(fields: Fields, machine: str, package: str, tags: dict[str, str]) -> dict[str, Any]:
+def configuration(fields: Fields, machine: str, package: str, tags: dict[str, str], here: Present) -> dict[str, Any]:
     """The FunctionSpec fields that the request names. package: "Zip" or "Image"; tags: those the function has, of which
-    a copy with ours is in the answer if one of ours changes. Raises Invalid, Failure.
+    a copy with ours is in the answer if one of ours changes; here: whether an image is. Raises Invalid, Failure.
     """
     found: dict[str, Any] = {}
     own: dict[str, str] = {}
@@ -44,7 +44,7 @@ def configuration(fields: Fields, machine: str, package: str, tags: dict[str, st
         if not _ROLE.fullmatch(role):
             raise Invalid("Role", f"{role[:200]!r} is no role's ARN", "any will do: arn:aws:iam::000000000000:role/any")
     if "Runtime" in fields:
-        found |= _runtime(fields.take("Runtime", str, ""))
+        found |= _runtime(fields.take("Runtime", str, ""), here)
     if "Handler" in fields:
         found["handler"] = fields.take("Handler", str, "")
     if "Description" in fields:
@@ -89,8 +89,8 @@ def kind_of(package: str) -> dict[str, Any]:
     return {"network": NETWORK} | ({"kind": "runtime-api", "runtime": "image"} if package == "Image" else {})
 
 
-def _runtime(name: str) -> dict[str, Any]:
-    if (python := python_of(name)) is not None:
+def _runtime(name: str, here: Present) -> dict[str, Any]:
+    if (python := python_of(name, here)) is not None:
         image, interpreter = python
         return {"kind": "event", "runtime": name, "image": image, "python": interpreter, "event_format": "json"}
     if name in _PROVIDED:

@@ -11,6 +11,7 @@ from typing import Any
 from joey.api.facades.aws_lambda.errors import lacking
 from joey.api.facades.aws_lambda.spec import ARCHITECTURES, LAYERS, PACKAGE, ROLE
 from joey.api.facades.layers import told
+from joey.api.facades.runtimes import stands_in
 from joey.api.facades.signed import ACCOUNT, REGION
 from joey.model.errors import Invalid
 from joey.model.function import LATEST, Alias, Version, check_qualifier
@@ -85,10 +86,14 @@ def configuration(found: Version | VersionView, qualified: bool = False) -> Mess
     }
     if package == "Zip":
         shown |= {"Runtime": spec.runtime, "Handler": spec.handler}
+        runtime = f"{(spec.image or 'host').replace(':', '-')}/{spec.python}" if spec.kind == "event" else spec.runtime
+        shown["RuntimeVersionConfig"] = {"RuntimeVersionArn": f"arn:aws:lambda:{REGION}::runtime:{runtime}"}
     elif spec.command:
         shown["ImageConfigResponse"] = {"ImageConfig": {"Command": list(spec.command)}}
     if spec.env or spec.secrets:
         shown["Environment"] = {"Variables": spec.env | dict.fromkeys(spec.secrets, "***")}
+    if reason := stands_in(spec):
+        shown["StateReason"] = reason
     if text := spec.tags.get(LAYERS, ""):
         shown["Layers"] = [{"Arn": one, "CodeSize": size} for one, size in told(text)]
     if spec.disk is not None:

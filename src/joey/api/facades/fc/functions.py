@@ -31,6 +31,7 @@ from joey.api.facades.fc.layers import take
 from joey.api.facades.fields import Fields
 from joey.api.facades.layers import told
 from joey.api.facades.links import link
+from joey.api.facades.runtimes import present, stands_in
 from joey.api.facades.signed_server import SignedCall, now
 from joey.api.routes import Route
 from joey.model import codec
@@ -66,6 +67,8 @@ def view(version: Version | VersionView, created: float, qualified: bool = False
         "lastUpdateStatus": "Successful",
         "tags": [{"Key": name, "Value": value} for name, value in sorted(_shown_tags(spec.tags).items())],
     }
+    if reason := stands_in(spec):
+        shown["stateReason"] = reason
     if text := spec.tags.get(translate.LAYERS, ""):
         shown["layers"] = [{"arn": one, "size": size} for one, size in told(text)]
     if spec.disk is not None:
@@ -94,7 +97,7 @@ async def create_function(call: SignedCall) -> Any:
     code = _code(given)
     tags = _tags(given.take("tags", list[dict[str, str]], []))
     values: dict[str, Any] = {"network": "nat", "memory": 128 * MIB, "timeout": 3.0, "tags": tags}
-    values |= translate.configuration(given, "")
+    values |= translate.configuration(given, "", present(call))
     if (layers := take(call, given)) is not None:
         values["layers"], tags[translate.LAYERS] = layers
     given.done()
@@ -187,7 +190,7 @@ async def update_function(call: SignedCall) -> Any:
     given, name = fields(call), name_of(call)
     before = found(call, name)
     code = _code(given)
-    changes = translate.configuration(given, before.spec.runtime)
+    changes = translate.configuration(given, before.spec.runtime, present(call))
     if (layers := take(call, given)) is not None:
         changes["layers"] = list(layers[0])
         changes["tags"] = before.spec.tags | {translate.LAYERS: layers[1]}

@@ -6,7 +6,7 @@ from typing import Any
 
 from joey.api.facades.fc.errors import lacking
 from joey.api.facades.fields import Fields
-from joey.api.facades.runtimes import python_of
+from joey.api.facades.runtimes import Present, python_of
 from joey.model.errors import Invalid
 from joey.model.units import MIB
 
@@ -38,12 +38,15 @@ _NEVER: dict[str, tuple[object, ...]] = {
 """Parameters of which only the value that asks for nothing is taken."""
 
 
-def configuration(fields: Fields, runtime: str) -> dict[str, Any]:
-    """The FunctionSpec fields that the request names. runtime: the function's so far. Raises Invalid, Failure."""
+def configuration(fields: Fields, runtime: str, here: Present) -> dict[str, Any]:
+    """The FunctionSpec fields that the request names. runtime: the function's so far; here: whether an image is.
+
+    Raises Invalid, Failure.
+    """
     found: dict[str, Any] = {}
     if "runtime" in fields:
         runtime = fields.take("runtime", str, "")
-        found |= runtime_of(runtime)
+        found |= runtime_of(runtime, here)
     for name, field in (("handler", "handler"), ("description", "description")):
         if name in fields:
             found[field] = fields.take(name, str, "")
@@ -84,9 +87,9 @@ def _limits(fields: Fields) -> dict[str, Any]:
     return found
 
 
-def runtime_of(name: str) -> dict[str, Any]:
+def runtime_of(name: str, here: Present) -> dict[str, Any]:
     """Raises Failure for one that Joey does not have."""
-    if (python := python_of(name)) is not None:
+    if (python := python_of(name, here)) is not None:
         image, interpreter = python
         return {"kind": "event", "runtime": name, "image": image, "python": interpreter, "event_format": "bytes"}
     if name == CUSTOM:
