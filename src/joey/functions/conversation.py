@@ -144,7 +144,7 @@ class Conversation(Work):
             return  # answered already: its time was over
         elif kind == wire.HEAD:
             if one.stream is None:
-                self._heads[number] = msgspec.json.decode(payload, type=dict[str, Any]), []
+                self._heads[number] = wire.read_head(payload), []
         elif kind == wire.DATA:
             self._data(one, payload)
         elif kind == wire.DONE:
@@ -157,7 +157,7 @@ class Conversation(Work):
         elif kind == wire.ERROR:
             self._drain()
             self._heads.pop(number, None)
-            self.refuse(one, msgspec.json.decode(payload, type=Failure))
+            self.refuse(one, wire.read_failure(payload, one.head.id))
         else:
             raise ValueError(f"a frame of kind {kind}")
 
@@ -168,7 +168,7 @@ class Conversation(Work):
             self.ready.set_result(None)
         else:
             self._drain()
-            self._end(msgspec.json.decode(payload, type=Failure))
+            self._end(wire.read_failure(payload, ""))
 
     def _data(self, one: Pending, payload: bytes) -> None:
         if one.number in self._heads:

@@ -282,13 +282,8 @@ def _failure(body: bytes | None, request: http.Request, id: str) -> Failure:
         said = {"errorMessage": (body or b"")[:4096].decode("utf-8", "replace")}
     if not isinstance(said, dict):
         said = {"errorMessage": str(said)}
-    trace = said.get("stackTrace")
-    return Failure(
-        str(said.get("errorType") or named or "Runtime.Unknown"),
-        str(said.get("errorMessage") or ""),
-        [str(line) for line in trace] if isinstance(trace, list) else [],
-        id,
-    )
+    type = said.get("errorType") or named or "Runtime.Unknown"
+    return wire.said(type, said.get("errorMessage") or "", said.get("stackTrace"), id)
 
 
 _ERROR_TYPE = b"lambda-runtime-function-error-type"

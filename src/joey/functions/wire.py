@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
@@ -72,6 +73,40 @@ class Failure(msgspec.Struct, frozen=True):
         return _encode(self)
 
 
+_MESSAGE = 64 << 10
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]+")
+
+
+def said(type: object, message: object, trace: object, request_id: str) -> Failure:
+    """What somebody inside says of a failure, in bounds: the type is fit for a header."""
+    lines = [str(line)[:_MESSAGE] for line in trace[:256]] if isinstance(trace, list) else []
+    return Failure(_CONTROL.sub(" ", str(type))[:256] or "Runtime.Unknown", str(message)[:_MESSAGE], lines, request_id)
+
+
+def read_failure(data: bytes, request_id: str) -> Failure:
+    """The JSON of one. Raises msgspec.MsgspecError."""
+    found = msgspec.json.decode(data, type=Failure)
+    return said(found.type, found.message, found.trace, request_id)
+
+
+class _Head(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
+    status: Annotated[int, msgspec.Meta(ge=200, le=599)] | None = None
+    headers: list[tuple[_Name, _Text]] = []
+    content_type: _Text | None = None
+
+
+_Name = Annotated[str, msgspec.Meta(pattern=r"\A[!#$%&'*+\-.^_`|~0-9A-Za-z]{1,256}\Z")]
+_Text = Annotated[str, msgspec.Meta(pattern=r"\A[^\x00-\x08\x0a-\x1f\x7f]*\Z", max_length=32 << 10)]
+
+
+def read_head(data: bytes) -> dict[str, Any]:
+    """An answer's head, fit to be sent on. Raises msgspec.MsgspecError."""
+    found = msgspec.json.decode(data, type=_Head)
+    if found.status is None:
+        return {"content_type": found.content_type or "application/octet-stream"}
+    return {"status": found.status, "headers": [[name, value] for name, value in found.headers]}
+
+
 @dataclass(slots=True)
 class Answer:
     """Of one invocation. Exactly one of `body` and `chunks` is there, or `failure`.
@@ -132,4 +167,5 @@ __all__ = [
     "INVALID_ENTRYPOINT", "INVOKE", "LOG", "LOG_TAIL", "MALFORMED_HANDLER", "MARSHAL_ERROR", "MAX_BODY", "MAX_DATA",
     "MAX_FRAME", "OUT_OF_MEMORY", "PROTOCOL_ERROR", "READY", "RESPONSE_TOO_LARGE", "RESULT", "STDERR", "STDOUT", "STOP",
     "STOPPED", "SYNTAX_ERROR", "StreamFailed", "TIMED_OUT", "UNMARSHAL_ERROR", "WINDOW", "frame",
+    "read_failure", "read_head", "said",
 ]  # fmt: skip
