@@ -271,6 +271,10 @@ def test_a_program_that_serves_http(lab: Lab, started: Starter) -> None:
             async with started({"server.py": "import time; time.sleep(9)"}, **HTTP, initializer_timeout=0.4):
                 pass
         assert caught.value.failure.type == wire.INIT_TIMED_OUT
+        with pytest.raises(StartFailed, match="nothing-there") as caught:
+            async with started({"server.py": SERVER}, **{**HTTP, "command": ("/code/nothing-there",)}):
+                pass
+        assert caught.value.failure.type == wire.INVALID_ENTRYPOINT
 
     lab.do(work())
 

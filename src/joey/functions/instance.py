@@ -21,11 +21,11 @@ from joey.functions.http_work import HttpWork
 from joey.functions.runtime_api import ADDRESS, RuntimeApi
 from joey.functions.wire import Answer, Failure, Head
 from joey.functions.work import LogSink, Pending, Work
-from joey.model.errors import Busy, Invalid, JoeyError, NotFound
+from joey.model.errors import Broken, Busy, CannotExecute, Invalid, JoeyError, NotFound, ProgramNotFound
 from joey.model.function import PYTHON_KINDS, FunctionSpec, Version
 from joey.model.resources import Resources
 from joey.model.spec import Mount, Process, SandboxSpec
-from joey.model.views import Exit
+from joey.model.views import Exit, Sandbox
 
 if TYPE_CHECKING:
     from joey.engine.channels import Channel
@@ -147,15 +147,11 @@ class Instance:
 
     async def _start(self, paths: Paths, owner: str, template: str, name: str) -> None:
         spec, engine = self.spec, self.engine
-        if template:
-            sandbox, channel = await engine.fork(
-                template, owner, env=environment(self.version), labels=_labels(self.version), name=name
-            )
-            self.id, self._channel = sandbox.id, channel
-        else:
-            box = sandbox_spec(self.version, paths, name)
+        box = sandbox_spec(self.version, paths, name)
+        sandbox = await self._fork(template, owner, name) if template else None
+        if sandbox is None:
             sandbox = (await engine.run(box, owner=owner)).sandbox
-            self.id = sandbox.id
+        self.id = sandbox.id
         if spec.kind in PYTHON_KINDS:
             await self._converse(paths)
         elif spec.kind == "http":
@@ -176,12 +172,31 @@ class Instance:
         self.work.idle = self._idle
         await self._ready()
 
+    async def _fork(self, template: str, owner: str, name: str) -> Sandbox | None:
+        """None: the template has gone, or its process has; there is another way."""
+        try:
+            sandbox, self._channel = await self.engine.fork(
+                template, owner, env=environment(self.version), labels=_labels(self.version), name=name
+            )
+        except (NotFound, Broken):
+            return None
+        return sandbox
+
+    async def _exec(self, process: Process) -> Channel:
+        """Start the runtime. Raises StartFailed if there is no such program."""
+        try:
+            self._channel = await self.engine.channel(self.id, process)
+        except (ProgramNotFound, CannotExecute) as error:
+            raise StartFailed(Failure(wire.INVALID_ENTRYPOINT, f"{process.argv[0]}: {error.message}")) from error
+        return self._channel
+
     async def _converse(self, paths: Paths) -> None:
         spec = self.spec
         if self._channel is None:
             cwd = CODE_AT if paths.code else ""
             process = Process(argv=(spec.python, f"{RUNTIME_AT}/bootstrap.py"), cwd=cwd, user=spec.user)
-            self._channel = await self.engine.channel(self.id, process)
+            await self._exec(process)
+        assert self._channel is not None
         self.work = talk = Conversation(self._channel, self.log, self._overdue, self._broken, self.limit)
         talk.configure(configuration(self.version, paths))
 
@@ -196,8 +211,7 @@ class Instance:
         if not argv:
             raise Invalid("command", "the image names no program", "say which one")
         process = Process(argv=argv, env={**spec.secrets, **env}, cwd=CODE_AT if paths.code else "", user=spec.user)
-        self._channel = await self.engine.channel(self.id, process)
-        return self._channel
+        return await self._exec(process)
 
     async def _ready(self) -> None:
         seconds = self.spec.initializer_timeout
