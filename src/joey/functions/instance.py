@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import signal
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +38,7 @@ RUNTIME = Path(__file__).parent / "runtime"
 RUNTIME_AT, CODE_AT, LAYERS_AT = "/opt/joey-runtime", "/code", "/opt"
 REGION, ACCOUNT = "us-east-1", "000000000000"
 """What clients of AWS Lambda find in an ARN."""
+_log = logging.getLogger(__name__)
 _END_SECONDS = 1.0
 """From the end of a channel to that of its process."""
 
@@ -178,7 +180,8 @@ class Instance:
             sandbox, self._channel = await self.engine.fork(
                 template, owner, env=environment(self.version), labels=_labels(self.version), name=name
             )
-        except (NotFound, Broken):
+        except (NotFound, Broken) as error:
+            _log.info("an instance of %s was not forked: %s", self.spec.name, error)
             return None
         return sandbox
 
