@@ -229,11 +229,15 @@ async def asynchronous() -> None:
     assert await sandbox.kill()
 
 
+def finish() -> None:
+    """End without Python's tear-down, in which threads of the client's HTTP library (pyqwest) abort one time in ten."""
+    print("all of it", flush=True)
+    os._exit(0)
+
+
 if __name__ == "__main__":
     if sys.argv[1] == "sync":
         sync()
     else:
         asyncio.run(asynchronous())
-    # Without Python's tear-down, in which threads of the client's own HTTP library (pyqwest) abort one time in ten.
-    print("all of it", flush=True)
-    os._exit(0)
+    finish()

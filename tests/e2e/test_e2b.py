@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -15,7 +16,7 @@ import pytest
 from scenarios_cli import PROGRAM
 
 pytestmark = pytest.mark.leak_scope("module")
-SCENARIOS = Path(__file__).parents[1] / "scenarios_e2b.py"
+TESTS = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
@@ -41,13 +42,67 @@ def told(home: Path) -> dict[str, str]:
     return dict(lines)
 
 
+def scenarios(home: Path, *command: str, cwd: Path | None = None) -> None:
+    """A program against the engine of `home`."""
+    done = subprocess.run(
+        command, env={**os.environ, **told(home)}, capture_output=True, text=True, timeout=55, check=False, cwd=cwd
+    )
+    assert (done.returncode, done.stdout) == (0, "all of it\n"), done.stderr
+
+
+def test_without_an_interpreter_the_command_is_said(home: Path) -> None:
+    """First, before one is chosen."""
+    variables = told(home)
+    refused = subprocess.run(
+        [*PROGRAM, "env", "--code-interpreter", "no/such", "e2b"], env=of(home), capture_output=True, text=True,
+        check=False, timeout=60,
+    )  # fmt: skip
+    assert refused.returncode and "joey image bootstrap" in refused.stderr
+    request = urllib.request.Request(
+        variables["E2B_API_URL"] + "/sandboxes", b'{"templateID": "code-interpreter-v1"}',
+        {"X-API-KEY": variables["E2B_API_KEY"]},
+    )  # fmt: skip
+    with pytest.raises(urllib.error.HTTPError) as raised:
+        urllib.request.urlopen(request)
+    with raised.value as error:
+        assert error.code == 404 and "joey image bootstrap" in json.load(error)["message"]
+
+
 @pytest.mark.parametrize("which", ["sync", "asynchronous"])
 def test_the_sdk(home: Path, which: str) -> None:
-    done = subprocess.run(
-        [sys.executable, str(SCENARIOS), which], env={**os.environ, **told(home)}, capture_output=True, text=True,
-        timeout=50, check=False,
-    )  # fmt: skip
-    assert (done.returncode, done.stdout) == (0, "all of it\n"), done.stderr
+    scenarios(home, sys.executable, str(TESTS / "scenarios_e2b.py"), which)
+
+
+@pytest.mark.parametrize("which", ["sync", "asynchronous"])
+def test_templates(home: Path, which: str) -> None:
+    scenarios(home, sys.executable, str(TESTS / "scenarios_e2b_templates.py"), which)
+
+
+@pytest.fixture(scope="module")
+def interpreter(home: Path) -> Path:
+    """run_code is done with this machine's own ipykernel (apt.txt)."""
+    told(home)
+    with_image = [*PROGRAM, "env", "--code-interpreter", "host", "e2b"]
+    subprocess.run(with_image, env=of(home), check=True, stdout=subprocess.DEVNULL, timeout=60)
+    return home
+
+
+@pytest.mark.parametrize("which", ["sync", "asynchronous"])
+def test_the_code_interpreter(interpreter: Path, which: str) -> None:
+    scenarios(interpreter, sys.executable, str(TESTS / "scenarios_e2b_code.py"), which)
+
+
+@pytest.mark.may_skip("node, npm and a registry of its packages are not everywhere")
+def test_the_javascript_sdk(interpreter: Path, tmp_path: Path) -> None:
+    node, npm = shutil.which("node"), shutil.which("npm")
+    if node is None or npm is None:
+        pytest.skip("node or npm is not installed")
+    for name in ("package.json", "scenarios.mjs"):
+        shutil.copy(TESTS / "e2e/js" / name, tmp_path)
+    fetch = [npm, "install", "--no-audit", "--no-fund", "--ignore-scripts", "--cache", str(tmp_path / "cache")]
+    if subprocess.run(fetch, cwd=tmp_path, capture_output=True, timeout=40, check=False).returncode:
+        pytest.skip("its packages cannot be had here")
+    scenarios(interpreter, node, "scenarios.mjs", cwd=tmp_path)
 
 
 def test_env_is_the_same_after_a_restart_and_revocable(home: Path) -> None:
@@ -81,8 +136,11 @@ def test_what_is_wrong_is_said_as_e2b_says_it(home: Path) -> None:
     assert status == 400 and document["code"] == 400 and "state" in str(document["message"])
     for path in ("/v2/sandboxes?limit=0", "/v2/sandboxes?nextToken=x"):
         assert answer("GET", path, X_API_KEY=key)[0] == 400
-    status, document = answer("POST", "/v3/templates", b"{}", X_API_KEY=key)
+    assert answer("POST", "/v3/templates", b"{}", X_API_KEY=key)[0] == 400
+    status, document = answer("POST", "/volumes", b"{}", X_API_KEY=key)
     assert status == document["code"] == 501 and "not supported" in str(document["message"])
+    assert answer("POST", "/sandboxes", b'{"templateID": "localhost/none:1"}', X_API_KEY=key)[0] == 404
+    assert answer("PUT", "/templates/uploads/x/0123456789abcdef?token=1")[0] == 401
     assert answer("POST", "/sandboxes", b'{"templateID": 7}', X_API_KEY=key)[0] == 400
     assert answer("DELETE", "/sandboxes/" + "0" * 24, X_API_KEY=key)[0] == 404
     assert answer("GET", "/health", E2b_Sandbox_Id="0" * 24)[0] == 502

@@ -90,7 +90,7 @@ VERBS = {
 }  # fmt: skip
 """As joey.cli.image.VERBS."""
 OPTIONS = (
-    ("--variant", "NAME", "bootstrap: python for one with Python"),
+    ("--variant", "NAME", "bootstrap: python, or code-interpreter (E2B)"),
     ("--suite", "NAME", "bootstrap: the packages' own name of the version"),
     ("--mirror", "URL", "bootstrap: where packages come from; this machine's own apt sources by default"),
 )

@@ -16,7 +16,12 @@ def env(values, arguments):
     key = values.get("key")
     if key and system not in _SIGNED:
         raise UsageError(f"--key is for {' and '.join(_SIGNED)}: for {system} the key itself is what a client needs")
+    image = values.get("code_interpreter")
+    if image and system != "e2b":
+        raise UsageError("--code-interpreter is for e2b")
     with engine() as connection:
+        if image:
+            connection.call("PUT", "/v1/facades/e2b/code-interpreter", {"image": image})
         found = connection.call("POST", f"/v1/facades/{system}", {"key": key} if key else None)
     variables = _VARIABLES[system](found)
     if values.get("json"):
@@ -70,6 +75,7 @@ COMMANDS = {
         "arguments": (1, 1),
         "options": (
             ("--key", "KEY", "Of lambda and fc: the credentials of this API key (id or name)"),
+            ("--code-interpreter", "IMAGE", "Of e2b: run_code is done in this image (host: this machine)"),
             ("--json", "", "As JSON"),
         ),
         "run": env,

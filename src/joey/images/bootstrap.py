@@ -37,8 +37,14 @@ VARIANTS: dict[str, dict[str, tuple[str, ...]]] = {
     "": {"deb": (), "rpm": ()},
     "python": {"deb": ("python3", "python3-pip", "python3-venv", "python-is-python3", "ca-certificates"),
                "rpm": ("python3", "python3-pip")},
+    "code-interpreter": {"deb": (
+        "python3", "python3-pip", "python3-venv", "python-is-python3", "python3-ipykernel", "python3-numpy",
+        "python3-pandas", "python3-matplotlib", "python3-requests", "ca-certificates", "curl", "git", "procps",
+    ), "rpm": ()},
 }  # fmt: skip
-"""Packages besides the base's own."""
+"""Packages besides the base's own. code-interpreter: what E2B's template of that name runs in (docs/e2b.md)."""
+USERS = {"code-interpreter": "user"}
+"""A user that the variant has, with a home directory."""
 _SLIM = ("/usr/share/man/*", "/usr/share/info/*", "/usr/share/locale/*", "/usr/share/doc/*", "/usr/share/lintian/*")
 _PATIENCE = 15.0
 Listener = Callable[[str], None]
@@ -100,6 +106,8 @@ def parse(name: str, *, suite: str = "", variant: str = "", mirror: str = "") ->
         number = version.removeprefix("stream")
         if not re.fullmatch(r"\d{1,3}(\.\d{1,3})?", number):
             raise Invalid("name", f"{name!r} has no version", f"such as {system}:9")
+        if variant and not VARIANTS[variant]["rpm"]:
+            raise Invalid("variant", f"{variant} is not known for {system}", "debian:12")
         return Base(system, number, "", variant, mirror)
     known_systems = ", ".join((*SUITES, *RPM))
     raise Invalid("name", f"how to make {system!r} is not known", f"one of: {known_systems}, with a version: debian:12")
@@ -129,6 +137,8 @@ def _deb(base: Base, target: Path, tell: Listener) -> None:
         argv = [tool, "--variant=minbase", "--format=tar", *([f"--include={','.join(include)}"] if include else [])]
         argv += [f"--dpkgopt=path-exclude={pattern}" for pattern in _SLIM]
         argv += ["--dpkgopt=path-include=/usr/share/doc/*/copyright", *_proxies()]
+        if user := USERS.get(base.variant):
+            argv += [f'--customize-hook=chroot "$1" useradd --create-home --shell /bin/bash {user}']
         with _scratch(target) as root:  # mmdebstrap's own places, which it leaves behind when it is killed
             root.parent.chmod(0o711)  # apt's user passes
             _run([*argv, base.suite, str(target), *sources], tell, base, TMPDIR=str(root))
@@ -139,6 +149,8 @@ def _deb(base: Base, target: Path, tell: Listener) -> None:
     with _scratch(target) as root:
         argv = [tool, "--variant=minbase", *([f"--include={','.join(include)}"] if include else [])]
         _run([*argv, base.suite, str(root), sources[0].split("] ")[-1].removeprefix("deb ").split()[0]], tell, base)
+        if user := USERS.get(base.variant):
+            _run(["chroot", str(root), "useradd", "--create-home", "--shell", "/bin/bash", user], tell, base)
         shutil.rmtree(root / "var/cache/apt/archives", ignore_errors=True)
         shutil.rmtree(root / "var/lib/apt/lists", ignore_errors=True)
         _archive(root, target)

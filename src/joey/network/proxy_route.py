@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from joey.network.http_head import Refused, Request
 
-HEADER, PARAMETER, COOKIE = b"x-access-token", b"access_token", b"joey_access"
+HEADERS, PARAMETER, COOKIE = (b"x-access-token", b"e2b-traffic-access-token"), b"access_token", b"joey_access"
 
 _LABEL = re.compile(rb"(\d{1,5})-([0-9a-f]{24})")
 
@@ -27,14 +27,14 @@ def place(host: bytes, suffixes: Sequence[bytes]) -> tuple[str, int]:
 
 
 def admit(request: Request, token: str) -> tuple[Request, str]:
-    """The request as the sandbox may see it, without the token that it carries (header X-Access-Token, parameter
-    access_token, or the cookie that this proxy sets); and what to answer instead, where a browser came by a link with
-    the parameter: the place to go to with the cookie, "" otherwise. Raises Refused (401).
+    """The request as the sandbox may see it, without the token that it carries (header X-Access-Token, or as
+    E2B calls it, parameter access_token, or the cookie that this proxy sets); and what to answer instead, where a
+    browser came by a link with the parameter: the place to go to with the cookie, "" otherwise. Raises Refused (401).
     """
     given: list[bytes] = []
     fields = []
     for name, raw, value in request.fields:
-        if name == HEADER:
+        if name in HEADERS:
             given.append(value)
             continue
         if name == b"cookie":

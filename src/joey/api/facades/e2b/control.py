@@ -26,7 +26,7 @@ from joey.api.routes import JSON, Route
 from joey.api.tenant import restrict
 from joey.engine.interface import Filter
 from joey.model import codec
-from joey.model.errors import Conflict, ImageError, Invalid, NotFound
+from joey.model.errors import Conflict, ImageError, Invalid, NotFound, RegistryFailed
 from joey.model.spec import Process, SandboxSpec, Update, check_labels
 from joey.model.views import Detail, Sandbox, Stats
 
@@ -78,7 +78,7 @@ async def create(call: Owned) -> web.StreamResponse:
         begun = time.monotonic()
         try:
             sandbox = await call.warmth.run(kind, spec, call.owner)
-        except ImageError as error:
+        except (ImageError, RegistryFailed) as error:
             raise catalogue.not_found(body.templateID, error) from None
         call.service.counters.launches.add(time.monotonic() - begun)
         await starting.ready(call.engine, sandbox.id, kind)

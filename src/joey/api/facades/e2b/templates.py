@@ -159,6 +159,8 @@ def _base(call: Owned, body: _Start) -> tuple[Kind | None, str]:
     ref = body.fromTemplate or ("" if own is None else "base" if own[2] == "base" else INTERPRETER_NAMES[0])
     if ref:
         found = kind_of(call, ref)
+        if not here(call.yard.images, found.image):
+            raise Failure(404, f"template '{ref}' not found")
         return found, ""
     image = body.fromImage
     try:

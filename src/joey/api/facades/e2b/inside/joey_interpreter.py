@@ -11,6 +11,7 @@ Messages between them are JSON in datagrams of a socketpair. To here: {"spawn": 
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import json
 import os
@@ -56,6 +57,23 @@ def become_user() -> None:
     entry = pwd.getpwuid(os.getuid())
     os.environ.update(HOME=entry.pw_dir, USER=entry.pw_name, LOGNAME=entry.pw_name)
     os.chdir(entry.pw_dir if os.path.isdir(entry.pw_dir) else "/")
+
+
+def import_ahead() -> None:
+    """What every kernel, or the server, needs. Without the debugger: a third of the time, and no use here."""
+    sys.modules["debugpy"] = None  # type: ignore[assignment]
+    for name in ("ipykernel.kernelapp", "IPython.core.ultratb", "joey_results", "joey_serving"):
+        importlib.import_module(name)
+    del sys.modules["debugpy"]
+
+
+def prepare_matplotlib(folder: str) -> None:
+    """Charts become results. Debian's matplotlib wants settings in /etc, too, which the image `host` lacks."""
+    os.environ.setdefault("MPLBACKEND", "module://matplotlib_inline.backend_inline")
+    if os.path.isdir("/usr/lib/python3/dist-packages/matplotlib") and not os.path.exists("/etc/matplotlibrc"):
+        path = os.path.join(folder, "matplotlibrc")
+        with open(path, "w"):
+            os.environ.setdefault("MATPLOTLIBRC", path)
 
 
 class Zygote:
@@ -145,16 +163,14 @@ class Zygote:
 def main() -> int:
     find_python()
     become_user()
-    os.environ.setdefault("MPLBACKEND", "module://matplotlib_inline.backend_inline")
-    sys.modules["debugpy"] = None  # type: ignore[assignment]  # a third of the time of the imports, and no use here
+    folder = tempfile.mkdtemp(prefix=".joey-kernels-")
+    prepare_matplotlib(folder)
+    import_ahead()
     import joey_kernel
-    import joey_results  # noqa: F401
     import joey_serving
 
-    del sys.modules["debugpy"]
     joey_kernel.prepare()
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    folder = tempfile.mkdtemp(prefix=".joey-kernels-")
     zygote = Zygote(ours, folder)
     zygote.server = os.fork()
     if not zygote.server:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
 import os
 import random
 import signal
 import socket
 import sys
+
+_PR_SET_PDEATHSIG = 1  # <sys/prctl.h>: no kernel outlives the main program
 
 
 def prepare() -> None:
@@ -22,6 +25,7 @@ def prepare() -> None:
 def run(message: dict, folder: str, control: socket.socket) -> None:
     """message: of the server. control: says that it is ready, then closed. Returns when the kernel has ended."""
     os.setsid()
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     os.chdir(message["cwd"])
     import joey_results
 

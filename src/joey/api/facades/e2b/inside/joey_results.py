@@ -16,11 +16,18 @@ def install(shell) -> None:
     """shell: the kernel's IPython shell. Its `joey_environ(dict)` sets what applies from then on."""
     shell.joey_environ = Environment().apply
     formatters = shell.display_formatter.formatters
+
+    class Lasting(type(formatters["application/json"])):
+        """matplotlib_inline takes figures out of all formatters when it chooses its own."""
+
+        def pop(self, typ, default=None):
+            return default
+
     for mime, module, name, work in (
         ("e2b/data", "pandas.core.frame", "DataFrame", table),
         ("e2b/chart", "matplotlib.figure", "Figure", chart),
     ):
-        formatter = type(formatters["application/json"])(parent=shell.display_formatter)
+        formatter = Lasting(parent=shell.display_formatter)
         formatter.format_type = mime
         formatter.print_method = f"_{mime.replace('/', '_')}_"
         formatter._return_type = dict

@@ -1,0 +1,196 @@
+"""`joey bench e2b`: the E2B SDK, unmodified, against an engine of its own in a process of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from argparse import ArgumentParser, Namespace
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from joey.bench import machine
+from joey.bench.report import Progress, Row, number, quantiles, spread
+from joey.bench.service import serving
+from joey.model.errors import JoeyError
+
+HELP = "the E2B SDK (the Python packages e2b and e2b-code-interpreter) against Joey"
+_CLIENTS = 20
+_PAUSE, _HEAVY_PAUSE = 0.08, 6.0
+"""Seconds in which a pool is filled again, between two uses that are to find it full."""
+_ANSWERS = 20
+
+
+def arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("--count", type=int, default=1000, help=f"sandboxes, made by {_CLIENTS} clients at once (1000)")
+    parser.add_argument("--single", type=int, default=50, help="sandboxes, one after the other (50)")
+    parser.add_argument("--interpreter", default="", metavar="IMAGE", help="run_code, too, in this image (host)")
+
+
+class _Bench:
+    """What has failed. sdk: the package e2b."""
+
+    def __init__(self, sdk: Any) -> None:
+        self.sdk = sdk
+        self.failed = 0
+        self.failures: list[str] = []
+
+    def fail(self, error: BaseException) -> None:
+        self.failed += 1
+        if len(self.failures) < 5:
+            self.failures.append(f"{type(error).__name__}: {error}")
+
+    def once(self, **options: Any) -> float | None:
+        """Sandbox.create until the output of a command in it is here; seconds. The sandbox is killed after that."""
+        try:
+            begin = time.perf_counter()
+            sandbox = self.sdk.Sandbox.create(timeout=120, **options)
+            try:
+                output = sandbox.commands.run("echo here").stdout
+                took = time.perf_counter() - begin
+                if output != "here\n":
+                    raise JoeyError("echo", f"it said {output!r}")
+                return took
+            finally:
+                sandbox.kill()
+        except Exception as error:  # whatever the SDK raises is what is counted
+            self.fail(error)
+            return None
+
+    def single(self, label: str, count: int, **options: Any) -> list[float]:
+        found = []
+        with Progress(label, count + 5) as progress:
+            for at in range(count + 5):  # the first ones load the client's own modules, and fill the pool
+                took = self.once(**options)
+                if took is not None and at >= 5:
+                    found.append(took)
+                time.sleep(_PAUSE)
+                progress.step()
+        return found
+
+    def many(self, count: int) -> tuple[list[float], float]:
+        """(seconds of each, seconds of all)."""
+        with Progress(f"{_CLIENTS} clients", count) as progress, ThreadPoolExecutor(_CLIENTS) as clients:
+
+            def one(_: int) -> float | None:
+                took = self.once()
+                progress.step()
+                return took
+
+            begin = time.perf_counter()
+            found = [took for took in clients.map(one, range(count)) if took is not None]
+            return found, time.perf_counter() - begin
+
+    def interpreter(self, factory: Callable[..., Any]) -> dict[str, float | None]:
+        """First answers in a cold and in a warm sandbox, then of the same kernel; milliseconds, the median."""
+        cold = self._answers(factory, 1)
+        time.sleep(_HEAVY_PAUSE)
+        warm = []
+        for _ in range(3):
+            warm += self._answers(factory, 1)[:1]
+            time.sleep(_HEAVY_PAUSE)
+        again = self._answers(factory, _ANSWERS)[1:]
+        median = {"cold_ms": cold[:1], "warm_ms": warm, "again_ms": again}
+        return {
+            name: round(sorted(times)[len(times) // 2] * 1e3, 1) if times else None for name, times in median.items()
+        }
+
+    def _answers(self, factory: Callable[..., Any], count: int) -> list[float]:
+        found = []
+        try:
+            sandbox = factory(timeout=120)
+            try:
+                for _ in range(count):
+                    begin = time.perf_counter()
+                    if sandbox.run_code("1+1").text != "2":
+                        raise JoeyError("run_code", "1+1 is not 2")
+                    found.append(time.perf_counter() - begin)
+            finally:
+                sandbox.kill()
+        except Exception as error:
+            self.fail(error)
+        return found
+
+
+async def run(options: Namespace) -> dict[str, Any]:
+    """cold_ms, warm_ms (one after the other: create → output), clients_ms, seconds, per_second (many at once),
+    run_code, failed, leftovers, machine.
+    """
+    try:
+        import e2b
+    except ImportError:
+        raise JoeyError("e2b", "the package e2b is not installed", "pip install 'e2b>=2.10,<3'") from None
+    bench = _Bench(e2b)
+    names = ("E2B_API_URL", "E2B_SANDBOX_URL", "E2B_API_KEY")
+    before = {name: os.environ.get(name) for name in names}
+    async with serving() as watch:
+        try:
+            await asyncio.to_thread(_variables, options.interpreter)
+            cold = await asyncio.to_thread(bench.single, "cold", options.single, allow_internet_access=False)
+            warm = await asyncio.to_thread(bench.single, "warm", options.single)
+            many, seconds = await asyncio.to_thread(bench.many, options.count)
+            code = await asyncio.to_thread(_code, bench) if options.interpreter else None
+        finally:
+            for name, value in before.items():
+                os.environ.pop(name, None)
+                if value is not None:
+                    os.environ[name] = value
+    left = await watch.gone()
+    return {
+        "cold_ms": quantiles(cold),
+        "warm_ms": quantiles(warm),
+        "clients_ms": quantiles(many),
+        "seconds": round(seconds, 2),
+        "per_second": round(len(many) / seconds, 1),
+        "run_code": code,
+        "count": options.count,
+        "version": e2b.__version__ if hasattr(e2b, "__version__") else _version(),
+        "failed": bench.failed,
+        "failures": bench.failures,
+        "leftovers": sum(left.values()),
+        "leftovers_by_kind": left,
+        "machine": machine.machine(),
+    }
+
+
+def _version() -> str:
+    from importlib.metadata import version
+
+    return version("e2b")
+
+
+def _variables(interpreter: str) -> None:
+    from joey.cli.connect import engine
+
+    with engine() as connection:
+        found = connection.call("POST", "/v1/facades/e2b")
+        if interpreter:
+            connection.call("PUT", "/v1/facades/e2b/code-interpreter", {"image": interpreter})
+    os.environ.update(E2B_API_URL=found["url"], E2B_SANDBOX_URL=found["url"], E2B_API_KEY=found["key"])
+
+
+def _code(bench: _Bench) -> dict[str, float | None] | None:
+    try:
+        from e2b_code_interpreter import Sandbox
+    except ImportError:
+        bench.fail(JoeyError("e2b", "the package e2b-code-interpreter is not installed"))
+        return None
+    return bench.interpreter(Sandbox.create)
+
+
+def rows(result: dict[str, Any]) -> list[Row]:
+    code = result["run_code"]
+    found = [
+        ("machine", machine.describe(result["machine"])),
+        ("client", f"e2b {result['version']} for Python"),
+        ("create to output, cold", spread(result["cold_ms"])),
+        ("from a warm pool", spread(result["warm_ms"])),
+        (f"{_CLIENTS} clients at once", spread(result["clients_ms"])),
+        ("", f"{result['count']} in {number(result['seconds'], 's')}, {number(result['per_second'])} a second"),
+    ]
+    if code:
+        shown = [("cold start", "cold_ms"), ("warm kernel", "warm_ms"), ("again", "again_ms")]
+        found += [(f"run_code, {name}", number(code[key], "ms")) for name, key in shown]
+    found += [("failed", str(result["failed"])), ("left over", str(result["leftovers"]))]
+    return found + [("failure", text) for text in result["failures"]]
