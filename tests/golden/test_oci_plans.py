@@ -19,7 +19,7 @@ CGROUPS = [("memory", "/sys/fs/cgroup/memory/c"), ("cpu,cpuacct", "/sys/fs/cgrou
 
 
 def config(**process: Any) -> dict[str, Any]:
-    found: dict[str, Any] = jsontext.loads(info.spec())
+    found: dict[str, Any] = jsontext.loads(info.spec(unified=True))
     found["process"]["terminal"] = False
     found["process"].update(process)
     return found

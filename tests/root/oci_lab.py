@@ -66,11 +66,9 @@ class OciLab:
         self.rootfs = make_rootfs(self.bundle / "rootfs")
         home.chmod(0o755)
         self.cgroup = f"/joey-test-{os.getpid()}-{home.name}"
-        self.base: Json = jsontext.loads(info.spec())
+        self.base: Json = jsontext.loads(info.spec(unified=True))
         self.base["process"]["terminal"] = False
         self.base["root"]["readonly"] = False
-        if not any(entry["type"] == "cgroup" for entry in self.base["linux"]["namespaces"]):
-            self.base["linux"]["namespaces"].append({"type": "cgroup"})
         self.base["linux"]["cgroupsPath"] = f"{self.cgroup}/c"
 
     def config(self, *args: str, **process: Any) -> Json:

@@ -303,7 +303,7 @@ REFUSED: dict[str, tuple[Edit, str]] = {
     "namespace path a file": (lambda c, _: ns(c, "ipc", "/etc/passwd"), "is not a ipc namespace"),
     "no mount namespace": (
         lambda c, _: c["linux"].update(namespaces=[{"type": "pid"}]),
-        "a new mount namespace is needed",
+        "a mount namespace is needed",
     ),
     "mappings without namespace": (
         lambda c, _: c["linux"].update(uidMappings=[{"containerID": 0, "hostID": 0, "size": 1}]),

@@ -111,6 +111,7 @@ int op_find(const char *name, const char *path);
 int op_scheduler(const struct run *run, const struct plan_op *op);
 int op_ioprio(uint64_t priority);
 int op_affinity(const struct run *run, const struct plan_op *op);
+int op_copy(struct run *run, const struct plan_op *op);
 int open_in(int dir, const char *path, uint64_t flags, uint64_t mode, uint64_t resolve);
 int fill(struct run *run, uint8_t reg, long fd);
 struct place { int dir, opened; const char *name; };	/* a name in a directory */

@@ -214,6 +214,7 @@ int op_run(struct run *run, const struct plan_op *op)
 	case OP_NESTED: return op_nested(run, op);
 	case OP_RECEIVE: return op_receive(run, op);
 	case OP_END: return op_end(run);
+	case OP_COPY: return op_copy(run, op);
 	}
 	return ENOSYS;
 }

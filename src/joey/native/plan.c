@@ -26,7 +26,7 @@ static const char numbers[CODES][4] = {
 	[OP_AMBIENT] = "x--", [OP_PRCTL] = "wx-", [OP_SECCOMP] = "w--", [OP_UMASK] = "w--", [OP_EXEC] = "w--", [OP_WAIT] = "---",
 	[OP_PERSONALITY] = "w--", [OP_MASK] = "---", [OP_READONLY] = "---",
 	[OP_SYNC] = "w--", [OP_GATE] = "---", [OP_SEND] = "---", [OP_LISTEN] = "w--", [OP_FIND] = "---", [OP_SCHEDULER] = "---",
-	[OP_IOPRIO] = "w--", [OP_AFFINITY] = "---", [OP_NESTED] = "w--", [OP_RECEIVE] = "---", [OP_END] = "---",
+	[OP_IOPRIO] = "w--", [OP_AFFINITY] = "---", [OP_NESTED] = "w--", [OP_RECEIVE] = "---", [OP_END] = "---", [OP_COPY] = "w--",
 };
 
 #define NAMESPACES (CLONE_NEWNS | CLONE_NEWPID | CLONE_NEWNET | CLONE_NEWUTS | CLONE_NEWIPC | CLONE_NEWCGROUP | CLONE_NEWUSER | CLONE_NEWTIME)
@@ -279,6 +279,7 @@ static int check_special(struct check *c, const struct plan_op *op, int at)
 	case OP_PRCTL: return check_prctl(op);
 	case OP_UNSHARE: case OP_SETNS: return check_namespaces(c, op);
 	case OP_WAIT: case OP_GATE: case OP_RECEIVE: return c->memory_shared ? EINVAL : 0;
+	case OP_COPY: return c->memory_shared || n[0] > 7 ? EINVAL : 0;
 	case OP_SYNC: return c->memory_shared || n[0] > UINT8_MAX ? EINVAL : 0;
 	case OP_SYMLINK: return n[0] > 1 ? EINVAL : 0;
 	case OP_SCHEDULER:

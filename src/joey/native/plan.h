@@ -124,7 +124,8 @@ struct plan_op {
 	OP(59, NESTED,        L, "oio-", "ss--")	/* r0 a user namespace inside r1 with uid_map s0, gid_map s1 (as r1 sees ids), r2 a network \
 							   namespace of r1's; n0 uid of r1 that r0 belongs to */ \
 	OP(60, RECEIVE,       C, "oi--", "----")	/* a descriptor that comes over the socket r1, with one byte; not in a child that shares memory */ \
-	OP(61, END,           C, "----", "----")	/* the child has done its part; instead of EXEC in a child that shares memory */
+	OP(61, END,           C, "----", "----")	/* the child has done its part; instead of EXEC in a child that shares memory */ \
+	OP(62, COPY,          C, "ii--", "----")	/* of the directory r0 to r1; n0: 1 all it holds, 2 mode, 4 owner; in a forked child */
 
 #define PLAN_ENUM(code, name, where, regs, offsets) OP_##name = code,
 enum plan_code { PLAN_OPS(PLAN_ENUM) };

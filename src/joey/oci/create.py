@@ -162,7 +162,8 @@ def _facts(container, bundle, config, options, fds, steps):
         rootfs=container.data["rootfs"], cgroups=seen(container.data["cgroups"]), paths=paths, kinds=kinds,
         core=os.path.exists("/proc/kcore"), held=held, seccomp=filter_, listen=listen, preserved=preserved,
         home=prepare.home(container.data["rootfs"], process.get("user", {}).get("uid", 0)), pivot=options.pivot,
-        labels=prepare.labels(process),
+        labels=prepare.labels(process), mount_label=linux.get("mountLabel", ""),
+        bare=() if options.pivot else prepare.bare(container.data["rootfs"]), keep_groups=prepare.keeps_groups(config),
     )  # fmt: skip
     if "user" in container.data["namespaces"]:
         facts.nodes |= prepare.nodes(linux.get("devices", []))

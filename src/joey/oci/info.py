@@ -14,8 +14,10 @@ _CAPS = ["CAP_AUDIT_WRITE", "CAP_KILL", "CAP_NET_BIND_SERVICE"]
 _SAFE = ["nosuid", "noexec", "nodev"]
 
 
-def spec(rootless=False):
-    """The text of a config.json to begin with, as `runc spec` writes it."""
+def spec(rootless=False, unified=None):
+    """The text of a config.json to begin with, as `runc spec` writes it: with a cgroup namespace where cgroup v2 is
+    alone. unified: whether it is; None: this host's.
+    """
     pts = ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", *([] if rootless else ["gid=5"])]
     mounts = [
         {"destination": "/proc", "type": "proc", "source": "proc"},
@@ -32,7 +34,7 @@ def spec(rootless=False):
         mounts.append({"destination": "/sys/fs/cgroup", "type": "cgroup", "source": "cgroup",
                        "options": [*_SAFE, "relatime", "ro"]})  # fmt: skip
     kinds = ["pid", "ipc", "uts", "mount", "user" if rootless else "network"]
-    if os.path.exists("/sys/fs/cgroup/cgroup.controllers"):  # as runc: where v2 is alone
+    if os.path.exists("/sys/fs/cgroup/cgroup.controllers") if unified is None else unified:
         kinds.insert(4, "cgroup")
     linux = {"resources": {"devices": [{"allow": False, "access": "rwm"}]}} if not rootless else {}
     if rootless:

@@ -95,6 +95,25 @@ def held():
     return (1 << 41) - 1
 
 
+def keeps_groups(config):
+    """crun's annotation, which podman's --group-add keep-groups gives."""
+    return config.get("annotations", {}).get("run.oci.keep_original_groups") == "1"
+
+
+def bare(rootfs):
+    """Where proc and sysfs are mounted outside the container, the inner ones first."""
+    found = []
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
+        for line in file:
+            before, _, after = line.partition(" - ")
+            path = before.split()[4]
+            if after.split()[0] in ("proc", "sysfs") and not f"{path}/".startswith(f"{rootfs}/"):
+                for code, sign in (("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")):
+                    path = path.replace(code, sign)
+                found.append(path)
+    return tuple(reversed(found))
+
+
 def apparmor():
     """Whether this host's kernel has it, and it is on."""
     try:

@@ -51,7 +51,8 @@ class Facts:
     "c 1:3" -> the host's device of these numbers; core: the host has /proc/kcore; held: the runtime's own bounding set;
     seccomp: the filter and its flags; listen: the filter asks somebody; home: of the user; preserved: registers of
     descriptors 3 and up; pivot: pivot_root, rather than MS_MOVE; labels: (file of /proc/self, text) for AppArmor and
-    SELinux.
+    SELinux; mount_label: SELinux's of file systems; bare: where the host has proc and sysfs, without
+    pivot; keep_groups: of whoever called, by crun's annotation.
     """
 
     def __init__(self, **given: Any) -> None:
@@ -68,6 +69,9 @@ class Facts:
         self.preserved: tuple[Reg, ...] = ()
         self.pivot = True
         self.labels: tuple[tuple[str, str], ...] = ()
+        self.mount_label = ""
+        self.bare: tuple[str, ...] = ()
+        self.keep_groups = False
         self.__dict__.update(given)
 
 
@@ -84,6 +88,7 @@ def create(config: Json, facts: Facts) -> op.Plan:
 
     given = (*facts.paths.values(), *facts.preserved)
     files = Filesystems("user" in kinds, facts.kinds, maps, facts.nodes, max((TREES - 1, *given)) + 1)
+    files.label = facts.mount_label
     _fill(files, config, facts, linux)
     before: list[op.Op] = [op.Userns(USERNS, maps["uid"], maps["gid"])] if "user" in made else []
     before += [op.OpenTree(ROOT, facts.rootfs, flags=f.OPEN_TREE_CLONE | f.AT_RECURSIVE)]
@@ -127,8 +132,8 @@ def namespaces(linux: Json) -> list[str]:
 def check(config: Json, kinds: list[str], made: list[str], maps: dict[str, str]) -> None:
     """What needs a namespace has it. Raises Refused."""
     linux = config.get("linux", {})
-    if "mount" not in made:
-        raise Refused("linux.namespaces", "a new mount namespace is needed: the host's own root would be changed")
+    if "mount" not in kinds:
+        raise Refused("linux.namespaces", "a mount namespace is needed: the host's own root would be changed")
     for name in ("hostname", "domainname"):
         if config.get(name) and "uts" not in kinds:
             raise Refused(name, "needs a uts namespace")
@@ -249,17 +254,22 @@ def _root(files: Filesystems, config: Json, facts: Facts, kinds: list[str]) -> l
         strict = f.RESOLVE_IN_ROOT | f.RESOLVE_NO_SYMLINKS
         ops += [op.MoveMount(proc.CONSOLE_TREE, "dev/console", at=ROOT, resolve=strict)]
     files.hidden(linux.get("maskedPaths", []), linux.get("readonlyPaths", []))
-    ops += files.inside[done:]
+    ops += [*files.inside[done:], *files.late]
     if config.get("root", {}).get("readonly"):
         ops += [op.MountSetattr(ROOT, set=f.MOUNT_ATTR_RDONLY)]
-    return ops + _enter(facts, linux)
+    return ops + _enter(facts, linux, locked="user" in kinds)
 
 
-def _enter(facts: Facts, linux: Json) -> list[op.Op]:
+def _enter(facts: Facts, linux: Json, locked: bool) -> list[op.Op]:
+    """locked: mounts that came from another user namespace can only be covered."""
     ops: list[op.Op] = [op.Chdir(reg=ROOT)]
     if facts.pivot:  # pivot_root(2), the example: the old root lies under the new one for a moment
         ops += [op.PivotRoot(".", "."), op.Umount(".", f.MNT_DETACH)]
     else:
+        # The old root stays below: a full /proc or /sys in it would let a user namespace inside mount its own, without
+        # what is masked here (mount_too_revealing).
+        for path in facts.bare:
+            ops += [op.Mount("none", path, "tmpfs", f.MS_RDONLY) if locked else op.Umount(path, f.MNT_DETACH)]
         ops += [op.Mount(".", "/", "", f.MS_MOVE), op.Chroot(".")]
     flags = _ROOT_PROPAGATION[linux.get("rootfsPropagation", "")]
     return [*ops, op.Chdir("/"), *([op.Mount("", "/", "", flags)] if flags else [])]
@@ -282,7 +292,7 @@ def _become(
     ops = [*proc.scheduling(process), *proc.personality(linux), *late]
     # Nothing of the host is open any more, so the directory can only be the container's (CVE-2024-21626).
     ops += [op.Chdir(process["cwd"])]
-    groups = not has_user or bool(process.get("user", {}).get("additionalGids"))
+    groups = not facts.keep_groups and (not has_user or bool(process.get("user", {}).get("additionalGids")))
     ops += proc.identity(process, masks, facts.seccomp, groups)
     ops += [op.Find(path or process["args"][0], proc.search_path(env))]
     if facts.listen and facts.seccomp:

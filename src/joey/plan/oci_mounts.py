@@ -21,13 +21,14 @@ if TYPE_CHECKING:
 
     Json = dict[str, Any]
 
-ROOT, FS, MOUNT, EMPTY, USERNS, MAPPED, CGROUP = (Reg(n) for n in range(170, 177))
+ROOT, FS, MOUNT, EMPTY, USERNS, MAPPED, CGROUP, MADE, BELOW = (Reg(n) for n in range(170, 179))
 TREES, LAST_TREE = 20, 160
 _PATH_ONLY = f.O_PATH | f.O_CLOEXEC
 _STRICT = f.RESOLVE_IN_ROOT | f.RESOLVE_NO_SYMLINKS
 _ORDINARY = ("proc", "sysfs")
 """File systems that others trust to be where they are: their mount point may not be reached through a link
 (CVE-2019-19921)."""
+_UNLABELLED = ("proc", "sysfs", "mqueue", "cgroup", "cgroup2")
 _NODES = {"c": stat.S_IFCHR, "u": stat.S_IFCHR, "b": stat.S_IFBLK, "p": stat.S_IFIFO}
 DEVICES: tuple[tuple[str, int, int], ...] = (
     ("/dev/null", 1, 3), ("/dev/zero", 1, 5), ("/dev/full", 1, 7), ("/dev/random", 1, 8), ("/dev/urandom", 1, 9),
@@ -53,6 +54,9 @@ class Filesystems:
         self.before: list[op.Op] = []
         self.inside: list[op.Op] = []
         self.user, self.kinds, self.maps = user, kinds, maps
+        self.label = ""  # SELinux's, of every file system made
+        self.late: list[op.Op] = []  # once all that lies in it is there: what is read-only
+        self._made = 0
         self._next = self._first = first
 
     def tree(self) -> Reg:
@@ -102,14 +106,35 @@ class Filesystems:
         self.before += [op.Userns(MAPPED, uid, gid), op.MountSetattr(reg, idmap=MAPPED, recursive=options.ridmap)]
 
     def _filesystem(self, kind: str, source: str, options: Options, target: str) -> None:
-        self.inside += [*point(target, True), op.Fsopen(FS, kind)]
+        ram = kind == "tmpfs"
+        moded = any(item.startswith("mode=") for item in options.data)
+        self.inside += [*(_ram_point(target) if ram and not moded else point(target, True)), op.Fsopen(FS, kind)]
         self.inside += [op.Fsconfig(FS, "source", source)] if source else []
         for item in options.data:
             name, equals, value = item.partition("=")
             self.inside += [op.Fsconfig(FS, name, value if equals else None)]
-        self.inside += [op.Fsconfig(FS), op.Fsmount(MOUNT, FS, options.set | options.rset)]
-        self.inside += [op.MoveMount(MOUNT, target, at=ROOT, resolve=_STRICT if kind in _ORDINARY else 0)]
-        self.inside += [op.MountSetattr(MOUNT, propagation=flag, recursive=deep) for flag, deep in options.propagation]
+        if self.label and kind not in _UNLABELLED:
+            self.inside += [op.Fsconfig(FS, "context", self.label)]
+        attributes, mount = options.set | options.rset, MOUNT
+        if ram and attributes & f.MOUNT_ATTR_RDONLY:  # what is mounted in it needs places; it is filled, too
+            mount, attributes = self.tree(), attributes & ~f.MOUNT_ATTR_RDONLY
+            self.late += [op.MountSetattr(mount, set=f.MOUNT_ATTR_RDONLY)]
+        self.inside += [op.Fsconfig(FS), op.Fsmount(mount, FS, attributes)]
+        if ram and target:
+            self._like_below(mount, target, options)
+        self.inside += [op.MoveMount(mount, target, at=ROOT, resolve=_STRICT if kind in _ORDINARY else 0)]
+        self.inside += [op.MountSetattr(mount, propagation=flag, recursive=deep) for flag, deep in options.propagation]
+
+    def _like_below(self, mount: Reg, target: str, options: Options) -> None:
+        """A tmpfs is as the directory that it covers, unless its options say how (as with runc), and for tmpcopyup it
+        begins with what is in there.
+        """
+        given = {item.partition("=")[0] for item in options.data}
+        copied = op.Copy.CONTENTS if options.copy_up else 0
+        copied |= op.Copy.MODE if "mode" not in given else 0
+        copied |= op.Copy.OWNER if options.copy_up and not given & {"uid", "gid"} else 0
+        if copied:
+            self.inside += [op.Open(BELOW, target, at=ROOT), op.Copy(BELOW, mount, copied)]
 
     def _cgroup(self, options: Options, target: str, cgroups: list[tuple[str, str]]) -> None:
         """The container's own cgroups and nothing above: one directory (v2), or one each in a tmpfs (v1)."""
@@ -136,6 +161,7 @@ class Filesystems:
         for path, major, minor in DEVICES:
             if inner(path) not in own:
                 self._device(path, "c", major, minor, 0o666, 0, 0)
+        begin = len(self.inside)
         for device in wanted:
             kind = device["type"]
             if kind not in _NODES:
@@ -146,7 +172,14 @@ class Filesystems:
             if not (0 <= major < 1 << 12 and 0 <= minor < 1 << 20):
                 raise Refused("linux.devices", f"{device['path']}: no such numbers {major}:{minor}")
             mode = device.get("fileMode", 0o666) & 0o7777
-            self._device(device["path"], kind, major, minor, mode, device.get("uid", 0), device.get("gid", 0))
+            owner = device.get("uid", 0), device.get("gid", 0)
+            if self.user and kind != "p" and self.maps["uid"] and inner(device["path"]):
+                self._make(inner(device["path"]), _NODES[kind] | mode, major, minor, *owner)
+            else:
+                self._device(device["path"], kind, major, minor, mode, *owner)
+        if self._made:  # seen by nobody but this process, and for this moment only
+            self.inside.insert(begin, op.MoveMount(MADE, "/sys"))
+            self.inside += [op.Umount("/sys", f.MNT_DETACH)]
         links = (*_LINKS, ("/proc/kcore", "/dev/core")) if core else _LINKS
         self.inside += [op.Symlink(to, inner(link), at=ROOT, exist_ok=True) for to, link in links]
         self.inside += [op.Symlink("pts/ptmx", "dev/ptmx", at=ROOT, exist_ok=True)]
@@ -166,6 +199,19 @@ class Filesystems:
         reg = self.tree()
         self.before += [op.OpenTree(reg, node)]
         self.inside += [*point(target, False), op.MoveMount(reg, target, at=ROOT)]
+
+    def _make(self, target: str, mode: int, major: int, minor: int, uid: int, gid: int) -> None:
+        """A node that a user namespace may not make: the launcher does, in a tmpfs of the host's."""
+        if not self._made:
+            self.before += [op.Fsopen(FS, "tmpfs"), op.Fsconfig(FS, "mode", "0755"), op.Fsconfig(FS)]
+            self.before += [op.Fsmount(MADE, FS, f.MOUNT_ATTR_NOSUID | f.MOUNT_ATTR_NOEXEC)]
+        name = f"{self._made}"
+        self._made += 1
+        self.before += [op.Mknod(name, mode, device(major, minor), MADE)]
+        owner = (_outside(self.maps["uid"], uid), _outside(self.maps["gid"], gid))
+        self.before += [op.Chown(name, *owner, at=MADE)]
+        reg = self.tree()
+        self.inside += [op.OpenTree(reg, name, at=MADE), *point(target, False), op.MoveMount(reg, target, at=ROOT)]
 
     # --- what nobody shall see, or write -------------------------------------------------------------------------
 
@@ -200,6 +246,20 @@ def point(target: str, directory: bool) -> list[op.Op]:
     if directory:
         return [op.Mkdir(target, at=ROOT, exist_ok=True, parents=True)]
     return [*parents(target), op.Mknod(target, stat.S_IFREG | 0o644, at=ROOT, exist_ok=True)]
+
+
+def _ram_point(target: str) -> list[op.Op]:
+    """Where a tmpfs goes that is as what it covers: what nobody made before is everybody's, as a new tmpfs is."""
+    return [*parents(target), op.Mkdir(target, 0o1777, at=ROOT, exist_ok=True)] if target else []
+
+
+def _outside(text: str, inside: int) -> int:
+    """An id of the container as the host has it. Raises Refused."""
+    for line in text.splitlines():
+        first, host, size = map(int, line.split())
+        if first <= inside < first + size:
+            return host + inside - first
+    raise Refused("linux.devices", f"{inside} is not mapped in the user namespace")
 
 
 def parents(target: str) -> list[op.Op]:

@@ -69,6 +69,7 @@ from joey.plan.ops.process import (
 )
 from joey.plan.ops.steps import (
     Affinity,
+    Copy,
     Find,
     Gate,
     Ioprio,
@@ -110,7 +111,7 @@ class Plan(Struct, frozen=True):
 
 
 __all__ = [
-    "Affinity", "Ambient", "Blob", "Bounding", "Capset", "Chdir", "Child", "Chown", "Chroot", "Clone", "Close",
+    "Affinity", "Ambient", "Blob", "Bounding", "Capset", "Chdir", "Child", "Chown", "Chroot", "Clone", "Close", "Copy",
     "Ctty", "Domainname", "End", "Exec", "Find", "Fsconfig", "Fsmount", "Fsopen", "Gate", "Groups", "Hold", "Home",
     "Hostname", "IfUp", "Ioprio", "Keep", "LOCALS", "Listen", "Mask", "Mkdir", "Mknod", "Mount", "MountSetattr",
     "MoveMount", "NO_REG", "Nested", "Op", "Open", "OpenPty", "OpenTree", "Packed", "Personality", "Pipe", "PivotRoot",

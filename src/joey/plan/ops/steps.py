@@ -115,3 +115,20 @@ class Affinity(Op, frozen=True):
 
     def pack(self, blob: Blob) -> Packed:
         return (), (blob.data(self.mask),), ()
+
+
+class Copy(Op, frozen=True):
+    """Of one directory to another: what it holds (links as links), its mode, its owner."""
+
+    CODE = 62
+    CONTENTS, MODE, OWNER = 1, 2, 4
+    source: Reg
+    to: Reg
+    what: int
+
+    def describe(self) -> str:
+        names = {"contents": self.CONTENTS, "mode": self.MODE, "owner": self.OWNER}
+        return f"copy{f.join(f.names(self.what, names))} of {show(self.source)} to {show(self.to)}"
+
+    def pack(self, blob: Blob) -> Packed:
+        return (self.source, self.to), (), (self.what,)
