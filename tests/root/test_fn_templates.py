@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 
 from joey.functions import wire
-from joey.functions.instance import Instance, Paths
-from joey.functions.templates import Templates, name_of, template_spec
+from joey.functions.instance import Instance, Paths, sandbox_spec
 from joey.functions.wire import Head
 from joey.model.function import FunctionSpec, Version
+from joey.model.template import TemplateSpec
 from joey.model.units import MIB
 from root.conftest import Lab
 
@@ -34,17 +34,20 @@ def handler(event, context):
 
 
 @asynccontextmanager
-async def warm(lab: Lab, folder: Path, source: str, **fields: Any) -> AsyncIterator[tuple[Templates, Version, Paths]]:
+async def warm(lab: Lab, folder: Path, source: str, **fields: Any) -> AsyncIterator[tuple[str, Version, Paths]]:
+    """(state of the template "t", version, paths)"""
     folder.mkdir()
     (folder / "app.py").write_text(source)
     spec = FunctionSpec(**{"name": "f", "handler": "app.handler", "memory": 64 * MIB, **fields})
-    templates = Templates(lab.engine, most=1, berths=1)
+    version, paths = Version(spec=spec), Paths(folder)
+    made = TemplateSpec(
+        name="t", spec=sandbox_spec(version, paths), modules=("joey_runtime.event", "app"), code=str(folder)
+    )
+    view = await lab.engine.template_create(made)
     try:
-        yield templates, Version(spec=spec), Paths(folder)
+        yield view.state, version, paths
     finally:
-        await templates.open()
-        await templates.close()
-        assert not lab.engine.templates()
+        await lab.engine.template_remove("t")
 
 
 async def call(instance: Instance, event: Any, timeout: float = 10) -> wire.Answer:
@@ -56,16 +59,13 @@ def test_forks_are_instances_like_others(lab: Lab, tmp_path: Path) -> None:
         fields: dict[str, Any] = {
             "env": {"E": "1"},
             "initializer": "app.init",
-            "modules": ("app",),
             "secrets": {"S": "2"},
         }
-        async with warm(lab, tmp_path / "code", SOURCE, **fields) as (templates, version, paths):
-            assert templates.of(version, paths, "") == ""  # it is only being made
-            name = await templates.ready(version, paths, "")
-            assert name and templates.of(version, paths, "") == name
+        async with warm(lab, tmp_path / "code", SOURCE, **fields) as (state, version, paths):
+            assert state == "ready"
             found = []
             for _ in range(2):
-                instance = await Instance.start(lab.engine, version, paths, template=name)
+                instance = await Instance.start(lab.engine, version, paths, template="t")
                 answer = await call(instance, 1)
                 assert answer.body is not None and answer.logs == b"hello 1\n", answer
                 assert instance.work.logs == b"initialized\n"
@@ -75,7 +75,7 @@ def test_forks_are_instances_like_others(lab: Lab, tmp_path: Path) -> None:
             assert one != other and same == too and same[:3] == ["2", "1", "/code"]
 
             async def misbehave(event: str, type: str, timeout: float = 10) -> None:
-                instance = await Instance.start(lab.engine, version, paths, template=name)
+                instance = await Instance.start(lab.engine, version, paths, template="t")
                 answer = await call(instance, event, timeout)
                 assert answer.failure is not None and answer.failure.type == type, (event, answer)
                 assert (await asyncio.wait_for(instance.gone, 5)).type == type
@@ -85,7 +85,7 @@ def test_forks_are_instances_like_others(lab: Lab, tmp_path: Path) -> None:
                 misbehave("exit", wire.EXIT_ERROR), misbehave("memory", wire.OUT_OF_MEMORY),
                 misbehave("sleep", wire.TIMED_OUT, 0.3),
             )  # fmt: skip
-            assert lab.engine.template(name).state == "ready"
+            assert lab.engine.template("t").state == "ready"
 
     lab.do(work(), 40)
 
@@ -94,31 +94,11 @@ def test_what_cannot_be_forked_starts_without(lab: Lab, tmp_path: Path) -> None:
     threads = "import threading, time\nthreading.Thread(target=time.sleep, args=(60,), daemon=True).start()\n"
 
     async def work() -> None:
-        async with warm(lab, tmp_path / "code", threads + "def handler(e, c): return e") as (templates, version, paths):
-            assert await templates.ready(version, paths, "") == "" and not lab.engine.templates()
-            instance = await Instance.start(lab.engine, version, paths)
-            assert (await call(instance, 1)).body == b"1"
-            await instance.stop()
-            async with warm(lab, tmp_path / "more", "def handler(e, c): return e") as (_, second, where):
-                assert await templates.ready(second, where, "")  # there is room for one
-                assert len(lab.engine.templates()) == 1
-                templates.forget(second, where, "")
-                for _ in range(100):
-                    if not lab.engine.templates():
-                        break
-                    await asyncio.sleep(0.02)
-                assert not lab.engine.templates()
+        async with warm(lab, tmp_path / "code", threads + "def handler(e, c): return e") as (state, version, paths):
+            assert state == "unsafe"
+            for template in ("t", "gone"):
+                instance = await Instance.start(lab.engine, version, paths, template=template)
+                assert (await call(instance, 1)).body == b"1"
+                await instance.stop()
 
     lab.do(work(), 40)
-
-
-def test_what_a_template_imports() -> None:
-    def modules(**fields: Any) -> tuple[str, ...]:
-        spec = FunctionSpec(**{"name": "f", "handler": "pkg/app.handler", **fields})
-        return template_spec(Version(spec=spec), Paths(), "t").modules
-
-    assert modules(modules=("numpy",)) == ("numpy", "pkg.app")
-    assert modules(secrets={"S": "1"}) == ()  # the code might look for it as it is imported
-    assert modules(kind="wsgi", concurrency=2) == ("joey_runtime.wsgi", "joey_runtime.threads", "pkg.app")
-    one, two = (Version(spec=FunctionSpec(name="f", handler="a.b", env={"A": value})) for value in "12")
-    assert name_of(one, Paths()) != name_of(two, Paths()) == name_of(two, Paths())

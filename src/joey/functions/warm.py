@@ -137,9 +137,19 @@ def template_spec(deployed: Deployed, paths: Paths, name: str, source: str) -> T
     found = [one for one in imports(source) if one not in spec.modules and not _own(one, paths)]
     init = "".join(f"try:\n    import {one}\nexcept Exception:\n    pass\n" for one in found[:64])
     return TemplateSpec(
-        name=name, spec=box, python=spec.python, modules=spec.modules, init=init,
+        name=name, spec=box, python=spec.python, modules=(*_ours(spec, source), *spec.modules), init=init,
         code=str(paths.code) if paths.code is not None else "",
     )  # fmt: skip
+
+
+def _ours(spec: FunctionSpec, source: str) -> list[str]:
+    """Modules of the runtime that its instances need."""
+    found = [f"joey_runtime.{spec.kind}"]
+    if spec.kind == "asgi" or "async def" in source:
+        found.append("joey_runtime.loop")  # and with it asyncio
+    elif spec.concurrency > 1:
+        found.append("joey_runtime.threads")
+    return found
 
 
 def imports(source: str) -> list[str]:

@@ -34,12 +34,12 @@ from .frames import (
 
 
 def prepare(modules=(), init="", code="/code", layers="/opt"):
-    """Import what instances will need, and run `init`, before there is one. Raises what that raises."""
+    """Import what instances will need (joey_runtime's own among it), and run `init`, before there is one. Raises what
+    that raises.
+    """
     loader.paths(code, layers)
-    loader.import_module(".event", __package__)
-    loaded = [loader.import_module(name) for name in modules]
-    if any(loader.asynchronous(one) for module in loaded for one in vars(module).values() if callable(one)):
-        loader.import_module(".loop", __package__)  # and with it asyncio
+    for name in modules:
+        loader.import_module(name)
     if init:
         import types
 
