@@ -273,7 +273,7 @@ def test_lifecycle(docker: Docker) -> None:
     assert waiting.communicate(timeout=10)[0] == b"3\n"
     assert docker("ps", "-a", "--filter", "exited=3", "--format", "{{.Names}}") == "d"
     assert docker("restart", "-t", "0", "d") == "d" and docker("kill", "-s", "KILL", "d") == "d"
-    until(docker, "^exited 137$", "inspect", "-f", "{{.State.Status}} {{.State.ExitCode}}", "d")
+    assert docker("inspect", "-f", "{{.State.Status}} {{.State.ExitCode}}", "d") == "exited 137"
     assert "is not running" in docker("kill", "d", code=1) and "is not running" in docker("exec", "d", "true", code=1)
     assert docker("start", "d") == "d" and "stop" in docker("rm", "d", code=1)
     assert docker("rm", "-f", "d") == "d" and "No such container: d" in docker("rm", "d", code=1)

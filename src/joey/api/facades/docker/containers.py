@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
+import signal
 import time
 from typing import Any
 
@@ -29,6 +30,7 @@ _STATES: dict[str, str] = {
     "exited": "exited",
     "dead": "dead",
 }
+_KILLED = 10.0
 _FILTERS = ("id", "name", "label", "status", "ancestor", "exited", "network", "volume", "health", "before", "since")
 
 
@@ -127,6 +129,10 @@ async def kill(r: Req) -> web.Response:
         raise Conflict("", f"cannot kill container: {r.path['id']}: container {id} is not running")
     await r.whole(r.engine.kill(id, number))
     _tell(r, "kill", id, signal=str(number))
+    if number == signal.SIGKILL:  # nothing stops it: Docker answers when it is done
+        with contextlib.suppress(JoeyError, TimeoutError):
+            async with asyncio.timeout(_KILLED):
+                await r.engine.wait(id)
     return web.Response(status=204)
 
 
@@ -347,7 +353,7 @@ def _snapshots(r: Req) -> Any:
 
 async def changes(r: Req) -> Any:
     kinds = {"C": 0, "A": 1, "D": 2}
-    return [{"Path": one.path, "Kind": kinds[one.kind]} for one in await _snapshots(r).changes(r.id)] or None
+    return [{"Path": one.path, "Kind": kinds[one.kind]} for one in await _snapshots(r).changes(r.id)]
 
 
 async def prune(r: Req) -> Any:

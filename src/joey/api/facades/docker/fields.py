@@ -11,7 +11,7 @@ from joey.model.errors import Invalid
 
 
 class Fields:
-    """The fields of one object of a request, each taken once. `rest` refuses what nobody has taken."""
+    """The fields of one object of a request, each taken once, by names in any case, as Go reads JSON."""
 
     def __init__(self, where: str, values: Any) -> None:
         if values is None:
@@ -19,14 +19,14 @@ class Fields:
         if not isinstance(values, dict):
             raise Invalid(where, "must be a JSON object")
         self.where = where
-        self._values = dict(values)
+        self._values = {name.lower(): (name, value) for name, value in values.items()}
 
     def name(self, field: str) -> str:
         return f"{self.where}.{field}" if self.where else field
 
     def take(self, field: str, kind: Any, default: Any = None) -> Any:
         """The field as `kind`; `default` for what is missing or null. Raises Invalid naming it."""
-        value = self._values.pop(field, None)
+        _, value = self._values.pop(field.lower(), ("", None))
         if value is None:
             return default
         try:
@@ -37,11 +37,11 @@ class Fields:
     def drop(self, *fields: str) -> None:
         """Those mean nothing here."""
         for field in fields:
-            self._values.pop(field, None)
+            self._values.pop(field.lower(), None)
 
     def refuse(self, usual: Mapping[str, tuple[Any, ...]], why: Mapping[str, str]) -> None:
         """Raises Refused for the first field left that means something. usual: values that mean nothing."""
-        for field, value in self._values.items():
+        for field, value in self._values.values():
             if value in (None, "", 0, False) or value in ([], {}) or value in usual.get(field, ()):
                 continue
             reason = why.get(field, "Joey has nothing like it")

@@ -65,6 +65,7 @@ class Connection(asyncio.Protocol):
         self._size = len(first)
         self._paused = False
         self._arrival, self._writable, self.gone = asyncio.Event(), asyncio.Event(), asyncio.Event()
+        self._eof = asyncio.Event()
         self._ended = False
         self._writable.set()
         transport.set_write_buffer_limits(high=_HIGH_WATER)
@@ -80,11 +81,13 @@ class Connection(asyncio.Protocol):
 
     def eof_received(self) -> bool:
         self._ended = True
+        self._eof.set()
         self._arrival.set()
         return True
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._ended = True
+        self._eof.set()
         self.gone.set()
         self._arrival.set()
         self._writable.set()
@@ -129,10 +132,10 @@ class Connection(asyncio.Protocol):
     async def left(self) -> None:
         """Returns when the client is gone, also one that has closed its sending side before."""
         while not self.gone.is_set():
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self.gone.wait(), _LOOK)
             if (self._ended or self._paused) and hung_up(self._transport.get_extra_info("socket")):
                 return
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for((self.gone if self._ended else self._eof).wait(), _LOOK)
 
     def close(self) -> None:
         if not self._transport.is_closing():
