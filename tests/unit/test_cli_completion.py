@@ -35,6 +35,11 @@ def test_sandboxes() -> None:
     assert complete("joey", "exec", "o") == {"one"}
 
 
+def test_functions() -> None:
+    assert {"deploy", "invoke", "ls"} <= complete("joey", "fn", "")
+    assert complete("joey", "fn", "invoke", "o") == {"one"}
+
+
 def test_words_and_values() -> None:
     assert {"info", "df", "reset"} <= complete("joey", "system", "")
     assert complete("joey", "run", "--env-file", "/etc/passw") >= {"/etc/passwd"}

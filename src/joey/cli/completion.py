@@ -21,6 +21,9 @@ WORDS = {
 }
 
 
+_FUNCTIONS = "joey fn ls -q 2>/dev/null"
+
+
 def completion(values, arguments):
     """Print the script."""
     shell = arguments[0]
@@ -67,6 +70,8 @@ _joey() {{
     COMPREPLY=($(compgen -W "$words" -- "$word"))
   elif [[ $dynamic ]]; then
     COMPREPLY=($(compgen -W "$(joey ps -a --format '{{{{.Names}}}}' 2>/dev/null)" -- "$word"))
+  elif [[ ${{COMP_WORDS[1]}} == fn ]] && ((COMP_CWORD > 2)); then
+    COMPREPLY=($(compgen -W "$({_FUNCTIONS})" -- "$word") $(compgen -f -- "$word"))
   else
     COMPREPLY=($(compgen -W "$words" -- "$word") $(compgen -f -- "$word"))
   fi
@@ -94,6 +99,8 @@ def zsh():
         )
         if verb in WORDS:
             rest = f"'*:word:({' '.join(WORDS[verb])})'"
+        if verb == "fn":
+            rest = f"'1:verb:({' '.join(WORDS[verb])})' '*:function:($({_FUNCTIONS}))'"
         lines.append(f"    {verb}) shift words; ((CURRENT--)); _arguments {' '.join(specs)} {rest} ;;")
     return "\n".join((*lines, "  esac", "}", "compdef _joey joey", ""))
 
@@ -112,6 +119,8 @@ def fish():
             lines.append(f"complete -c joey {seen} {names}{value} -d {_quoted(option[2])}")
         if takes_sandbox(command):
             lines.append(f"complete -c joey {seen} -a '(joey ps -a --format \"{{{{.Names}}}}\" 2>/dev/null)'")
+        if verb == "fn":
+            lines.append(f"complete -c joey {seen} -a '({_FUNCTIONS})'")
         for word in WORDS.get(verb, ()):
             lines.append(f"complete -c joey {seen} -a {word}")
     return "\n".join((*lines, ""))
