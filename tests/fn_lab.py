@@ -56,6 +56,10 @@ class FakeRunner:
         self.gone: asyncio.Future[Failure] = asyncio.get_running_loop().create_future()
         self._lab = lab
 
+    @property
+    def ready(self) -> bool:
+        return not self.gone.done()
+
     async def invoke(self, head: Head, body: bytes, timeout: float) -> Answer:
         assert not self.gone.done(), "asked of an instance that is gone"
         self._lab.under_way += 1

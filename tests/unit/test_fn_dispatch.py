@@ -8,7 +8,7 @@ from fn_lab import Lab, deployed, failed, lasting, unloadable, virtual
 from joey.functions.dispatch import Bounds, Dispatcher
 from joey.functions.pool import StartFailed
 from joey.functions.wire import Head
-from joey.model.errors import Busy, TooMany
+from joey.model.errors import Broken, Busy, TooMany, Unenforceable
 
 
 def run(work, lab=None, **bounds):
@@ -138,7 +138,7 @@ def test_code_that_cannot_be_loaded_is_told_and_not_tried_for_ever():
         lab.failures = [unloadable() for _ in range(2000)]
         answers = await asyncio.gather(*(invoke(dispatcher, deployed()) for _ in range(500)), return_exceptions=True)
         assert all(isinstance(answer, StartFailed) for answer in answers)
-        assert len(lab.started) < 150
+        assert len(lab.started) < 200  # three rounds of those that start at a time
 
     run(work)
 
@@ -270,3 +270,34 @@ def test_a_stream_holds_its_place_to_its_end():
         assert pool.running == 0
 
     run(work)
+
+
+def test_a_start_that_fails_by_our_fault_is_tried_again_and_not_for_ever():
+    async def work(dispatcher, lab):
+        lab.failures = [Broken("fork", "no")] * 100
+        answers = await asyncio.gather(*(invoke(dispatcher, deployed()) for _ in range(100)))
+        assert len(answers) == 100
+        lab.failures = [Broken("fork", "no")] * 100_000
+        with pytest.raises(Broken):
+            await invoke(dispatcher, deployed("other"))
+        lab.failures = [Unenforceable("disk", "no")] * 2
+        with pytest.raises(Unenforceable):
+            await invoke(dispatcher, deployed("third"))
+        lab.failures = []
+        assert (await invoke(dispatcher, deployed("third"))).answer.body == b"x"
+
+    run(work)
+
+
+def test_invocations_that_last_longer_than_those_before_get_instances_soon():
+    async def work(dispatcher, lab):
+        one, loop = deployed(), asyncio.get_running_loop()
+        for _ in range(10):
+            await invoke(dispatcher, one)
+        lab.handler = lasting(1.0)
+        begun = loop.time()
+        await asyncio.gather(*(invoke(dispatcher, one) for _ in range(200)))
+        assert loop.time() - begun < 1.5
+        assert lab.most_alive > 150
+
+    run(work, Lab(lasting(0.001), seconds=0.05))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import functools
 import logging
 import secrets
 import time
@@ -15,7 +17,7 @@ from msgspec.structs import replace
 from joey.functions.logs import Logs
 from joey.functions.pool import Deployed, Runner, StartFailed
 from joey.functions.service import Code, Functions
-from joey.model.errors import Invalid, NotFound, Unenforceable, from_os
+from joey.model.errors import Broken, Invalid, JoeyError, NotFound, Unenforceable, from_os
 from joey.model.function import FunctionSpec, check_name
 from joey.model.function_views import InstanceView, LayerView
 from joey.model.views import Stats
@@ -40,6 +42,7 @@ class Deployments(Functions):
         self._printed: dict[tuple[str, str], Logs] = {}
         self._codes: CodeStore | None = None
         self._warm: WarmFunctions | None = None
+        self._warming: asyncio.Task[None] | None = None
 
     async def open(self) -> None:
         """Remove what an earlier engine left running, then take up its queues. Raises JoeyError."""
@@ -83,10 +86,15 @@ class Deployments(Functions):
         kept = self.logs_of(*deployed.function)
         paths = await self.codes.prepare(version.spec)
         template = self.warm().name(deployed, paths) if hasattr(engine, "template_create") else ""
+        start = functools.partial(instance.Instance.start, engine, version, paths, owner=deployed.owner, log=printed)
         try:
-            made = await instance.Instance.start(
-                engine, version, paths, owner=deployed.owner, template=template, log=printed
-            )
+            try:
+                made = await start(template=template)
+            except (Broken, NotFound) as error:
+                if not template:
+                    raise
+                log.info("function %s: not forked: %s", version.name, error)
+                made = await start()
         except instance.StartFailed as failed:
             raise StartFailed(failed.failure, failed.logs) from None
         id = made.id
@@ -94,6 +102,8 @@ class Deployments(Functions):
 
     def _tell(self, kind: str, deployed: Deployed, **data: str | int | float | bool | None) -> None:
         """Of the engine's events: those of functions."""
+        if kind in ("created", "updated") and deployed.version.spec.modules:
+            self._warming = asyncio.ensure_future(self._warm_up(deployed))
         news = getattr(self._engine, "news", None)
         if news is not None:
             version = deployed.version
@@ -101,6 +111,14 @@ class Deployments(Functions):
                 f"function.{kind}", name=version.name, owner=deployed.owner,
                 labels={"joey.function": version.name, "joey.function.version": version.version}, **data,
             )  # fmt: skip
+
+    async def _warm_up(self, deployed: Deployed) -> None:
+        """Have a template of it before anybody asks."""
+        if hasattr(self._engine, "template_create"):
+            try:
+                self.warm().make(deployed, await self.codes.prepare(deployed.version.spec))
+            except JoeyError as error:
+                log.info("function %s: no template: %s", deployed.version.name, error)
 
     async def measured(self, found: Sequence[InstanceView], engine: Engine) -> list[InstanceView]:
         """With the memory that is charged to each."""

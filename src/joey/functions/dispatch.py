@@ -27,6 +27,8 @@ from joey.model.errors import Broken, Busy, JoeyError, TooMany
 log = logging.getLogger("joey.functions")
 _LOOK = 1.0
 """Seconds between two looks at a version that has something to do."""
+_SOON, _WAITING = 0.02, 0.25
+"""The same while somebody waits: as long as a start takes, within these."""
 _HOPELESS = 3
 """So many starts failed one after the other: all who wait are told."""
 _LONGEST_PAUSE = 10.0
@@ -188,6 +190,8 @@ class Dispatcher:
         ready = clock()
         stats.waits.add(ready - begun)
         pool.scaler.seen.set(ready, pool.running + len(pool.waiting))
+        number = next(self._numbers)
+        pool.begun[number] = ready
         kept = False
         try:
             answer = await member.runner.invoke(head, body, timeout)
@@ -195,12 +199,12 @@ class Dispatcher:
                 stats.failed(answer.failure.type)
             if answer.chunks is not None:
                 chunks = answer.chunks
-                answer.chunks = _Chunks(chunks, lambda: self._done(pool, function, member, ready))
+                answer.chunks = _Chunks(chunks, lambda: self._done(pool, function, member, number))
                 kept = True
             return Served(answer, member.runner.id, cold)
         finally:
             if not kept:
-                self._done(pool, function, member, ready)
+                self._done(pool, function, member, number)
 
     def _enter(self, pool: Pool) -> Function:
         """One more invocation. Raises TooMany naming the limit."""
@@ -240,9 +244,10 @@ class Dispatcher:
         if function.reserved is None:
             self._owners[function.owner].unreserved -= 1
 
-    def _done(self, pool: Pool, function: Function, member: Member, ready: float) -> None:
+    def _done(self, pool: Pool, function: Function, member: Member, number: int) -> None:
         self._leave(pool, function)
         now = function.last
+        ready = pool.begun.pop(number)
         pool.took(now - ready)
         function.stats.durations.add(now - ready)
         pool.give_back(member, now)
@@ -287,7 +292,7 @@ class Dispatcher:
 
     def _ask(self, pool: Pool, now: float) -> None:
         """Somebody waits: start at once what that takes, averages aside."""
-        demand = pool.demand()
+        demand = pool.demand(now)
         pool.scaler.seen.set(now, demand.running + demand.waiting)
         wanted = min(wanted_now(demand, pool.limits), pool.limits.most)
         pool.missing = wanted - demand.ready - demand.starting
@@ -295,7 +300,7 @@ class Dispatcher:
             self._look(pool, pool.not_before)
         elif pool.missing > 0:
             self._wants(pool)
-        self._look(pool, now + _LOOK)
+        self._look(pool, self._next_look(pool, now))
 
     def _wants(self, pool: Pool) -> None:
         self._turns.add(pool.deployed.owner, pool.deployed.key)
@@ -320,26 +325,23 @@ class Dispatcher:
         try:
             runner = await self._start(pool.deployed)
         except StartFailed as failed:
-            pool.failures += 1
+            waves = self._failed(pool, begun)
             pool.stats.failed(failed.failure.type)
-            pool.fail(failed, 1 if pool.failures < _HOPELESS else len(pool.waiting))
-            self._pause(pool, pool.failures - _HOPELESS)
+            pool.fail(failed, 1 if waves < _HOPELESS else len(pool.waiting))
+            self._pause(pool, waves - _HOPELESS)
         except Busy as full:  # the node, or the owner's share of it: who waits goes on to wait
-            pool.failures += 1
-            self._pause(pool, min(pool.failures - 4, 2))
             log.info("function %s: no instance now: %s", pool.deployed.version.name, full)
-            if not pool.members and not pool.starting > 1 and pool.failures > 2 * _HOPELESS:
-                pool.fail(full, len(pool.waiting))
-        except JoeyError as error:
-            pool.failures += 1
-            pool.fail(error, len(pool.waiting))
-            self._pause(pool, pool.failures - _HOPELESS)
+            self._put_off(pool, begun, full)
+        except Broken as error:  # of the host or ours: it may go well the next time
             log.warning("function %s: an instance cannot start: %s", pool.deployed.version.name, error)
+            self._put_off(pool, begun, error)
+        except JoeyError as error:  # of the function: what it asks for cannot be had
+            log.info("function %s: an instance cannot start: %s", pool.deployed.version.name, error)
+            pool.fail(error, len(pool.waiting))
+            self._pause(pool, self._failed(pool, begun))
         except Exception as error:
-            pool.failures += 1
             log.exception("function %s: an instance cannot start", pool.deployed.version.name)
-            pool.fail(Broken("start", f"{type(error).__name__}: {error}"), len(pool.waiting))
-            self._pause(pool, pool.failures)
+            self._put_off(pool, begun, Broken("start", f"{type(error).__name__}: {error}"))
         else:
             self._started(pool, runner, begun)
         finally:
@@ -349,9 +351,23 @@ class Dispatcher:
                 self._rescale(pool)
                 self._start_more()
 
+    def _failed(self, pool: Pool, begun: float) -> int:
+        """A start has failed. Returns how many did one after the other: those that went on together count once."""
+        if begun >= pool.failed_at:
+            pool.failures += 1
+            pool.failed_at = self._loop.time()
+        return pool.failures
+
+    def _put_off(self, pool: Pool, begun: float, error: JoeyError) -> None:
+        """Try again in a moment; where that goes on and on and nothing is ready, tell those who wait."""
+        waves = self._failed(pool, begun)
+        if waves >= 2 * _HOPELESS and not pool.members:
+            pool.fail(error, len(pool.waiting))
+        self._pause(pool, min(waves - 1, 6))
+
     def _pause(self, pool: Pool, exponent: int) -> None:
         if exponent >= 0:
-            pool.not_before = self._loop.time() + min(0.1 * 2.0 ** min(exponent, 8), _LONGEST_PAUSE)
+            pool.not_before = self._loop.time() + min(0.05 * 2.0 ** min(exponent, 9), _LONGEST_PAUSE)
 
     def _started(self, pool: Pool, runner: Runner, begun: float) -> None:
         now = self._loop.time()
@@ -396,7 +412,9 @@ class Dispatcher:
         return not pool.limits.least and (windows is None or not pool.last or now - pool.last >= windows.end)
 
     def _next_look(self, pool: Pool, now: float) -> float:
-        if pool.running or pool.waiting or pool.starting or len(pool.members) > max(1, pool.limits.least):
+        if pool.waiting:
+            return now + min(max(pool.start_seconds or _WAITING, _SOON), _WAITING)
+        if pool.running or pool.starting or len(pool.members) > max(1, pool.limits.least):
             return now + _LOOK
         windows = pool.windows
         if windows is None or not pool.last:

@@ -21,6 +21,7 @@ from joey.functions.wire import Answer, Failure, Head
 from joey.model.errors import JoeyError
 from joey.model.function import AsyncConfig, Version
 
+_COUNT_SECONDS = 0.01
 _LATELY = 0.2
 """Weight of the newest in the moving averages of durations."""
 
@@ -30,6 +31,9 @@ class Runner(Protocol):
 
     id: str
     gone: asyncio.Future[Failure]
+
+    @property
+    def ready(self) -> bool: ...
 
     async def invoke(self, head: Head, body: bytes, timeout: float) -> Answer: ...
     async def stop(self) -> None: ...
@@ -96,23 +100,33 @@ class Pool:
         self.draining = False
         self.start_seconds: float | None = None
         self.duration: float | None = None
+        self.begun: dict[int, float] = {}
+        """When those that run began, oldest first."""
+        self._counted = (0.0, 0)
         self.failures = 0
-        """Starts that failed one after the other."""
+        """Starts that failed one after the other, the last at `failed_at`."""
+        self.failed_at = 0.0
         self.not_before = 0.0
 
     # --- invocations -------------------------------------------------------------------------------------------------
 
     def take(self) -> Member | None:
         """A place at an instance that is ready; None if there is none, or others wait already."""
+        return None if self.waiting else self._place()
+
+    def _place(self) -> Member | None:
         free = self.free
-        if not free or self.waiting:
-            return None
-        member = free[-1]
-        member.running += 1
-        self.running += 1
-        if member.running >= self.places:
-            free.pop()
-        return member
+        while free:
+            member = free[-1]
+            if not member.runner.ready:  # it is ending, and will be gone in a moment
+                free.pop()
+                continue
+            member.running += 1
+            self.running += 1
+            if member.running >= self.places:
+                free.pop()
+            return member
+        return None
 
     def wait(self, loop: asyncio.AbstractEventLoop) -> asyncio.Future[Member]:
         """A place as soon as there is one. Whoever gives up cancels it, and calls `skip`."""
@@ -136,24 +150,22 @@ class Pool:
         self.last = now
         if not member.running:
             member.idle = now
-        if member in self.members and not member.runner.gone.done():
+        if member in self.members and member.runner.ready:
             if member.running == self.places - 1:
                 self.free.append(member)
             self.serve()
 
     def serve(self) -> None:
         """Give free places to those who wait."""
-        waiting, free = self.waiting, self.free
-        while waiting and free:
-            future = waiting.popleft()
-            if future.done():
+        waiting = self.waiting
+        while waiting:
+            if waiting[0].done():
+                waiting.popleft()
                 continue
-            member = free[-1]
-            member.running += 1
-            self.running += 1
-            if member.running >= self.places:
-                free.pop()
-            future.set_result(member)
+            member = self._place()
+            if member is None:
+                return
+            waiting.popleft().set_result(member)
 
     def took(self, seconds: float) -> None:
         """How long an invocation was at an instance."""
@@ -189,15 +201,31 @@ class Pool:
                 future.set_exception(error)
                 count -= 1
 
-    def demand(self) -> Demand:
+    def demand(self, now: float) -> Demand:
         self.skip()
+        duration = self.duration
+        if duration is not None and self.begun:  # one that has taken longer already says more than those before
+            duration = max(duration, now - next(iter(self.begun.values())))
         return Demand(
-            self.running, len(self.waiting), len(self.members), self.starting, self.duration, self.start_seconds
-        )
+            self.running, len(self.waiting), len(self.members), self.starting, duration, self.start_seconds,
+            self._ending(now),
+        )  # fmt: skip
+
+    def _ending(self, now: float) -> int:
+        """How many of those that run will have ended by the time a start takes: after as long as others took; one that
+        has taken longer already after as long again. Looked at every few milliseconds.
+        """
+        if self.duration is None or self.start_seconds is None or not self.waiting:
+            return 0
+        if now - self._counted[0] > _COUNT_SECONDS:
+            usual, start = self.duration, self.start_seconds
+            ages = (now - begun for begun in self.begun.values())
+            self._counted = now, sum((usual - age if age < usual else age) <= start for age in ages)
+        return self._counted[1]
 
     def scale(self, now: float) -> list[Member]:
         """Ask for what is missing; returns the idle instances that are too many."""
-        demand = self.demand()
+        demand = self.demand(now)
         self.scaler.observe(now, demand.running + demand.waiting)
         wanted = self.scaler.desired(now, demand, self.limits)
         if not demand.running and not demand.waiting:

@@ -4,9 +4,10 @@ Two answers, of which the larger counts.
 
 *Now*: what invocations that wait would gain by more instances. Each that runs or waits could use a place; but one that
 waits is served sooner by an instance that becomes free than by one that is still to start, if those that run end soon.
-So of `waiting` only those count that would wait for longer than a start takes: `waiting x duration / start`, all of
-them as long as durations are not known. That takes 0 to 1,000 in one step and starts no thousand instances for a
-thousand invocations of a millisecond.
+So of `waiting` those do not count who get a place of one that ends within the time of a start, and where invocations
+are shorter than starts only as many as would wait for longer: `waiting x duration / start`. As long as durations are
+not known all count. That takes 0 to 1,000 in one step and starts no thousand instances for a thousand invocations of a
+millisecond.
 
 *On average*: Knative's pod autoscaler (github.com/knative/serving, pkg/autoscaler/scaling): concurrency averaged over a
 stable window of 60 s and a panic window of 6 s, over the places of an instance. When the panic window wants twice as
@@ -43,7 +44,8 @@ class Limits:
 @dataclass(frozen=True, slots=True)
 class Demand:
     """What is there at the moment. ready and starting: instances. duration: of an invocation, start: of an instance, in
-    seconds, as they were lately; None for not known.
+    seconds, as they were lately; None for not known. ending: of those that run, how many will have ended by the time
+    that an instance takes to start.
     """
 
     running: int
@@ -52,6 +54,7 @@ class Demand:
     starting: int = 0
     duration: float | None = None
     start: float | None = None
+    ending: int = 0
 
 
 class Concurrency:
@@ -155,9 +158,10 @@ def wanted_now(demand: Demand, limits: Limits) -> int:
     """Instances that the invocations of this moment have a use for."""
     waiting: float = demand.waiting
     if waiting and demand.duration is not None and demand.start is not None and demand.ready:
-        # They leave at ready x places / duration a second; more instances help those that wait longer than a start.
-        free_in_time = demand.ready * limits.places * demand.start / max(demand.duration, 1e-6)
+        if demand.duration < demand.start:  # places come free again and again meanwhile
+            free_in_time = demand.ready * limits.places * demand.start / max(demand.duration, 1e-6)
+        else:
+            free_in_time = demand.ending
         waiting = max(0.0, waiting - free_in_time)
-        gain = demand.duration / max(demand.start, 1e-6)
-        waiting = min(waiting, math.ceil(waiting * gain))
+        waiting = min(waiting, math.ceil(waiting * demand.duration / max(demand.start, 1e-6)))
     return math.ceil((demand.running + waiting) / limits.places)
