@@ -172,6 +172,8 @@ def apply(groups, resources, devices=True):
     file = "memory.swap.max" if unified else "memory.memsw.limit_in_bytes"
     swap = bool(memory) and os.path.exists(f"{memory}/{file}")
     quota = resources.get("cpu", {}).get("quota")
+    if memory:
+        _check_memory(resources.get("memory", {}), f"{memory}/memory.{'current' if unified else 'usage_in_bytes'}")
     for controller, name, value in plan.writes(resources, 2 if unified else 1, swap):
         directory = of(groups, controller)
         if directory is None or not os.path.exists(f"{directory}/{name}"):
@@ -180,6 +182,15 @@ def apply(groups, resources, devices=True):
         put(f"{directory}/{name}", value, quota if name == "cpu.cfs_period_us" else None)
     if devices:
         apply_devices(groups, resources)
+
+
+def _check_memory(wanted, usage):
+    """checkBeforeUpdate: a limit below what is in use would end the container (config-linux.md, "Memory")."""
+    if wanted.get("kernel"):
+        log.warning("linux.resources.memory.kernel: kernels have no such limit any more; it is ignored, as runc does")
+    limit, used = wanted.get("limit", 0), read_or(usage, "0")
+    if wanted.get("checkBeforeUpdate") and 0 < limit < int(used):
+        raise OciError(f"unable to apply cgroup configuration: memory limit {limit} is below the {used} in use")
 
 
 def put(path, value, quota=None):

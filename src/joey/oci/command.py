@@ -44,9 +44,11 @@ _VERBS = {
     "help": {},
 }  # fmt: skip
 _LONG = {
-    "-b": "--bundle", "-f": "--config", "-d": "--detach", "-a": "--all", "-e": "--env", "-t": "--tty", "-u": "--user",
-    "-g": "--additional-gids", "-p": "--process", "-c": "--cap", "-q": "--quiet", "-r": "--resources",
+    "-b": "--bundle", "-f": "--config --force --format", "-d": "--detach", "-a": "--all", "-e": "--env", "-t": "--tty",
+    "-u": "--user", "-g": "--additional-gids", "-p": "--process", "-c": "--cap", "-q": "--quiet", "-h": "--help",
+    "-r": "--resources --regex", "-v": "--version",
 }  # fmt: skip
+"""What a short option stands for: the first of these that the command knows."""
 USAGE = """joey-oci: an OCI runtime
 
 usage: joey-oci [--root DIR] [--log FILE] [--log-format text|json] [--debug] [--systemd-cgroup] COMMAND [OPTIONS] ID
@@ -70,14 +72,16 @@ def parse(words, known):
         if name not in known:
             raise OciError(f"flag provided but not defined: {word}")
         at += 1
-        if known[name]:
+        many = known[name]
+        name = next((long for long in _LONG.get(name, "").split() if long in known), name)
+        if many:
             if not equals:
                 if at >= len(words):
                     raise OciError(f"flag needs an argument: {name}")
                 value, at = words[at], at + 1
         else:
             value = not equals or value.lower() in ("true", "1", "t")
-        if known[name] == 2:
+        if many == 2:
             found.setdefault(name, []).append(value)
         else:
             found[name] = value
@@ -85,7 +89,7 @@ def parse(words, known):
 
 
 class Call:
-    """One invocation: its options and the words that follow. `flag("--bundle")` knows the short form, too."""
+    """One invocation: its options, by their long names, and the words that follow."""
 
     def __init__(self, settings, verb, flags, words):
         self.settings, self.verb, self.flags, self.words = settings, verb, flags, words
@@ -97,10 +101,7 @@ class Call:
         self.cgroups = manager != "disabled"
 
     def flag(self, name, default=""):
-        if name in self.flags:
-            return self.flags[name]
-        short = next((s for s, long in _LONG.items() if long == name and s in self.flags), None)
-        return self.flags[short] if short else default
+        return self.flags.get(name, default)
 
     def number(self, name):
         text = self.flag(name, "0")
@@ -128,17 +129,17 @@ def main(argv=None):
         words = words[1:]
     try:
         settings, rest = parse(words, _GLOBAL)
-        if settings.get("--version") or settings.get("-v"):
+        if settings.get("--version"):
             from joey.oci import info
 
             print(info.version())
             return 0
-        if settings.get("--help") or settings.get("-h") or not rest:
+        if settings.get("--help") or not rest:
             print(USAGE)
             return 0
         if settings.get("--log-format", "text") not in ("text", "json"):
             raise OciError(f"invalid log-format: {settings['--log-format']}")
-        log.setup(settings.get("--log"), settings.get("--log-format"))
+        log.setup(settings.get("--log"), settings.get("--log-format"), settings.get("--debug", False))
         return _dispatch(settings, rest)
     except Refused as refused:
         log.error(f"invalid configuration: {refused.field}: {refused.why}")
@@ -156,6 +157,7 @@ def _dispatch(settings, rest):
     from joey.oci import verbs
 
     verb = rest[0]
+    log.debug(f"{' '.join(rest)}, pid {os.getpid()}")
     if verb not in _VERBS:
         raise OciError(f"No help topic for '{verb}'")
     if verb == "help":
@@ -172,7 +174,7 @@ def _dispatch(settings, rest):
         flags, words = _mixed(rest[1:], known)
     else:
         flags, words = _mixed(rest[1:], known) if verb in ("delete", "kill", "events") else parse(rest[1:], known)
-    if flags.get("--help") or flags.get("-h"):
+    if flags.get("--help"):
         print(USAGE)
         return 0
     return getattr(verbs, f"do_{verb}")(Call(settings, verb, flags, words))

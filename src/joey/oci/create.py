@@ -21,6 +21,7 @@ class Options:
         self.console = ""
         self.console_fd = -1
         self.pid_file = ""
+        self.pidfd_socket = ""
         self.preserve = 0
         self.pivot = True
         self.keyring = True
@@ -98,6 +99,7 @@ def _create(container, bundle, config, text, options, launcher):
     container.data |= {"status": "created", "started": state.started(pid)}
     container.data.pop("hooked", None)
     container.save()
+    prepare.give_pidfd(options.pidfd_socket, pid)
     if options.pid_file:
         state.replace(options.pid_file, str(pid).encode())
 

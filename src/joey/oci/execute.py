@@ -30,6 +30,7 @@ class Options:
         self.console = ""
         self.console_fd = -1
         self.pid_file = ""
+        self.pidfd_socket = ""
         self.preserve = 0
         self.cgroup = []
         self.ignore_paused = False
@@ -99,12 +100,15 @@ def begin(container, options, launcher):
     config = schema.decode(state.read(f"{container.directory}/config.json"))
     process = process_of(config, options)
     key, pid = _run(container, process, config.get("linux", {}), options, launcher)
-    if options.pid_file:
-        try:
+    try:
+        prepare.give_pidfd(options.pidfd_socket, pid)
+        if options.pid_file:
             state.replace(options.pid_file, str(pid).encode())
-        except OSError as error:
-            os.kill(pid, 9)
-            raise OciError(f"--pid-file {options.pid_file}: {error.strerror.lower()}") from None
+    except (OSError, OciError) as error:
+        os.kill(pid, 9)
+        if isinstance(error, OciError):
+            raise
+        raise OciError(f"--pid-file {options.pid_file}: {error.strerror.lower()}") from None
     return key, pid, bool(process.get("terminal"))
 
 

@@ -13,6 +13,7 @@ import select
 
 from joey import oci
 from joey.host import packets as wire
+from joey.oci import log
 from joey.oci.errors import OciError
 from joey.plan.encode import encode
 
@@ -63,6 +64,7 @@ class Launcher:
         key = self._keys
         self._plans[key] = plan
         data, passed = encode(plan), list(fds)
+        log.debug(f"a plan of {len(plan.ops)} operations goes to the launcher, pid {self.pid}")
         if len(data) > wire.INLINE:
             memory = os.memfd_create("plan", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
             try:
@@ -193,6 +195,7 @@ def follow(launcher, key, steps, on_step):
         if answer and answer[0] == key:
             if answer[2]:
                 raise answer[2]
+            log.debug(f"it is a process now, pid {answer[1]}")
             return answer[1]
 
 

@@ -213,6 +213,9 @@ UPDATE_FLAGS = tuple(_CPU_FLAGS)
 
 def resources_of(flags, read_stdin):
     """`linux.resources` from the options of `update`. Raises OciError."""
+    for flag in ("--l3-cache-schema", "--mem-bw-schema"):
+        if flags.get(flag):
+            raise OciError(f"{flag}: Intel RDT is not supported")
     path = flags.get("--resources")
     if path:
         try:

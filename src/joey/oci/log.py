@@ -6,11 +6,13 @@ from __future__ import annotations
 
 import os
 
-_target = {"fd": -1, "json": False}
+_target = {"fd": -1, "json": False, "debug": False}
 
 
-def setup(path, form):
+def setup(path, form, more=False):
+    """more: with what `debug` says."""
     _target["json"] = form == "json"
+    _target["debug"] = more
     if path:
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
         _target["fd"] = os.open(path, flags, 0o644)
@@ -26,8 +28,15 @@ def warning(text):
         os.write(2, f"joey-oci: warning: {text}\n".encode(errors="replace"))
 
 
-def _write(level, text):
-    if _target["fd"] < 0:
+def debug(text):
+    """What was done on the way, with --debug: in the log, or on standard error without one, as runc has it."""
+    if _target["debug"]:
+        _write("debug", text, _target["fd"] if _target["fd"] >= 0 else 2)
+
+
+def _write(level, text, fd=None):
+    fd = _target["fd"] if fd is None else fd
+    if fd < 0:
         return False
     import time
 
@@ -38,5 +47,5 @@ def _write(level, text):
         line = jsontext.dumps({"level": level, "msg": text, "time": when})
     else:
         line = f'time="{when}" level={level} msg="{text}"'
-    os.write(_target["fd"], (line + "\n").encode(errors="replace"))
+    os.write(fd, (line + "\n").encode(errors="replace"))
     return True

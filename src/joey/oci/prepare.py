@@ -326,6 +326,22 @@ def give_streams(process, linux):
             pass
 
 
+def give_pidfd(path, pid):
+    """--pidfd-socket: a descriptor of the process for whoever listens there (runc 1.2). Raises OciError."""
+    if not path:
+        return
+    fd = os.pidfd_open(pid)
+    client = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
+    try:
+        client.connect(path)
+        client.sendmsg([b"pidfd"], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, fd.to_bytes(4, "little"))])
+    except OSError as error:
+        raise OciError(f"--pidfd-socket {path}: {error.strerror.lower()}") from None
+    finally:
+        client.close()
+        os.close(fd)
+
+
 def tell_listener(profile, report, fd):
     """Give the descriptor of a filter's questions to who answers them (config-linux.md, "The Container Process
     State").

@@ -16,7 +16,7 @@ def _created(call):
     return create.Options(
         bundle=call.flag("--bundle", "."), config=call.flag("--config", "config.json"),
         console=call.flag("--console-socket"), pid_file=call.flag("--pid-file"), preserve=call.number("--preserve-fds"),
-        pivot=not call.flag("--no-pivot", False), keyring=not call.flag("--no-new-keyring", False),
+        pidfd_socket=call.flag("--pidfd-socket"), pivot=not call.flag("--no-pivot", False), keyring=not call.flag("--no-new-keyring", False),
         systemd=call.systemd, cgroups=call.cgroups,
     )  # fmt: skip
 
@@ -77,6 +77,7 @@ def do_exec(call):
         apparmor=call.flag("--apparmor"), label=call.flag("--process-label"), console=call.flag("--console-socket"),
         pid_file=call.flag("--pid-file"), preserve=call.number("--preserve-fds"), cgroup=call.flag("--cgroup", []),
         ignore_paused=call.flag("--ignore-paused", False), read_stdin=_read_stdin,
+        pidfd_socket=call.flag("--pidfd-socket"),
     )  # fmt: skip
     detach = call.flag("--detach", False)
     console = None
@@ -107,7 +108,7 @@ def _behind_id(call):
 
 
 def _format(call):
-    form = call.flags.get("--format", call.flags.get("-f", "table"))
+    form = call.flag("--format", "table")
     if form not in ("table", "json"):
         raise OciError("invalid format option")
     return form
@@ -131,17 +132,17 @@ def do_kill(call):
         raise OciError('"kill" requires a container id and at most a signal')
     word = call.words[1] if len(call.words) > 1 else "SIGTERM"
     everybody = call.flag("--all", False)
-    for name in _ids(call, "-r", more=True):
+    for name in _ids(call, more=True):
         life.kill(Container.open(call.root, name), word, everybody)
     return 0
 
 
-def _ids(call, short, more=False):
+def _ids(call, more=False):
     """The container of the command, or for --regex (crun's) those whose ids match it."""
     from joey.oci import state
 
     wanted = call.id(more)
-    if not call.flags.get("--regex") and not call.flags.get(short):
+    if not call.flag("--regex", False):
         return [wanted]
     import re
 
@@ -155,8 +156,8 @@ def _ids(call, short, more=False):
 def do_delete(call):
     from joey.oci import life
 
-    force = call.flag("--force", False) or call.flags.get("-f", False)
-    for name in _ids(call, "-r"):
+    force = call.flag("--force", False)
+    for name in _ids(call):
         life.delete(call.root, name, force)
     return 0
 

@@ -68,6 +68,8 @@ def _v1_cpuset(cpu: Json) -> list[Write]:
 
 def _v1_memory(memory: Json, swap_file: bool) -> list[Write]:
     found: list[Write] = []
+    if memory.get("useHierarchy") is False:
+        raise Refused("linux.resources.memory.useHierarchy", "kernels count memory by hierarchy only")
     limit, swap = memory.get("limit", 0), memory.get("swap", 0)
     if limit == -1 and not swap and swap_file:
         swap = -1  # no limit of memory, none of both together
