@@ -152,6 +152,13 @@ def test_the_demo(environment, tmp_path):
     assert page.read_text().startswith("<!doctype html>") and str(page) in done.stderr
 
 
+@pytest.mark.skipif(shutil.which("docker") is None, reason="the docker CLI is not installed")
+def test_docker(environment):
+    result = bench(environment, "docker", "--count", "1")
+    assert set(result) >= COMMON and result["bridge_ms"]["p50"] > 0 < result["none_ms"]["p50"]
+    assert shutil.which("podman") is None or result["podman_ms"]["p50"] > 0
+
+
 FUNCTIONS = {
     "template_cold_ms", "plain_cold_ms", "warm_overhead_ms", "invocations_per_second", "instances_alive",
     "memory_per_instance_kib", "burst_seconds", "failed",

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 COMMANDS = (
     "elastic", "density", "flat", "latency", "exec", "churn", "chaos", "pull", "service", "soak", "layers", "snapshot",
-    "network", "functions", "e2b",
+    "network", "functions", "e2b", "docker",
 )  # fmt: skip
 
 
