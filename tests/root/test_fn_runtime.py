@@ -280,7 +280,7 @@ def test_a_program_that_serves_http(lab: Lab, started: Starter) -> None:
 
 
 BOOTSTRAP = """#!/usr/bin/env python3
-import json, os, sys, time, http.client
+import json, os, socket, sys, time, http.client
 api = http.client.HTTPConnection(os.environ["AWS_LAMBDA_RUNTIME_API"])
 base = "/2018-06-01/runtime/"
 def ask(method, path, body=None, headers={}):
@@ -302,6 +302,10 @@ while True:
         assert ask("GET", "nothing")[0].status == 404
         ask("POST", "invocation/%s/response" % id, b'"right"')
         assert ask("POST", "invocation/%s/response" % id, b"2")[0].status == 400
+    elif event == "flood":
+        many = [socket.create_connection(("127.0.0.1", 9001)) for _ in range(40)]
+        for one in many[:20]: one.send(b"nonsense\\r\\n\\r\\n")
+        ask("POST", "invocation/%s/response" % id, b'"still there"')
     elif event == "large":
         assert ask("POST", "invocation/%s/response" % id, b"x" * (6 << 20) + b"x")[0].status == 413
     elif event == "stream":
@@ -329,6 +333,7 @@ def test_a_program_that_asks_lambdas_runtime_api(lab: Lab, started: Starter) -> 
             assert error.failure is not None and (error.failure.type, error.failure.trace) == ("Oops", ["a"])
             assert error.logs == b"working at error\n"
             assert await result(instance, "wrong") == "right"
+            assert await result(instance, "flood") == "still there"
             large = await call(instance, "large")
             assert large.failure is not None and large.failure.type == wire.RESPONSE_TOO_LARGE
             stream = await call(instance, "stream", stream=True)

@@ -124,7 +124,11 @@ class Conversation(Work):
             for kind, number, payload in self._frames.feed(_CHUNK[:size]):
                 if kind == wire.RESULT:
                     one = self.pending.get(number)
-                    if one is not None:
+                    if one is None:
+                        self._intake.spend(0)
+                    elif one.stream is not None:
+                        raise ValueError("two answers to one invocation")
+                    else:
                         self._drain()
                         self.settle(one, Answer(body=payload))
                 else:
@@ -141,10 +145,11 @@ class Conversation(Work):
         elif kind in (wire.READY, wire.INIT_ERROR):
             self._begin(kind, payload)
         elif (one := self.pending.get(number)) is None:
-            return  # answered already: its time was over
+            self._intake.spend(0)  # answered already: its time was over
         elif kind == wire.HEAD:
-            if one.stream is None:
-                self._heads[number] = wire.read_head(payload), []
+            if one.stream is not None or number in self._heads:
+                raise ValueError("two heads of one answer")
+            self._heads[number] = wire.read_head(payload), []
         elif kind == wire.DATA:
             self._data(one, payload)
         elif kind == wire.DONE:
@@ -152,6 +157,8 @@ class Conversation(Work):
             if number in self._heads:
                 head, pieces = self._heads.pop(number)
                 self.settle(one, Answer(head=head, body=b"".join(pieces)))
+            elif one.stream is None:
+                raise ValueError("the end of an answer that has not begun")
             else:
                 self.finish_stream(one)
         elif kind == wire.ERROR:
@@ -171,6 +178,8 @@ class Conversation(Work):
             self._end(wire.read_failure(payload, ""))
 
     def _data(self, one: Pending, payload: bytes) -> None:
+        if not payload:
+            raise ValueError("an empty piece")
         if one.number in self._heads:
             self._heads[one.number][1].append(payload)
         elif one.stream is None:

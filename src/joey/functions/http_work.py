@@ -25,6 +25,8 @@ _READ = 64 << 10
 _FRESH_SECONDS = 0.5
 """So soon after its last use a kept connection takes a request that cannot be sent twice."""
 _POLLS = (0.002, 0.005, 0.01, 0.02, 0.05)
+_INFORMATION = 16
+"""Heads before the last (100, 103) that an answer may have."""
 _HOP = frozenset(("connection", "keep-alive", "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade"))
 
 
@@ -114,13 +116,14 @@ class HttpWork(Work):
             connection = kept or await self._connect()
             try:
                 connection.writer.write(request)
-                while True:
+                for _ in range(_INFORMATION):
                     head = await connection.reader.readuntil(b"\r\n\r\n")
                     response = http.read_response(head, method.encode())
                     if response.status >= 200:
                         return connection, response
                     if response.status == 101:
                         raise http.Refused(502, "bad-answer", "the program switched protocols unasked")
+                raise http.Refused(502, "bad-answer", "the program does not come to its answer")
             except (OSError, asyncio.IncompleteReadError) as error:
                 connection.writer.transport.abort()
                 if kept is None or (isinstance(error, asyncio.IncompleteReadError) and error.partial):

@@ -6,6 +6,7 @@ network has it, and nobody else can reach it.
 from __future__ import annotations
 
 import asyncio
+import socket
 import time
 from collections import deque
 from collections.abc import Callable
@@ -32,6 +33,8 @@ _BASE = "/2018-06-01/runtime/"
 _READ = 64 << 10
 _SPARE_CONNECTIONS = 8
 """Beyond one for each invocation at once."""
+_PENALTY = 0.02
+"""Seconds that a request to no purpose takes, or a connection without a request: that is what a flood is made of."""
 _STREAMING = b"lambda-runtime-function-response-mode"
 
 
@@ -47,12 +50,12 @@ class RuntimeApi(Work):
     ) -> None:
         super().__init__(log, overdue, broken)
         self._version = version
-        self._most = version.spec.concurrency + _SPARE_CONNECTIONS
         self._waiting: deque[tuple[Pending, bytes]] = deque()
         self._askers: deque[asyncio.Future[None]] = deque()
         self._given: dict[str, Pending] = {}
         self._connections: set[asyncio.Task[None]] = set()
-        self._server: asyncio.Server | None = None
+        self._room = asyncio.Semaphore(version.spec.concurrency + _SPARE_CONNECTIONS)
+        self._listener: asyncio.Task[None] | None = None
         self._channel: Channel | None = None
         self._intake: Intake | None = None
         self._open = True
@@ -68,7 +71,7 @@ class RuntimeApi(Work):
             raise Unenforceable("network", reason, "another network than the host's") from error
         except OSError as error:
             raise from_os("listen for the Runtime API", error) from error
-        self._server = await asyncio.start_server(self._connected, sock=sock, limit=http.MAX_HEAD)
+        self._listener = asyncio.ensure_future(self._accept(sock))
 
     def attend(self, channel: Channel) -> None:
         """The program has been started."""
@@ -99,26 +102,35 @@ class RuntimeApi(Work):
 
     # --- connections -------------------------------------------------------------------------------------------------
 
-    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        if len(self._connections) >= self._most or not self._open:
-            writer.transport.abort()
-            return
-        self._connections.add(task)
+    async def _accept(self, sock: socket.socket) -> None:
+        """Connections beyond those there is room for wait in the kernel."""
+        with sock:
+            while True:
+                await self._room.acquire()
+                connection, _ = await self._loop.sock_accept(sock)
+                connection.setblocking(False)
+                task = asyncio.ensure_future(self._connected(connection))
+                self._connections.add(task)
+                task.add_done_callback(self._left)
+
+    def _left(self, task: asyncio.Task[None]) -> None:
+        self._connections.discard(task)
+        self._room.release()
+
+    async def _connected(self, connection: socket.socket) -> None:
+        reader, writer = await asyncio.open_connection(sock=connection, limit=http.MAX_HEAD)
+        useful = False
         try:
-            while self._open and await self._request(reader, writer):
-                pass
+            while await self._request(reader, writer):
+                useful = True
         except http.Refused as refused:
             writer.write(_answer(refused.status, _problem(refused.code, refused.detail), close=True))
         except (OSError, EOFError, asyncio.LimitOverrunError):
             pass  # it is its connection
-        except asyncio.CancelledError:
-            if self._open:
-                raise
         finally:
-            self._connections.discard(task)
             writer.close()
+        if not useful:
+            await asyncio.sleep(_PENALTY)
 
     async def _request(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
         """Answer one; whether another may come."""
@@ -139,6 +151,8 @@ class RuntimeApi(Work):
             case _:
                 await _read(request, reader)
                 answer = _answer(404, _problem("NotFound", "the Runtime API has no such path"))
+        if answer is not _ACCEPTED:
+            await asyncio.sleep(_PENALTY)
         writer.write(answer)
         await writer.drain()
         return request.keep
@@ -241,10 +255,9 @@ class RuntimeApi(Work):
         if not self._open:
             return
         self._open = False
-        if self._server is not None:
-            self._server.close()
-        for task in self._connections:
-            task.cancel()
+        for task in (self._listener, *self._connections):
+            if task is not None:
+                task.cancel()
         if self._intake is not None and self._channel is not None:
             self._intake.drain()
             self._intake.close()

@@ -21,6 +21,7 @@ LogSink = Callable[[str, int, bytes], None]
 """(request's id or "", 1 stdout or 2 stderr, bytes): all that is printed, as it comes."""
 HELD = wire.WINDOW + wire.MAX_DATA
 """Bytes of a stream that wait for its reader, at most."""
+_SMALL = 4096
 
 
 class Pending:
@@ -47,7 +48,7 @@ class Stream(AsyncIterator[bytes]):
 
     def __init__(self, took: Callable[[int], None], left: Callable[[], None]) -> None:
         self._took, self._left = took, left
-        self._pieces: deque[bytes] = deque()
+        self._pieces: deque[bytes | bytearray] = deque()
         self.held = 0
         self._ended: Failure | bool = False
         self._waiter: asyncio.Future[None] | None = None
@@ -58,8 +59,12 @@ class Stream(AsyncIterator[bytes]):
         return not self._ended
 
     def feed(self, data: bytes) -> None:
-        """The next piece."""
-        self._pieces.append(data)
+        """The next piece. Small ones that wait become one: each would cost far more than its bytes."""
+        last = self._pieces[-1] if self._pieces else b""
+        if isinstance(last, bytearray) and len(last) < _SMALL:
+            last += data
+        else:
+            self._pieces.append(bytearray(data) if len(data) < _SMALL else data)
         self.held += len(data)
         self._wake()
 
@@ -81,7 +86,7 @@ class Stream(AsyncIterator[bytes]):
                 raise StopAsyncIteration
             self._waiter = asyncio.get_running_loop().create_future()
             await self._waiter
-        piece = self._pieces.popleft()
+        piece = bytes(self._pieces.popleft())
         self.held -= len(piece)
         self._took(len(piece))
         return piece
