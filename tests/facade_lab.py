@@ -53,7 +53,7 @@ class Runner:
 
     def __init__(self, deployed: Deployed, code: Path, layers: Path | None, loop: asyncio.AbstractEventLoop) -> None:
         self.deployed, self.id = deployed, "instance"
-        self.gone: asyncio.Future[str] = loop.create_future()
+        self.gone: asyncio.Future[Failure] = loop.create_future()
         module, _, name = deployed.version.spec.handler.rpartition(".")
         space: dict[str, Any] = {"__name__": module}
         try:
@@ -85,9 +85,13 @@ class Runner:
         for piece in found:
             yield piece.encode()
 
+    @property
+    def ready(self) -> bool:
+        return not self.gone.done()
+
     async def stop(self) -> None:
         if not self.gone.done():
-            self.gone.set_result("stopped")
+            self.gone.set_result(Failure("Sandbox.Stopped", "stopped"))
 
 
 class InProcess(Deployments):

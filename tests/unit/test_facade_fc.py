@@ -9,12 +9,15 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 from alibabacloud_fc20230330 import models
 from alibabacloud_fc20230330.client import Client
 from alibabacloud_tea_openapi.exceptions import ClientException
 from alibabacloud_tea_openapi.models import Config
+from alibabacloud_tea_openapi.utils import Utils
+from darabonba.request import DaraRequest
 from darabonba.runtime import RuntimeOptions
 
 from facade_lab import Lab, lab, unzipped, zipped
@@ -282,6 +285,24 @@ def trigger(fc: Any, name: str, kind: str, **config: Any) -> Any:
     return fc.create_trigger("f", models.CreateTriggerRequest(body=body)).body
 
 
+def status(fc: Any, method: str, url: str, signed: bool) -> int:
+    """Of a request to a trigger's address, signed as FC's documentation does it."""
+    request = DaraRequest()
+    request.method, request.pathname = method, urlsplit(url).path
+    request.headers = {"x-acs-date": Utils.get_timestamp()}
+    if signed:
+        key = fc._credential.get_credential()
+        request.headers["authorization"] = Utils.get_authorization(
+            request, "ACS3-HMAC-SHA256", "", key.access_key_id, key.access_key_secret
+        )
+    try:
+        with urllib.request.urlopen(urllib.request.Request(url, method=method, headers=request.headers)) as answered:
+            return int(answered.status)
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code
+
+
 def test_triggers(fc: Any) -> None:
     answer = "import json\ndef handler(event, context):\n    return json.dumps({'statusCode': 201, 'body': 'hi'})\n"
     make(fc, source=answer)
@@ -294,12 +315,18 @@ def test_triggers(fc: Any) -> None:
     web = trigger(fc, "web", "http", authType="anonymous", methods=METHODS)
     with urllib.request.urlopen(web.http_trigger.url_internet) as answered:
         assert (answered.status, answered.read()) == (201, b"hi")
+    changes = models.UpdateTriggerInput(trigger_config=json.dumps({"authType": "function", "methods": ["GET", "HEAD"]}))
+    fc.update_trigger("f", "web", models.UpdateTriggerRequest(body=changes))
+    url = web.http_trigger.url_internet
+    assert [status(fc, method, url, signed) for signed in (False, True) for method in ("GET", "POST")] == [
+        401, 405, 201, 405,
+    ]  # fmt: skip
     found = fc.list_triggers("f", models.ListTriggersRequest(prefix="t")).body.triggers
     assert [one.trigger_name for one in found] == ["tick"]
     for kind, config, word in (
         ("oss", {}, "triggerType"), ("timer", {"cronExpression": "soon"}, "schedule"), ("timer", {}, "cronExpression"),
-        ("http", {"authType": "function", "methods": METHODS}, "authType"),
-        ("http", {"authType": "anonymous", "methods": ["GET"]}, "methods"),
+        ("http", {"authType": "jwt", "methods": METHODS}, "authType"),
+        ("http", {"authType": "anonymous", "methods": ["LOOK"]}, "methods"),
         ("http", {"authType": "anonymous", "methods": METHODS, "disableURLInternet": True}, "disableURLInternet"),
     ):  # fmt: skip
         refused("InvalidArgument", lambda kind=kind, config=config: trigger(fc, "x", kind, **config), word)

@@ -10,6 +10,8 @@ from typing import Any
 import boto3
 import botocore.session
 import pytest
+from botocore.auth import SigV4Auth
+from botocore.awsrequest import AWSRequest
 from botocore.config import Config
 from botocore.exceptions import ClientError
 
@@ -246,9 +248,26 @@ def test_urls_and_who_may(aws: Any) -> None:
         event = json.load(answered)["event"]
     assert event["rawPath"] == "/a/b" and event["queryStringParameters"] == {"c": "d"}
     refused("ResourceConflictException", aws.create_function_url_config, FunctionName="f", AuthType="NONE")
-    for more in ({"AuthType": "AWS_IAM"}, {"InvokeMode": "RESPONSE_STREAM"}, {"Cors": {"AllowOrigins": ["*"]}}):
+    for more in ({"AuthType": "MINE"}, {"Cors": {"AllowOrigins": ["*"]}}):
         refused("InvalidParameterValueException", aws.update_function_url_config, next(iter(more)), FunctionName="f",
                 **more)  # fmt: skip
+    url = aws.update_function_url_config(FunctionName="f", AuthType="AWS_IAM", InvokeMode="RESPONSE_STREAM")
+    assert (url["AuthType"], url["InvokeMode"]) == ("AWS_IAM", "RESPONSE_STREAM")
+    with pytest.raises(urllib.error.HTTPError) as error:
+        fetched(made["FunctionUrl"])
+    assert error.value.code == 401
+    error.value.close()
+    request = AWSRequest(method="POST", url=made["FunctionUrl"] + "x", data=b'{"n": 1}')
+    SigV4Auth(aws._request_signer._credentials, "lambda", "local").add_auth(request)
+    asked = urllib.request.Request(request.url, b'{"n": 1}', dict(request.headers))
+    with urllib.request.urlopen(asked) as answered:
+        event = json.load(answered)["event"]
+    assert event["body"] == '{"n": 1}' and "authorization" not in event["headers"]
+    asked = urllib.request.Request(request.url, b'{"n": 2}', dict(request.headers))
+    with pytest.raises(urllib.error.HTTPError) as error:
+        urllib.request.urlopen(asked)
+    assert error.value.code == 403
+    error.value.close()
     everybody: dict[str, Any] = {
         "FunctionName": "f", "StatementId": "url", "Action": "lambda:InvokeFunctionUrl", "Principal": "*",
     }  # fmt: skip

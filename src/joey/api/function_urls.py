@@ -24,6 +24,7 @@ from joey.functions.wire import StreamFailed
 from joey.model.errors import NotFound
 
 if TYPE_CHECKING:
+    from joey.api.auth import Key
     from joey.api.service import Service
 
 _HOP = frozenset((
@@ -43,8 +44,17 @@ ROUTE = Route("POST", "/fn", url, "Invoke a function by its URL", stream=True)
 """Not in the table: what is below it takes any method."""
 
 
-async def serve(service: Service, request: web.Request, path: str, raw_query: str, local: bool) -> web.StreamResponse:
-    """The answer to a request below URLS. Raises JoeyError, 401."""
+async def serve(
+    service: Service,
+    request: web.Request,
+    path: str,
+    raw_query: str,
+    local: bool,
+    signed: tuple[Key, bytes] | None = None,
+) -> web.StreamResponse:
+    """The answer to a request below URLS. signed: whose it is and its body, if a façade has seen to that. Raises
+    JoeyError, 401, 405.
+    """
     ref, slash, rest = path.removeprefix(URLS).partition("/")
     call = Call(request, ROUTE, service, {})
     own = service.functions
@@ -55,8 +65,14 @@ async def serve(service: Service, request: web.Request, path: str, raw_query: st
         trigger = own.registry.entries[owner, name].triggers[which]
         if not trigger.enabled:
             raise NotFound("function", "there is no function URL here")
+        if trigger.methods and request.method not in trigger.methods:
+            raise web.HTTPMethodNotAllowed(request.method, trigger.methods, text="the URL does not take this method")
     public = trigger is not None and trigger.auth == "none"
-    if not public:
+    body = None
+    if signed is not None:
+        call.key, body = signed
+        call.owner = "" if call.key.admin else call.key.id
+    elif not public:
         _admit(service, call, local)
     if address is None:
         owner, name, qualifier = call.owner, *_named(unquote(ref))
@@ -67,7 +83,7 @@ async def serve(service: Service, request: web.Request, path: str, raw_query: st
         qualifier = trigger.qualifier
     call.owner = owner
     with service.counted("" if public else owner):
-        return await _invoke(call, owner, name, qualifier, "/" + rest if slash else "/", raw_query, public)
+        return await _invoke(call, owner, name, qualifier, "/" + rest if slash else "/", raw_query, public, body)
 
 
 def _named(ref: str) -> tuple[str, str]:
@@ -82,11 +98,18 @@ def _admit(service: Service, call: Call, local: bool) -> None:
 
 
 async def _invoke(
-    call: Call, owner: str, name: str, qualifier: str, path: str, query: str, public: bool
+    call: Call,
+    owner: str,
+    name: str,
+    qualifier: str,
+    path: str,
+    query: str,
+    public: bool,
+    given: bytes | None,
 ) -> web.StreamResponse:
     own, request = call.service.functions, call.request
     spec = own.version(name, owner=owner, qualifier=qualifier).spec
-    body = await body_of(call)
+    body = await body_of(call) if given is None else given
     # A key that opened the door is ours: the function's code is not to have it.
     headers = [(key, value) for key, value in request.headers.items() if public or key.lower() not in _SECRET]
     http: dict[str, Any] | None = None

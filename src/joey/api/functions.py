@@ -89,6 +89,7 @@ class TriggerBody(Value, frozen=True, kw_only=True):
     schedule: str = ""
     payload: str = ""
     auth: str = "key"
+    methods: tuple[str, ...] = ()
     qualifier: str = ""
     enabled: bool = True
     description: str = ""

@@ -30,6 +30,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,127}", re.ASCII)
 _VERSION = re.compile(r"\$LATEST|[1-9][0-9]{0,17}", re.ASCII)
 _ALIAS = re.compile(r"(?![0-9]+\Z)[A-Za-z0-9][A-Za-z0-9_-]{0,127}", re.ASCII)
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}", re.ASCII)
+_METHOD = re.compile(r"[A-Z]{1,20}", re.ASCII)
 _RUNTIME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
 _ENV = re.compile(r"[A-Za-z_][A-Za-z0-9_]*", re.ASCII)
 _MODULE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*", re.ASCII)
@@ -238,7 +239,8 @@ class Trigger(Value, frozen=True, kw_only=True):
     """What invokes a function by itself.
 
     timer: `schedule` is "cron(…)" or "rate(…)", `payload` the event (JSON). url: an address of its own, any method;
-    auth "key": only with an API key of its owner, "none": anybody who reaches the daemon. qualifier: which version.
+    auth "key": only with an API key of its owner, "none": anybody who reaches the daemon. methods: those a url takes,
+    () for any. qualifier: which version.
     """
 
     name: str
@@ -246,12 +248,18 @@ class Trigger(Value, frozen=True, kw_only=True):
     schedule: str = ""
     payload: str = ""
     auth: Literal["key", "none"] = "key"
+    methods: tuple[str, ...] = ()
     qualifier: str = ""
     enabled: bool = True
     description: str = ""
 
     def __post_init__(self) -> None:
         check_name(self.name)
+        if self.methods and self.kind != "url":
+            raise Invalid("methods", "are for URLs")
+        for method in self.methods:
+            if not _METHOD.fullmatch(method):
+                raise Invalid("methods", f"{method[:40]!r} is no method", "such as GET")
         if (self.kind == "timer") != bool(self.schedule):
             raise Invalid("schedule", "is what a timer needs, and nothing else takes", "rate(5 minutes)")
         if self.payload and self.kind != "timer":

@@ -13,16 +13,19 @@ from joey.api import function_urls
 from joey.api.budget import SMALL
 from joey.api.facades import links, signing
 from joey.api.facades.signed import Signed
-from joey.api.facades.signing import Unsigned
+from joey.api.facades.signing import UNKNOWN, Unsigned
 from joey.api.light import web
 from joey.api.routes import Call, NoSuchPath, Route, Router, WrongMethod
 from joey.model.errors import Busy, JoeyError, TooMany
 
 if TYPE_CHECKING:
+    from joey.api.auth import Key
     from joey.api.service import Service
 
 MAX_CODE = 72 << 20
 """Bytes of a body with code: 50 MiB of zip in base64, and what stands around it."""
+MAX_URL_BODY = 6 << 20
+"""Bytes of a signed body to a function URL."""
 
 
 class SignedCall(Call):
@@ -50,7 +53,11 @@ class SignedCall(Call):
 
 
 class SignedServer:
-    """Handles a façade's requests. A subclass says how it verifies, limits and answers."""
+    """Handles a façade's requests. A subclass says how it verifies, limits and answers. scheme: how Authorization
+    begins.
+    """
+
+    scheme = ""
 
     def __init__(self, facade: Signed, routes: tuple[Route, ...], name: Callable[[], str]) -> None:
         self.facade, self.service = facade, facade.service
@@ -60,6 +67,10 @@ class SignedServer:
     def verify(self, request: signing.Request) -> str:
         """The key id that signed. Raises Unsigned."""
         raise NotImplementedError
+
+    def verify_url(self, request: signing.Request) -> str:
+        """As `verify`, of a request to a function URL."""
+        return self.verify(request)
 
     def limit(self, route: Route) -> int:
         """Bytes that a body may have."""
@@ -86,7 +97,8 @@ class SignedServer:
         try:
             path, _, query = request.raw_path.partition("?")
             if path.startswith(function_urls.URLS):
-                return await function_urls.serve(self.service, request, path, query, False)
+                signed = await self._signer_of_url(request, path, query)
+                return await function_urls.serve(self.service, request, path, query, False, signed)
             if path.startswith(links.PATH):
                 return await links.serve(self.facade, request, path, now())
             try:
@@ -111,20 +123,31 @@ class SignedServer:
     async def _admit(self, call: SignedCall, path: str, query: str) -> None:
         """Set key, owner, content and params: the body is read for somebody who names a key, and then checked."""
         given = call.request.headers.get("Authorization", "")
-        name = given.partition("Credential=")[2].partition(",")[0].partition("/")[0].strip()
+        name = _key_id(given)
         if given and (key := self.service.access.of(name)) is not None:
             call.owner = "" if key.admin else key.id  # whose memory the body takes
         elif given and name:
-            raise Unsigned("unknown", "the access key id is no key of this Joey, or the key is revoked")
+            raise Unsigned("unknown", UNKNOWN)
         call.content = await self._body(call) if given else b""
-        headers: dict[str, list[str]] = {}
-        for field, value in call.request.headers.items():
-            headers.setdefault(field.lower(), []).append(value)
-        signer = self.verify(signing.Request(call.request.method, path, query, headers, call.content))
+        signer = self.verify(_signed(call.request, path, query, call.content))
         call.key = self.service.access.of(signer)
         call.params = {}
         for field, value in parse_qsl(query, keep_blank_values=True):
             call.params.setdefault(field, []).append(value)
+
+    async def _signer_of_url(self, request: web.Request, path: str, query: str) -> tuple[Key, bytes] | None:
+        """Who signed a request to a function URL, and its body; None for nobody. Raises Unsigned."""
+        given = request.headers.get("Authorization", "")
+        if not given.startswith(self.scheme):
+            return None
+        if self.service.access.of(_key_id(given)) is None:
+            raise Unsigned("unknown", UNKNOWN)
+        if (request.content_length or MAX_URL_BODY) > MAX_URL_BODY:
+            raise web.HTTPRequestEntityTooLarge(MAX_URL_BODY, request.content_length or 0)
+        content = await request.read()
+        key = self.service.access.of(self.verify_url(_signed(request, path, query, content)))
+        assert key is not None  # it has just been found
+        return key, content
 
     async def _body(self, call: SignedCall) -> bytes:
         most, length = self.limit(call.route), call.request.content_length
@@ -162,6 +185,17 @@ class SignedServer:
                 service.by_owner[owner] = left
             else:
                 del service.by_owner[owner]
+
+
+def _key_id(authorization: str) -> str:
+    return authorization.partition("Credential=")[2].partition(",")[0].partition("/")[0].strip()
+
+
+def _signed(request: web.Request, path: str, query: str, content: bytes) -> signing.Request:
+    headers: dict[str, list[str]] = {}
+    for field, value in request.headers.items():
+        headers.setdefault(field.lower(), []).append(value)
+    return signing.Request(request.method, path, query, headers, content)
 
 
 def now() -> float:

@@ -25,6 +25,8 @@ _ROUTES = (
 class LambdaServer(SignedServer):
     """Handles requests."""
 
+    scheme = "AWS4-HMAC-SHA256"
+
     def __init__(self, facade: Signed) -> None:
         super().__init__(facade, _ROUTES, request_id)
 

@@ -20,6 +20,7 @@ _CONCURRENCY = "/2017-10-31/functions/{name}/concurrency"
 _PROVISIONED = "/2019-09-30/functions/{name}/provisioned-concurrency"
 _URL = "/2021-10-31/functions/{name}/url"
 _EVENTS = "/2019-09-25/functions/{name}/event-invoke-config"
+_WHOLE, _STREAM = "BUFFERED", "RESPONSE_STREAM"
 _TAGS = "/2017-03-31/tags/{arn}"
 _CODE_TOTAL, _CODE_ZIPPED, _CODE_UNZIPPED, _CONCURRENT = 75 << 30, 50 << 20, 250 << 20, 1000
 
@@ -125,8 +126,8 @@ def _url(call: SignedCall, name: str, view: TriggerView) -> views.Message:
     return {
         "FunctionUrl": url_of(call, view.path),
         "FunctionArn": views.arn(name, view.trigger.qualifier),
-        "AuthType": "NONE",
-        "InvokeMode": "BUFFERED",
+        "AuthType": "NONE" if view.trigger.auth == "none" else "AWS_IAM",
+        "InvokeMode": _STREAM if view.trigger.description == _STREAM else _WHOLE,
         "CreationTime": when,
         "LastModifiedTime": when,
     }
@@ -146,26 +147,31 @@ async def create_url(call: SignedCall) -> Any:
     name, qualifier = reference(call)
     if any(one.trigger.name == _trigger(qualifier) for one in functions(call).triggers(name, owner=call.visible)):
         raise Failure(409, "ResourceConflictException", "the function has a URL for this qualifier already")
-    return await _put_url(call, name, qualifier, 201)
+    return await _put_url(call, name, qualifier, 201, None)
 
 
 async def update_url(call: SignedCall) -> Any:
     """UpdateFunctionUrlConfig."""
     call.allow(lacking, "Qualifier")
     name, one = _find_url(call)
-    return await _put_url(call, name, one.trigger.qualifier, 200)
+    return await _put_url(call, name, one.trigger.qualifier, 200, one.trigger)
 
 
-async def _put_url(call: SignedCall, name: str, qualifier: str, status: int) -> Any:
+async def _put_url(call: SignedCall, name: str, qualifier: str, status: int, before: Trigger | None) -> Any:
     given = fields(call)
-    auth = given.take("AuthType", str, "NONE" if status == 200 else "")
-    if auth == "AWS_IAM":
-        raise lacking("AuthType AWS_IAM (a URL takes either everybody's requests or a key of Joey's: joey fn)")
-    if auth != "NONE":
-        raise Invalid("AuthType", f"{auth[:20]!r} is not NONE")
-    given.only("InvokeMode", "BUFFERED")
+    old = "" if before is None else "NONE" if before.auth == "none" else "AWS_IAM"
+    auth = given.take("AuthType", str, old)
+    mode = given.take("InvokeMode", str, before.description if before else _WHOLE)
+    if auth not in ("NONE", "AWS_IAM") or mode not in (_WHOLE, _STREAM):
+        raise Invalid("AuthType", f"is NONE or AWS_IAM, and InvokeMode {_WHOLE} or {_STREAM}")
     given.done()
-    trigger = Trigger(name=_trigger(qualifier), kind="url", auth="none", qualifier=qualifier)
+    trigger = Trigger(
+        name=_trigger(qualifier),
+        kind="url",
+        auth="none" if auth == "NONE" else "key",
+        qualifier=qualifier,
+        description=mode,  # a handler that streams does so in both modes
+    )
     made = await call.whole(functions(call).set_trigger(name, trigger, owner=call.visible))
     return answer(call, _url(call, name, made), status)
 

@@ -18,11 +18,16 @@ _ROUTES = (*functions.ROUTES, *aliases.ROUTES, *invoke.ROUTES, *settings.ROUTES,
 class FCServer(SignedServer):
     """Handles requests."""
 
+    scheme = "ACS3-HMAC-SHA256"
+
     def __init__(self, facade: Signed) -> None:
         super().__init__(facade, _ROUTES, request_id)
 
     def verify(self, request: signing.Request) -> str:
         return signing.acs3(request, self.facade.secret, now())
+
+    def verify_url(self, request: signing.Request) -> str:
+        return signing.acs3(request, self.facade.secret, now(), trigger=True)
 
     def limit(self, route: Route) -> int:
         if route.tag == "invoke":

@@ -28,7 +28,7 @@ from joey.model.errors import Conflict, Invalid
 from joey.model.function import Trigger
 from joey.model.function_views import TriggerView
 
-_METHODS = {"GET", "POST", "PUT", "DELETE", "HEAD", "PATCH", "OPTIONS"}
+_METHODS = ("GET", "POST", "PUT", "DELETE", "HEAD", "PATCH", "OPTIONS")
 
 
 def _config(text: str) -> Fields:
@@ -53,18 +53,16 @@ def _timer(config: Fields, before: Trigger | None) -> dict[str, Any]:
 
 
 def _http(config: Fields, before: Trigger | None) -> dict[str, Any]:
-    auth = config.take("authType", str, "anonymous" if before else "function")
-    if auth != "anonymous":
-        raise lacking(f"authType {auth[:20]!r} (a URL takes everybody's requests: anonymous)")
-    methods = set(config.take("methods", list[str], []))
-    if wrong := sorted(methods - _METHODS):
+    old = "function" if before is None or before.auth == "key" else "anonymous"
+    auth = config.take("authType", str, old)
+    if auth not in ("anonymous", "function"):
+        raise lacking(f"authType {auth[:20]!r}, other than anonymous and function,")
+    methods = config.take("methods", tuple[str, ...], before.methods if before else ())
+    if wrong := sorted(set(methods) - set(_METHODS)):
         raise Invalid("triggerConfig.methods", f"{wrong[0][:20]!r} is no method")
-    if methods and methods != _METHODS:
-        text = f"methods: a list without some of {', '.join(sorted(_METHODS))} (a URL takes any method)"
-        raise lacking(text)
     config.only("disableURLInternet", False)
     config.done()
-    return {"auth": "none"}
+    return {"auth": "none" if auth == "anonymous" else "key", "methods": methods}
 
 
 def _view(call: SignedCall, name: str, view: TriggerView) -> Message:
@@ -84,7 +82,7 @@ def _view(call: SignedCall, name: str, view: TriggerView) -> Message:
         config: Message = {"cronExpression": one.schedule, "payload": one.payload, "enable": one.enabled}
     else:
         auth = "anonymous" if one.auth == "none" else "function"
-        config = {"authType": auth, "methods": sorted(_METHODS), "disableURLInternet": False}
+        config = {"authType": auth, "methods": list(one.methods or _METHODS), "disableURLInternet": False}
         url = url_of(call, view.path)
         shown["httpTrigger"] = {"urlInternet": url, "urlIntranet": url}
     shown["triggerConfig"] = codec.encode(config).decode()
