@@ -121,7 +121,7 @@ class Call:
 
 def main(argv=None):
     """Run one command; the exit status."""
-    words = sys.argv[1:] if argv is None else argv
+    words = rest = sys.argv[1:] if argv is None else argv
     if words and words[0].startswith("--launcher="):  # from native/oci.c
         from joey.oci import launch
 
@@ -150,7 +150,7 @@ def main(argv=None):
         log.error(f"{rest[0] if rest else 'joey-oci'}{place}: {os.strerror(error.errno or 0).lower()}")
     except KeyboardInterrupt:
         return 130
-    return 1
+    return 255 if rest and rest[0] == "exec" else 1  # as runc: 1 could be the program's
 
 
 def _dispatch(settings, rest):

@@ -211,4 +211,6 @@ def explain(failure, what):
         else:
             why = f'exec: "{name}": {os.strerror(number).lower()}'
         return OciError(f"{what}: unable to start container process: {why}")
+    if op is not None and number == errno.ELOOP and type(op).__name__ == "MoveMount":
+        return OciError(f"{what}: /{op.path} must be mounted on ordinary directory, and is reached by a link")
     return OciError(f"{what}: unable to start container process: {failure}")

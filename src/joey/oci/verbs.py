@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import sys
 
-from joey.oci import log
 from joey.oci.errors import OciError
 from joey.oci.state import Container
 
@@ -16,7 +15,8 @@ def _created(call):
     return create.Options(
         bundle=call.flag("--bundle", "."), config=call.flag("--config", "config.json"),
         console=call.flag("--console-socket"), pid_file=call.flag("--pid-file"), preserve=call.number("--preserve-fds"),
-        pidfd_socket=call.flag("--pidfd-socket"), pivot=not call.flag("--no-pivot", False), keyring=not call.flag("--no-new-keyring", False),
+        pidfd_socket=call.flag("--pidfd-socket"),
+        pivot=not call.flag("--no-pivot", False), keyring=not call.flag("--no-new-keyring", False),
         systemd=call.systemd, cgroups=call.cgroups,
     )  # fmt: skip
 
@@ -87,11 +87,7 @@ def do_exec(call):
     launcher = Launcher()
     signals = None if detach else foreground.Signals()
     try:
-        try:
-            key, pid, terminal = execute.begin(container, options, launcher)
-        except OciError as error:
-            log.error(str(error))
-            return 255  # as runc: 1 could be the program's
+        key, pid, terminal = execute.begin(container, options, launcher)
         if detach:
             # The launcher ends after this process, so that whoever called has the number of the new one from the file
             # before it can end as his child.

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 ROOT, FS, MOUNT, EMPTY, USERNS, MAPPED, CGROUP, MADE, BELOW = (Reg(n) for n in range(170, 179))
 TREES, LAST_TREE = 20, 160
 _PATH_ONLY = f.O_PATH | f.O_CLOEXEC
+_IN_ROOT = f.RESOLVE_IN_ROOT | f.RESOLVE_NO_MAGICLINKS
 _STRICT = f.RESOLVE_IN_ROOT | f.RESOLVE_NO_SYMLINKS
 _ORDINARY = ("proc", "sysfs")
 """File systems that others trust to be where they are: their mount point may not be reached through a link
@@ -47,8 +48,9 @@ class Filesystems:
     def __init__(
         self, user: bool, kinds: dict[str, str], maps: dict[str, str], nodes: dict[str, str], first: int = TREES
     ) -> None:
-        """first: register that is free; user: whether the container has a user namespace of its own; kinds: "dir" or "file" of every source;
-        maps: "uid" and "gid", the container's own mappings; nodes: what the host has for "c 1:3".
+        """first: register that is free; user: whether the container has a user namespace of its own; kinds: "dir" or
+        "file" of every source; maps: "uid" and "gid", the container's own mappings; nodes: what the host has
+        for "c 1:3".
         """
         self.nodes = nodes
         self.before: list[op.Op] = []
@@ -134,7 +136,7 @@ class Filesystems:
         copied |= op.Copy.MODE if "mode" not in given else 0
         copied |= op.Copy.OWNER if options.copy_up and not given & {"uid", "gid"} else 0
         if copied:
-            self.inside += [op.Open(BELOW, target, at=ROOT), op.Copy(BELOW, mount, copied)]
+            self.inside += [op.Open(BELOW, target, at=ROOT, resolve=_IN_ROOT), op.Copy(BELOW, mount, copied)]
 
     def _cgroup(self, options: Options, target: str, cgroups: list[tuple[str, str]]) -> None:
         """The container's own cgroups and nothing above: one directory (v2), or one each in a tmpfs (v1)."""
