@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from joey.model.cgroup import CgroupLayout, Hierarchy
@@ -18,7 +19,7 @@ from joey.model.resources import Resources
 from joey.model.slot import Slot
 from joey.model.spec import Device, Mount, Process, Rlimit, SandboxSpec, Tmpfs
 from joey.model.storage import BoxPlan
-from joey.plan import setup
+from joey.plan import berth, setup
 from joey.plan.encode import encode
 from joey.plan.exec import exec_
 from joey.plan.files import files
@@ -53,6 +54,8 @@ V2 = CgroupLayout(
         ),
     )
 )
+SLOT_OF_TEMPLATE = Slot(name="s1", base=0x4000_0000, prepared=Resources.default())
+SLOT_OF_BERTH = Slot(name="s2", base=0x4001_0000, prepared=Resources.default())
 SLOT = Slot(name="s1", base=0x3000_0000, prepared=Resources.default())
 IMAGE = Image(
     name="host",
@@ -62,6 +65,7 @@ IMAGE = Image(
 )
 SPEC = SandboxSpec(image="host", process=Process(argv=("python3", "-c", "print(1)")))
 BOX = BoxPlan(storage="memory", directory="s1")
+INNER = SandboxSpec(image="host", init=True, entrypoint=())
 ROOT = Identity(home="/root", name="root")
 
 
@@ -133,6 +137,22 @@ PLANS_BY_NAME = {
     ),
     "exec": lambda: exec_(Process(argv=("true",)), {"A": "b"}, ROOT, SPEC, facts(), SLOT, 7),
     "exec-channel": lambda: exec_(Process(argv=("python3",)), {"A": "b"}, ROOT, SPEC, facts(), SLOT, 7, channel=True),
+    "template-process": lambda: exec_(
+        msgspec.structs.replace(berth.warm(INNER), argv=("python3", "/opt/joey-runtime/zygote.py")),
+        {"A": "b"},
+        ROOT,
+        msgspec.structs.replace(INNER, seccomp=berth.filter_of_template(0)),
+        facts(),
+        SLOT,
+        7,
+        channel=True,
+    ),
+    "template-slot": lambda: berth.outer_slot(facts().cgroups, SLOT_OF_TEMPLATE),
+    "berth-slot": lambda: berth.inner_slot(facts().cgroups, SLOT_OF_BERTH, SLOT_OF_TEMPLATE.base),
+    "berth-first": lambda: berth.first(INNER, ROOT, facts(), SLOT_OF_BERTH),
+    "berth-build": lambda: berth.build(
+        INNER, IMAGE, facts(), SLOT_OF_BERTH, BoxPlan(storage="memory", directory="s1"), 7
+    ),
     "exec-terminal": lambda: exec_(
         Process(argv=("sh",), tty=True), {}, ROOT, SPEC, facts(V2), SLOT, 7, add_devpts=True
     ),

@@ -401,6 +401,8 @@ class Templates:
         try:
             await self._launch(box)
             await self._enter(template, place.berth)
+            if template.over or self._closing:
+                raise Broken("template", "it was removed")
         except BaseException:
             self.discard(place.berth)
             raise
@@ -438,13 +440,14 @@ class Templates:
         template.over = True
         self._retired.add(template)
         template.set("failed", "it was removed")
+        filling = template.pool.task if template.pool is not None else None
         if template.pool is not None:
             self.pools.remove(template.pool)
         if template.zygote is not None:
             with contextlib.suppress(JoeyError):
                 await template.zygote.channel.kill()
-        if template.task is not None:
-            await asyncio.wait((template.task,))
+        if tasks := [task for task in (template.task, filling) if task is not None]:
+            await asyncio.wait(tasks)
         if not template.children:
             await self._leave(template)
 
