@@ -310,7 +310,7 @@ def test_what_nobody_knows_is_refused(client: docker.DockerClient) -> None:
         ("POST", "/containers/create", '{"Image": "bb:1", "HostConfig": {"CpuCount": 1}}', 501),
         ("POST", "/containers/create", '{"Image": "bb:1", "Env": ["PATH"]}', 501),
         ("POST", "/containers/create", '{"Image": 7}', 400), ("GET", "/events?since=x", "", 400),
-        ("POST", "/containers/nosuch/kill?signal=NOSUCH", "", 404), ("POST", "/auth", "{}", 501),
+        ("POST", "/containers/nosuch/kill?signal=NOSUCH", "", 404), ("POST", "/auth", "[]", 400),
     ):  # fmt: skip
         connection.request(method, path.replace('"', "%22"), body, {"Content-Type": "application/json"})
         answer = connection.getresponse()

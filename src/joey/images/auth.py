@@ -18,6 +18,7 @@ import re
 import shutil
 import subprocess
 import time
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -79,10 +80,16 @@ def config_files() -> list[Path]:
     return found
 
 
+given: ContextVar[tuple[str, Credentials] | None] = ContextVar("given", default=None)
+"""A registry and the credentials for it that came with the request that is being served, instead of ours."""
+
+
 async def credentials(registry: str) -> Credentials | None:
     """Those for `registry` (a host as in a reference), None for none. Raises Invalid for a file or helper that is
     broken: its name and why.
     """
+    if (brought := given.get()) is not None and brought[0] == registry:
+        return brought[1]
     for path in config_files():
         try:
             value = json.loads(await asyncio.to_thread(path.read_bytes))

@@ -21,12 +21,17 @@ async def login(registry: str, known: auth.Credentials, settings: config.Registr
 
     Raises RegistryDenied if it does not, RegistryFailed, Invalid for a file or helper that is broken.
     """
+    await verify(registry, known, settings)
+    return await asyncio.to_thread(_keep, registry, known)
+
+
+async def verify(registry: str, known: auth.Credentials, settings: config.RegistriesConfig) -> None:
+    """Raises RegistryDenied if a registry does not take them, RegistryFailed."""
     http = Http(config.endpoints(registry, settings, push=True)[-1], settings, (), known)
     try:
         await attempts(functools.partial(_ask, http, registry), settings.retries)
     finally:
         await http.close()
-    return await asyncio.to_thread(_keep, registry, known)
 
 
 async def _ask(http: Http, registry: str) -> None:

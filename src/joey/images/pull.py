@@ -19,7 +19,7 @@ import msgspec
 
 from joey.host import sys as kernel
 from joey.host import trees
-from joey.images import index
+from joey.images import auth, index
 from joey.images.config import RegistriesConfig
 from joey.images.index import Descriptor, Platform
 from joey.images.reference import Reference
@@ -76,7 +76,7 @@ class Puller:
         self._config = config
         self._platform = index.platform_of(machine or os.uname().machine)
         self._layers: dict[str, _Shared] = {}
-        self._repositories: dict[str, tuple[Repository, int]] = {}
+        self._repositories: dict[tuple[str, object], tuple[Repository, int]] = {}
         self._threads: ThreadPoolExecutor | None = None
         self._slots: asyncio.Semaphore | None = None
         self._sync: asyncio.Task[None] | None = None
@@ -330,8 +330,8 @@ class Puller:
 
     @contextlib.asynccontextmanager
     async def _repository(self, reference: Reference, config: RegistriesConfig) -> AsyncIterator[Repository]:
-        """Connections and tokens for a repository, shared by all that pull from it."""
-        key = reference.repository
+        """Connections and tokens for a repository, shared by all that pull from it and are the same to it."""
+        key = (reference.repository, auth.given.get())
         repository, count = self._repositories.get(key) or (Repository(reference, config), 0)
         self._repositories[key] = (repository, count + 1)
         try:

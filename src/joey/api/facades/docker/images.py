@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import fnmatch
 import json
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from datetime import datetime
 from typing import Any
 
 from joey.api import archives
 from joey.api.facades.docker.base import Refused, Req, Route, said_as
 from joey.api.light import web
-from joey.images import archive, archive_write, index, instructions, reference
+from joey.images import archive, archive_write, auth, index, instructions, reference
 from joey.images.store import StoredImage
 from joey.model import codec
 from joey.model.errors import Invalid, JoeyError
@@ -157,6 +158,34 @@ async def prune(r: Req) -> Any:
     return {"ImagesDeleted": gone, "SpaceReclaimed": swept.bytes if swept else 0}
 
 
+def _brought(r: Req, name: str) -> contextlib.AbstractContextManager[None]:
+    """Inside, the credentials that came with the request hold for the registry of an image. Raises Invalid."""
+    known = credentials_of(r.request.headers.get("X-Registry-Auth", ""))
+    return _using(reference.parse(name).registry, known)
+
+
+@contextlib.contextmanager
+def _using(registry: str, known: auth.Credentials | None) -> Iterator[None]:
+    token = auth.given.set((registry, known)) if known is not None else None
+    try:
+        yield
+    finally:
+        if token is not None:
+            auth.given.reset(token)
+
+
+def credentials_of(text: str) -> auth.Credentials | None:
+    """Of a header: base64url of JSON (AuthConfig); None if there are none in it. Raises Invalid."""
+    try:
+        found = json.loads(base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))) if text else {}
+        identity, name, word = (found.get(key) or "" for key in ("identitytoken", "username", "password"))
+    except (ValueError, AttributeError):
+        raise Invalid("X-Registry-Auth", "is no base64 of an object of JSON") from None
+    if not all(isinstance(one, str) for one in (identity, name, word)):
+        raise Invalid("X-Registry-Auth", "has what is no text")
+    return auth.Credentials(name, word, identity) if identity or name else None
+
+
 async def create(r: Req) -> web.StreamResponse:
     """Pull (fromImage) or import (fromSrc=-)."""
     if r.query.get("fromSrc"):
@@ -170,10 +199,11 @@ async def create(r: Req) -> web.StreamResponse:
         raise Invalid("fromImage", "host is this machine's own files: it is always there, and cannot be pulled")
     platform = index.parse_platform(r.query["platform"]) if r.query.get("platform") else None
     reference.parse(name, "fromImage")
-    own = r.images
+    own, brought = r.images, _brought(r, name)
 
     async def work(listener: Callable[[Any], None]) -> list[dict[str, Any]]:
-        found = await own.obtain(name, "always", platform, listener)
+        with brought:
+            found = await own.obtain(name, "always", platform, listener)
         familiar = reference.parse(name).familiar
         r.tell("image", "pull", familiar, name=familiar)
         return [{"status": f"Digest: {found.digest}"}, {"status": f"Status: Downloaded newer image for {name}"}]
@@ -183,12 +213,14 @@ async def create(r: Req) -> web.StreamResponse:
 
 async def push(r: Req) -> web.StreamResponse:
     name, own = r.path["name"], r.images
+    brought = _brought(r, name)
     target = f"{name}:{r.query['tag']}" if r.query.get("tag") else name
     with said_as("image", target):
         own.store.find(target)
 
     async def work(listener: Callable[[Any], None]) -> list[dict[str, Any]]:
-        digest = await own.push(target, target, listener)
+        with brought:
+            digest = await own.push(target, target, listener)
         familiar = reference.parse(target).familiar
         r.tell("image", "push", familiar, name=familiar)
         return [{"status": f"{target}: digest: {digest}"}]

@@ -9,10 +9,14 @@ from typing import Any
 
 from joey._version import __version__
 from joey.api.facades.docker import containers, images, views, volumes
-from joey.api.facades.docker.base import LEAST, VERSION, Refused, Req, Route
+from joey.api.facades.docker.base import LEAST, VERSION, Refused, Req, Route, error
+from joey.api.facades.docker.fields import Fields
 from joey.api.light import web
 from joey.engine.interface import Filter
-from joey.model.errors import Invalid
+from joey.images import login
+from joey.images.auth import Credentials
+from joey.images.reference import DEFAULT_REGISTRY
+from joey.model.errors import Invalid, JoeyError
 
 _ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 
@@ -88,7 +92,22 @@ async def df(r: Req) -> Any:
 
 
 async def auth(r: Req) -> Any:
-    raise Refused("auth", "Joey reads the host's docker config.json: log in with the file")
+    """Whether a registry takes the credentials: the client keeps them, and sends them with a pull or push."""
+    fields = Fields("", await r.json())
+    known = Credentials(*(fields.take(name, str, "") for name in ("username", "password", "identitytoken")))
+    server = fields.take("serveraddress", str, "").removeprefix("https://").removeprefix("http://").rstrip("/")
+    registry = server.partition("/")[0]
+    if registry in ("", "index.docker.io"):
+        registry = DEFAULT_REGISTRY
+    fields.drop("email", "auth")
+    fields.refuse({}, {})
+    try:
+        await login.verify(registry, known, r.images.config())
+    except JoeyError as failure:
+        if failure.status in (401, 403):
+            return error(401, f"Get {registry}: unauthorized: {failure}")
+        raise
+    return {"Status": "Login Succeeded", "IdentityToken": ""}
 
 
 async def swarm(r: Req) -> Any:
