@@ -44,9 +44,9 @@ def test_a_thousand_at_once_get_an_instance_each_and_are_done_in_little_more_tha
         one, loop = deployed(), asyncio.get_running_loop()
         begun = loop.time()
         await asyncio.gather(*(invoke(dispatcher, one) for _ in range(1000)))
-        assert loop.time() - begun < 1.0 + 1000 / 64 * 0.01 + 0.2
+        assert loop.time() - begun < 1.0 + 1000 / Bounds().starts * 0.01 + 0.2
         assert lab.most_alive == 1000
-        assert lab.most_starting == 64
+        assert lab.most_starting == Bounds().starts
 
     run(work, Lab(lasting(1.0)))
 

@@ -45,7 +45,7 @@ class Bounds:
     function_waiting: int = 5000
     waiting: int = 20_000
     seconds: float = 60.0
-    starts: int = 64
+    starts: int = 32
 
 
 @dataclass(slots=True)
@@ -189,7 +189,7 @@ class Dispatcher:
             stats.cold_starts += 1
         ready = clock()
         stats.waits.add(ready - begun)
-        pool.scaler.seen.set(ready, pool.running + len(pool.waiting))
+        pool.scaler.seen.set(ready, pool.running + pool.crowd)
         number = next(self._numbers)
         pool.begun[number] = ready
         kept = False
@@ -251,7 +251,7 @@ class Dispatcher:
         pool.took(now - ready)
         function.stats.durations.add(now - ready)
         pool.give_back(member, now)
-        pool.scaler.seen.set(now, pool.running + len(pool.waiting))
+        pool.scaler.seen.set(now, pool.running + pool.crowd)
         if pool.draining:
             self._rescale(pool)
 
@@ -264,14 +264,16 @@ class Dispatcher:
         function.waiting += 1
         function.running -= 1
         self.waiting += 1
-        timer = self._loop.call_later(bounds.seconds, self._waited, future, function)
+        timer = self._loop.call_later(bounds.seconds, self._waited, future, pool, function)
         try:
             self._ask(pool, begun)
             return await future
         except asyncio.CancelledError:
-            if future.done() and not future.cancelled() and future.exception() is None:
+            if not future.done() or future.cancelled():
+                future.cancel()
+                pool.abandon()
+            elif future.exception() is None:
                 pool.give_back(future.result(), self._loop.time())  # the place came as the caller left
-            future.cancel()
             raise
         finally:
             timer.cancel()
@@ -279,10 +281,11 @@ class Dispatcher:
             function.running += 1
             self.waiting -= 1
 
-    def _waited(self, future: asyncio.Future[Member], function: Function) -> None:
+    def _waited(self, future: asyncio.Future[Member], pool: Pool, function: Function) -> None:
         if not future.done():
             text = f"no instance became free within {self.bounds.seconds:g} s"
             future.set_exception(self._refused(function, "seconds", text, "come back later, or raise max_instances"))
+            pool.abandon()
 
     def _refused(self, function: Function, reason: str, text: str, remedy: str) -> TooMany:
         function.stats.refused(reason)

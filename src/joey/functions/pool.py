@@ -103,6 +103,7 @@ class Pool:
         self.begun: dict[int, float] = {}
         """When those that run began, oldest first."""
         self._counted = (0.0, 0)
+        self._abandoned = 0
         self.failures = 0
         """Starts that failed one after the other, the last at `failed_at`."""
         self.failed_at = 0.0
@@ -129,18 +130,22 @@ class Pool:
         return None
 
     def wait(self, loop: asyncio.AbstractEventLoop) -> asyncio.Future[Member]:
-        """A place as soon as there is one. Whoever gives up cancels it, and calls `skip`."""
+        """A place as soon as there is one. Whoever gives up cancels it, and calls `abandon`."""
         future: asyncio.Future[Member] = loop.create_future()
         self.waiting.append(future)
         return future
 
-    def skip(self) -> None:
-        """Somebody gave up: forget those at the front that did."""
-        waiting = self.waiting
-        if len(waiting) > 64 and sum(future.done() for future in waiting) * 2 > len(waiting):
-            self.waiting = waiting = deque(future for future in waiting if not future.done())
-        while waiting and waiting[0].done():
-            waiting.popleft()
+    def abandon(self) -> None:
+        """Somebody who waited gave up, or was told not to wait: his future is done."""
+        self._abandoned += 1
+        if self._abandoned * 2 > len(self.waiting):
+            self.waiting = deque(future for future in self.waiting if not future.done())
+            self._abandoned = 0
+
+    @property
+    def crowd(self) -> int:
+        """How many wait."""
+        return len(self.waiting) - self._abandoned
 
     def give_back(self, member: Member, now: float) -> None:
         """An invocation has left its place."""
@@ -161,6 +166,7 @@ class Pool:
         while waiting:
             if waiting[0].done():
                 waiting.popleft()
+                self._abandoned -= 1
                 continue
             member = self._place()
             if member is None:
@@ -197,17 +203,18 @@ class Pool:
         """So many of those who wait are told why they wait in vain."""
         while self.waiting and count:
             future = self.waiting.popleft()
-            if not future.done():
+            if future.done():
+                self._abandoned -= 1
+            else:
                 future.set_exception(error)
                 count -= 1
 
     def demand(self, now: float) -> Demand:
-        self.skip()
         duration = self.duration
         if duration is not None and self.begun:  # one that has taken longer already says more than those before
             duration = max(duration, now - next(iter(self.begun.values())))
         return Demand(
-            self.running, len(self.waiting), len(self.members), self.starting, duration, self.start_seconds,
+            self.running, self.crowd, len(self.members), self.starting, duration, self.start_seconds,
             self._ending(now),
         )  # fmt: skip
 
