@@ -54,7 +54,7 @@ def _context(text: str) -> Any:
         return None
     try:
         return msgspec.json.decode(b64decode(text, validate=True))
-    except (ValueError, msgspec.DecodeError):
+    except (ValueError, msgspec.DecodeError, RecursionError):
         raise Failure(400, "InvalidRequestContentException", "ClientContext is not JSON in base64") from None
 
 
@@ -64,7 +64,7 @@ def _event(body: bytes) -> bytes:
         return b"{}"
     try:
         msgspec.json.decode(body, type=msgspec.Raw)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, RecursionError) as error:
         text = f"Could not parse request body into json: {error}"
         raise Failure(400, "InvalidRequestContentException", text) from None
     return body

@@ -86,7 +86,8 @@ async def publish(call: SignedCall) -> Any:
 async def get(call: SignedCall) -> Any:
     """GetLayerVersion."""
     name, version = _name(call), call.path["version"]
-    return answer(call, _whole(call, name, int(version), layers.find(call, name, version)))
+    layer = layers.find(call, name, version)
+    return answer(call, _whole(call, name, int(version), layer))
 
 
 async def list_layers(call: SignedCall) -> Any:

@@ -175,7 +175,7 @@ async def list_functions(call: SignedCall) -> Any:
     if text := call.param("tags"):
         try:
             tags = _tags(msgspec.json.decode(text, type=list[dict[str, str]]))
-        except msgspec.DecodeError:
+        except (msgspec.DecodeError, RecursionError):
             raise Invalid("tags", "is not a list of tags in JSON") from None
     rows = []
     for one in functions(call).list(owner=call.visible):
@@ -310,7 +310,7 @@ def _list(call: SignedCall, name: str) -> list[str]:
     text = call.param(name)
     try:
         return msgspec.json.decode(text, type=list[str]) if text else []
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, RecursionError):
         raise Invalid(name, "is not a list of strings in JSON") from None
 
 
@@ -335,7 +335,7 @@ async def list_tags(call: SignedCall) -> Any:
         raise Invalid("NextToken", "is none that Joey gave")
     try:
         wanted = msgspec.json.decode(call.param("Tag") or "[]", type=list[dict[str, str]])
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, RecursionError):
         raise Invalid("Tag", "is not a list of tags in JSON") from None
     names = [_named(one) for one in _list(call, "ResourceId")]
     rows = []

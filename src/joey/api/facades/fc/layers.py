@@ -85,7 +85,8 @@ async def create(call: SignedCall) -> Any:
 async def get(call: SignedCall) -> Any:
     """GetLayerVersion."""
     name, version = call.path["layer"], call.path["version"]
-    return answer(call, _view(call, name, int(version), layers.find(call, name, version)))
+    layer = layers.find(call, name, version)
+    return answer(call, _view(call, name, int(version), layer))
 
 
 async def by_arn(call: SignedCall) -> Any:

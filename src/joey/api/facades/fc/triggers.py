@@ -35,7 +35,7 @@ def _config(text: str) -> Fields:
     """triggerConfig: JSON within JSON."""
     try:
         return Fields(msgspec.json.decode(text or "{}", type=dict[str, Any]), lacking, "triggerConfig.")
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, RecursionError):
         raise Invalid("triggerConfig", "is not a JSON object, as text") from None
 
 
