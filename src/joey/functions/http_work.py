@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import socket
 from collections.abc import Callable
 from time import monotonic
 from typing import TYPE_CHECKING, Any
@@ -33,6 +35,13 @@ _HOP = frozenset(("connection", "keep-alive", "proxy-connection", "te", "trailer
 class _Connection:
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.reader, self.writer, self.used = reader, writer, 0.0
+
+    def hurry(self) -> None:
+        """Acknowledge at once what comes next: many programs send head and body apart, and their kernel keeps the body
+        back until the head is acknowledged, which would otherwise take 40 ms (tcp(7), TCP_QUICKACK).
+        """
+        with contextlib.suppress(OSError):
+            self.writer.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
 
 
 class HttpWork(Work):
@@ -116,6 +125,7 @@ class HttpWork(Work):
             connection = kept or await self._connect()
             try:
                 connection.writer.write(request)
+                connection.hurry()
                 for _ in range(_INFORMATION):
                     head = await connection.reader.readuntil(b"\r\n\r\n")
                     response = http.read_response(head, method.encode())
