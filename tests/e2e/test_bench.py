@@ -90,6 +90,12 @@ def test_service(environment):
     assert 0 < result["create_ms"]["p50"] <= result["create_ms"]["p99"] and result["create_many"]["seconds"] > 0
 
 
+def test_e2b(environment):
+    result = bench(environment, "e2b", "--count", "4", "--single", "1")
+    assert all(0 < result[name]["p50"] <= result[name]["max"] for name in ("cold_ms", "warm_ms", "clients_ms"))
+    assert result["per_second"] > 0 and result["run_code"] is None
+
+
 def test_soak(environment):
     result = bench(environment, "soak", "--cycles", "60", "--warm", "20", "--parallel", "8")
     growth = {"daemon_kib", "launcher_kib", "slab_kib", "fds", "cgroups", "mounts", "links"}

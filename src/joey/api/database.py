@@ -30,6 +30,9 @@ MIGRATIONS = (
     CREATE TABLE e2b_templates (id TEXT PRIMARY KEY, document TEXT NOT NULL);
     CREATE TABLE e2b_builds (id TEXT PRIMARY KEY, template TEXT NOT NULL, document TEXT NOT NULL);
     CREATE INDEX e2b_builds_template ON e2b_builds (template);
+    CREATE TABLE e2b_snapshots (
+        owner TEXT NOT NULL, name TEXT NOT NULL, document TEXT NOT NULL, PRIMARY KEY (owner, name)
+    ) WITHOUT ROWID;
     """,
 )
 """Entry n leads from version n to n + 1 (PRAGMA user_version). One that was released is never changed."""

@@ -24,6 +24,7 @@ from joey.api.facades.e2b.errors import Failure
 from joey.api.facades.e2b.kinds import OWN_ENV, Kind
 from joey.api.facades.e2b.recipe import Recipe, recipe
 from joey.build import session
+from joey.build.workshop import LABEL as STEP
 from joey.build.workshop import Options, Workshop
 from joey.images import host_image, snapshot
 from joey.images.library import Library
@@ -226,7 +227,7 @@ class Yard:
         spec = SandboxSpec(
             image=kind.image, entrypoint=(), init=True,
             process=Process(argv=kind.argv, env=OWN_ENV, user=kind.user, cwd=kind.cwd), remove=True,
-            labels={"joey.build": job.build.id}, network=NetworkSpec(mode="nat"), resources=kind.resources,
+            labels={STEP: job.build.id}, network=NetworkSpec(mode="nat"), resources=kind.resources,
             mounts=kind.mounts,
         )  # fmt: skip
         engine = self._service.engine

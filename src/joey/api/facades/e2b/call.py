@@ -31,8 +31,9 @@ class Owned(Call):
 
 
 class EnvdCall(Owned):
-    """Of envd. detail: the sandbox, which runs; owner: its own."""
+    """Of envd, or another port. detail: the sandbox, which runs; owner: its own."""
 
-    __slots__ = ("detail", "state")
+    __slots__ = ("detail", "port", "state")
     detail: Detail
+    port: int
     state: State

@@ -9,13 +9,14 @@ from __future__ import annotations
 import re
 import time
 import uuid
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
 import msgspec
 
 from joey.api.facades.e2b.errors import Failure
-from joey.api.facades.e2b.kinds import INTERPRETER_COMMAND, INTERPRETER_NAMES, Kind
+from joey.api.facades.e2b.kinds import BUILD, INTERPRETER, INTERPRETER_COMMAND, INTERPRETER_NAMES, Kind
 from joey.images import library
 from joey.images.library import Library
 from joey.model.errors import Conflict, ImageError, Invalid, JoeyError
@@ -107,6 +108,9 @@ class Catalogue:
             if build.status in ("waiting", "building"):
                 build.status, build.reason = "error", "the engine was restarted meanwhile: build again"
             self.builds[build.id] = build
+        self.snapshots: dict[tuple[str, str], Kind] = {}
+        for owner, name, document in self._database.read("SELECT owner, name, document FROM e2b_snapshots"):
+            self.snapshots[owner, name] = msgspec.json.decode(document, type=Kind)
         self.builds = dict(sorted(self.builds.items(), key=lambda pair: pair[1].created))
 
     # --- finding -----------------------------------------------------------------------------------------------------
@@ -158,6 +162,8 @@ class Catalogue:
             template.spawned += 1
             template.last_spawned = time.time()
             return kind_of(template, build)
+        if (made := self.snapshots.get((owner, ref))) is not None and images is not None and here(images, seen):
+            return msgspec.structs.replace(made, key=seen, image=seen)
         interpreter = ref.partition(":")[0] in INTERPRETER_NAMES
         name = INTERPRETER_NAMES[0] if interpreter else seen
         if images is not None and here(images, name):
@@ -207,6 +213,18 @@ class Catalogue:
         self.templates[name], self.builds[build.id] = template, build
         self.save(template)
         self.save(build)
+
+    def snapshotted(self, name: str, owner: str, labels: Mapping[str, str]) -> None:
+        """Sandboxes of a snapshot begin with what the one with these labels began with. Without labels: it is gone."""
+        build = self.builds.get(labels.get(BUILD, ""))
+        if build is not None or INTERPRETER in labels:
+            template = self.templates.get(build.template) if build is not None else None
+            kind = kind_of(template, build) if template and build else Kind(key=name, image=name, interpreter=True)
+            kind = self.snapshots[owner, name] = msgspec.structs.replace(kind, warm=False)
+            sql = "INSERT OR REPLACE INTO e2b_snapshots (owner, name, document) VALUES (?, ?, ?)"
+            self._database.write(sql, owner, name, msgspec.json.encode(kind))
+        elif self.snapshots.pop((owner, name), None) is not None:
+            self._database.write("DELETE FROM e2b_snapshots WHERE owner = ? AND name = ?", owner, name)
 
     def finished(self, build: Build) -> list[str]:
         """A build is ready, so its tags are its own now; → images that nothing names any more."""

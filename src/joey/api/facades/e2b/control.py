@@ -24,6 +24,7 @@ from joey.api.facades.e2b.kinds import OWN, OWN_ENV, TEMPLATE, Kind
 from joey.api.light import web
 from joey.api.routes import JSON, Route
 from joey.api.tenant import restrict
+from joey.build.workshop import LABEL as STEP
 from joey.engine.interface import Filter
 from joey.model import codec
 from joey.model.errors import Conflict, ImageError, Invalid, NotFound, RegistryFailed
@@ -161,8 +162,8 @@ def _view(detail: Detail) -> Message:
         "sandboxID": sandbox.id,
         "templateID": sandbox.labels.get(TEMPLATE, sandbox.image),
         "clientID": "joey",
-        "startedAt": _time(sandbox.started or sandbox.created),
-        "endAt": _NEVER if sandbox.deadline is None else _time(sandbox.deadline),
+        "startedAt": timestamp(sandbox.started or sandbox.created),
+        "endAt": _NEVER if sandbox.deadline is None else timestamp(sandbox.deadline),
         "cpuCount": max(1, round(resources.cpus or 1)),
         "memoryMB": (resources.memory or 0) // _MIB,
         "diskSizeMB": (resources.disk or resources.memory or 0) // _MIB,
@@ -172,7 +173,8 @@ def _view(detail: Detail) -> Message:
     }
 
 
-def _time(at: float) -> str:
+def timestamp(at: float) -> str:
+    """A moment as E2B writes it (RFC 3339, UTC). at: seconds."""
     return datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
@@ -242,6 +244,7 @@ async def _matching(call: Owned, states: set[str]) -> list[Sandbox]:
     labels: dict[str, str | None] = {unquote(name): unquote(value) for name, value in pairs}
     wanted: frozenset[Literal["running", "paused"]] = frozenset(states)  # type: ignore[arg-type]
     found = list(await call.engine.list(Filter(states=frozenset(wanted), labels=labels, owner=call.visible)))
+    found = [one for one in found if STEP not in one.labels]
     if template := query.get("template"):
         found = [one for one in found if one.labels.get(TEMPLATE, one.image) == template]
     if after := query.get("startedAfter"):
@@ -383,7 +386,7 @@ def _metric(now: Stats, before: Stats | None) -> Message:
         used = ((now.usage.cpu_ns or 0) - (before.usage.cpu_ns or 0)) / 1e9 / (now.at - before.at) * 100
     cache = now.usage.cache or 0
     return {
-        "timestamp": _time(now.at),
+        "timestamp": timestamp(now.at),
         "timestampUnix": int(now.at),
         "cpuCount": max(1, round(now.cpus or 1)),
         "cpuUsedPct": round(max(0.0, used), 2),

@@ -17,6 +17,7 @@ from joey.api.facades.e2b.envd import awake
 from joey.api.facades.e2b.errors import GONE, Failure, lacking
 from joey.api.facades.e2b.kinds import INTERPRETER, INTERPRETER_PORT, OWN_ENV
 from joey.api.light import web
+from joey.api.routes import Route
 from joey.model import codec
 from joey.model.errors import JoeyError
 from joey.network.http_body import body
@@ -33,11 +34,11 @@ _STARTS_SECONDS = 30.0
 _AGAIN_SECONDS = 0.005
 
 
-async def forward(call: EnvdCall, port: int) -> web.StreamResponse:
-    """Answer with what listens there. Raises Failure: 401 without the token of a sandbox that is not for everybody, 502
-    for what does not run, does not listen, or is no HTTP.
+async def forward(call: EnvdCall) -> web.StreamResponse:
+    """Answer with what listens at the request's port. Raises Failure: 401 without the token of a sandbox that is not
+    for everybody, 502 for what does not run, does not listen, or is no HTTP.
     """
-    token = call.detail.spec.proxy_token
+    port, token = call.port, call.detail.spec.proxy_token
     if token is not None:
         given = call.request.headers.get(TRAFFIC, "")
         if not hmac.compare_digest(given.encode(), token.encode()):
@@ -162,6 +163,9 @@ async def _send(call: EnvdCall, port: int, writer: asyncio.StreamWriter) -> None
         if chunked:
             writer.write(b"0\r\n\r\n")
         await writer.drain()
+
+
+FORWARD = Route("*", "/", forward, "A port of a sandbox", stream=True)
 
 
 def _environment(call: EnvdCall) -> str:

@@ -9,7 +9,18 @@ from collections.abc import Awaitable, Callable
 from weakref import WeakSet
 
 from joey.api import streams
-from joey.api.facades.e2b import catalogue, control, envd, errors, filesystem, ports, process, snapshots, templates
+from joey.api.facades.e2b import (
+    catalogue,
+    control,
+    envd,
+    errors,
+    filesystem,
+    output,
+    ports,
+    process,
+    snapshots,
+    templates,
+)
 from joey.api.facades.e2b.building import Yard
 from joey.api.facades.e2b.call import EnvdCall, Owned
 from joey.api.facades.e2b.entry import E2B
@@ -56,7 +67,7 @@ class Server:
 
     def __init__(self, service: Service, e2b: E2B) -> None:
         self.service, self.e2b = service, e2b
-        self.control = Router((*control.ROUTES, *snapshots.ROUTES, *templates.ROUTES))
+        self.control = Router((*control.ROUTES, *snapshots.ROUTES, *templates.ROUTES, *output.ROUTES))
         self.envd = Router((*envd.ROUTES, *process.ROUTES, *filesystem.ROUTES))
         self.state = envd.State()
         self.catalogue = catalogue.of(service)
@@ -112,10 +123,11 @@ class Server:
 
     async def _forward(self, request: web.Request, port: int) -> web.StreamResponse:
         """To another port of a sandbox."""
-        call = EnvdCall(request, _FORWARD, self.service, {}, self.e2b)
+        call = EnvdCall(request, ports.FORWARD, self.service, {}, self.e2b)
         call.detail = await self._detail(await self._sandbox(request, ""))
         call.ref, call.owner = call.detail.sandbox.id, call.detail.sandbox.owner
-        return await ports.forward(call, port)
+        call.port = port
+        return await self._counted(call)
 
     async def _sandbox(self, request: web.Request, path: str) -> str:
         """Of the headers that SDKs send, of the host, or of the signature of a link."""
@@ -191,13 +203,6 @@ async def _called(call: Owned) -> object:
         failures = call.service.counters.failures
         failures[error.code] = failures.get(error.code, 0) + 1
         raise
-
-
-async def _nothing(call: Call) -> None:
-    """Of the route below, which has no handler."""
-
-
-_FORWARD = Route("*", "/", _nothing, "A port of a sandbox", stream=True)
 
 
 def _port(request: web.Request) -> int:

@@ -49,8 +49,14 @@ async def take(call: Owned) -> Message:
     body = codec.decode(_SnapshotRequest, await call.data() or b"{}")
     if body.memory:
         raise lacking("memory: true (a snapshot holds files)")
-    await living(call)
-    return _view(await call.whole(ours.of(call).take(call.ref, SnapshotBody(name=body.name))))
+    labels = (await living(call)).sandbox.labels
+
+    async def work() -> Snapshot:
+        taken = await ours.of(call).take(call.ref, SnapshotBody(name=body.name))
+        call.catalogue.snapshotted(taken.name, call.owner, labels)
+        return taken
+
+    return _view(await call.whole(work()))
 
 
 async def index(call: Owned) -> web.StreamResponse:
@@ -81,6 +87,7 @@ async def remove(call: Owned) -> None:
     name = call.path["name"]
     try:
         await call.whole(ours.of(call).remove(name, call.visible))
+        call.catalogue.snapshotted(name, call.owner, {})
     except NotFound:
         raise Failure(404, f"there is no snapshot {name!r} of this key's") from None
 

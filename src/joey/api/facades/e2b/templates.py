@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hmac
 import re
-from datetime import UTC, datetime
 from typing import Any, BinaryIO
 
 import msgspec
@@ -12,7 +11,7 @@ import msgspec
 from joey.api.facades.e2b.building import Job
 from joey.api.facades.e2b.call import Owned
 from joey.api.facades.e2b.catalogue import BUILTIN, Build, Tag, Template, here, split
-from joey.api.facades.e2b.control import kind_of
+from joey.api.facades.e2b.control import kind_of, timestamp
 from joey.api.facades.e2b.envd import VERSION
 from joey.api.facades.e2b.errors import Failure, lacking
 from joey.api.facades.e2b.kinds import INTERPRETER_NAMES, Kind
@@ -224,10 +223,6 @@ def _number(call: Owned, name: str, default: int, most: int) -> int:
 # --- looking ---------------------------------------------------------------------------------------------------------
 
 
-def _time(at: float) -> str:
-    return datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-
-
 def _view(call: Owned, template: Template) -> Message:
     builds = [one for one in call.catalogue.builds.values() if one.template == template.id]
     newest = builds[-1] if builds else Build(id="", template=template.id, created=template.created)
@@ -236,8 +231,8 @@ def _view(call: Owned, template: Template) -> Message:
         "templateID": template.id, "buildID": newest.id, "cpuCount": newest.cpus or _DEFAULT_CPUS,
         "memoryMB": newest.memory or _DEFAULT_MEMORY, "diskSizeMB": newest.memory or _DEFAULT_MEMORY,
         "public": template.owner == "", "aliases": [template.name], "names": [template.name],
-        "createdAt": _time(template.created), "updatedAt": _time(template.updated), "createdBy": None,
-        "lastSpawnedAt": None if last is None else _time(last), "spawnCount": template.spawned,
+        "createdAt": timestamp(template.created), "updatedAt": timestamp(template.updated), "createdBy": None,
+        "lastSpawnedAt": None if last is None else timestamp(last), "spawnCount": template.spawned,
         "buildCount": template.builds, "envdVersion": VERSION, "buildStatus": newest.status,
     }  # fmt: skip
 
@@ -262,10 +257,10 @@ async def inspect(call: Owned) -> Message:
     builds = [one for one in call.catalogue.builds.values() if one.template == template.id]
     shown = [
         {
-            "buildID": one.id, "status": one.status, "createdAt": _time(one.created),
-            "updatedAt": _time(one.finished or one.created), "cpuCount": one.cpus or _DEFAULT_CPUS,
+            "buildID": one.id, "status": one.status, "createdAt": timestamp(one.created),
+            "updatedAt": timestamp(one.finished or one.created), "cpuCount": one.cpus or _DEFAULT_CPUS,
             "memoryMB": one.memory or _DEFAULT_MEMORY, "envdVersion": VERSION,
-            **({"finishedAt": _time(one.finished)} if one.finished else {}),
+            **({"finishedAt": timestamp(one.finished)} if one.finished else {}),
         }
         for one in reversed(builds)
     ]  # fmt: skip
@@ -340,7 +335,9 @@ async def unassign(call: Owned) -> None:
 async def tags(call: Owned) -> list[Message]:
     """Those of a template."""
     template = call.catalogue.own(call.path["template"], call.visible)
-    return [{"tag": name, "buildID": tag.build, "createdAt": _time(tag.created)} for name, tag in template.tags.items()]
+    return [
+        {"tag": name, "buildID": tag.build, "createdAt": timestamp(tag.created)} for name, tag in template.tags.items()
+    ]
 
 
 _ONE = "/templates/{template}"
