@@ -282,8 +282,11 @@ class Instance:
             self.gone.set_result(failure)
         try:
             if self.id:
-                with contextlib.suppress(NotFound):
-                    await self.engine.remove(self.id, force=True)
+                await self.engine.remove(self.id, force=True)
+        except NotFound:
+            pass  # it has ended by itself
+        except JoeyError as error:
+            _log.warning("the sandbox %s of an instance of %s is not removed: %s", self.id, self.spec.name, error)
         finally:
             if not self.removed.done():
                 self.removed.set_result(None)
