@@ -391,3 +391,29 @@ def test_what_fell_due_while_no_engine_ran_is_made_up_for_once():
         second.close()
 
     asyncio.run(main())
+
+
+def test_what_a_key_may_queue_and_what_is_kept_is_bounded(tmp_path, monkeypatch):
+    from joey.functions import queue
+
+    monkeypatch.setattr(queue, "MOST_BYTES", 1000)
+    monkeypatch.setattr(queue, "KEEP_MESSAGE_ROWS", 3)
+
+    async def work(own, lab):
+        await own.create(spec(async_=AsyncConfig(on_success="queue:q")), owner="k")
+        await own.set_scaling("f", {"reserved": 0}, owner="k")
+        await own.invoke("f", b"x" * 600, owner="k", kind="async")
+        with pytest.raises(TooMany):
+            await own.invoke("f", b"x" * 600, owner="k", kind="async")
+        await own.set_scaling("f", {"reserved": None}, owner="k")
+        await until(lambda: not own.queue.tasks)
+        for _ in range(6):
+            done = await own.invoke("f", b"y" * 400, owner="k", kind="async")
+            await over(own, done.request_id)
+        own.queue.prune()
+        await own.saved()
+        kept = own.store.read("SELECT length(result) FROM tasks WHERE result IS NOT NULL")
+        assert kept == [(400,), (400,)]
+        assert len(own.messages("q", owner="k")) == 3
+
+    run(work, tmp_path)

@@ -234,7 +234,7 @@ async def serve(engine: Engine, instance: Any, settings: Settings, ready: Callab
             notifier.tell("READY=1", f"MAINPID={os.getpid()}", "STATUS=serving")
             tasks = [
                 asyncio.ensure_future(notifier.watch()),
-                asyncio.ensure_future(_idle(engine, service.activity, settings.idle_exit, service.ended)),
+                asyncio.ensure_future(_idle(engine, service, settings.idle_exit)),
             ]
             await service.ended.wait()
             notifier.tell("STOPPING=1", "STATUS=ending; sandboxes go on")
@@ -275,13 +275,18 @@ def _end_on_signal(ended: asyncio.Event) -> None:
         loop.add_signal_handler(number, told)
 
 
-async def _idle(engine: Engine, activity: Any, limit: float | None, ended: asyncio.Event) -> None:
-    """End when nobody asked for anything for `limit` seconds and there is no sandbox in any state."""
+async def _idle(engine: Engine, service: Any, limit: float | None) -> None:
+    """End when nobody asked for anything for `limit` seconds, there is no sandbox in any state, and no function waits
+    for anything.
+    """
+    activity = service.activity
     while limit is not None:
         await asyncio.sleep(max(0.05, min(limit - activity.idle_seconds, 60.0)))
-        if activity.idle_seconds >= limit and not await engine.list(Filter(all=True, limit=1)):
+        if activity.idle_seconds < limit or service.functions.busy:
+            continue
+        if not await engine.list(Filter(all=True, limit=1)):
             log.info("idle for %.0f s", limit)
-            ended.set()
+            service.ended.set()
             return
 
 

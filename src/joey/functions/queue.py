@@ -32,16 +32,29 @@ Statement = tuple[str, Sequence[Any]]
 
 MOST_OPEN = 100_000
 """Tasks of one function that are not over."""
+MOST_BYTES = 256 << 20
+"""Of the events of one key that are not over, and of the answers that are kept for one owner."""
 AT_ONCE = 512
 """Tasks under way, all functions together."""
 KEPT_RESULT = 256 << 10
 KEEP_SECONDS, KEEP_ROWS = 86_400.0, 200_000
 """Tasks that are over."""
+KEEP_MESSAGES, KEEP_MESSAGE_ROWS = 14 * 86_400.0, 100_000
 _CACHE = 32 << 20
 _RECENT = 2000
 _INSERT = (
     "INSERT OR IGNORE INTO tasks (number, id, owner, name, qualifier, state, created, due, attempts, source, head,"
     " version, error, body) VALUES (?, ?, ?, ?, ?, 'queued', ?, ?, 0, ?, ?, '', '', ?)"
+)
+
+
+_SHORTEN_MESSAGES = (
+    "DELETE FROM messages WHERE id IN (SELECT id FROM (SELECT id, row_number() OVER (PARTITION BY owner ORDER BY id"
+    " DESC) AS place FROM messages) WHERE place > ?)"
+)
+_SHORTEN_RESULTS = (
+    "UPDATE tasks SET result = NULL WHERE number IN (SELECT number FROM (SELECT number, sum(length(result)) OVER"
+    " (PARTITION BY owner ORDER BY number DESC) AS so_far FROM tasks WHERE result IS NOT NULL) WHERE so_far > ?)"
 )
 
 
@@ -56,6 +69,7 @@ class Task:
     qualifier: str
     created: float
     due: float
+    size: int = 0
     attempts: int = 0
     refusals: int = 0
     state: State = "queued"
@@ -112,6 +126,9 @@ class Queue:
         self._cache: OrderedDict[int, tuple[bytes, bytes]] = OrderedDict()
         self._cached = 0
         self._over: OrderedDict[str, TaskView] = OrderedDict()
+        self._bytes: dict[str, int] = {}
+        self._kept = 0
+        """Bytes of answers and records since `prune`."""
         self._running = 0
         self._timer: asyncio.TimerHandle | None = None
         self._closing = False
@@ -124,12 +141,12 @@ class Queue:
     def open(self) -> None:
         """Take up what an earlier engine left: what was under way counts as not tried."""
         rows = self._store.read(
-            "SELECT number, id, owner, name, qualifier, created, due, attempts, state, source FROM tasks"
+            "SELECT number, id, owner, name, qualifier, created, due, length(body), attempts, state, source FROM tasks"
             " WHERE finished IS NULL ORDER BY number"
         )
-        for number, id, owner, name, qualifier, created, due, attempts, state, source in rows:
+        for number, id, owner, name, qualifier, created, due, size, attempts, state, source in rows:
             tried = max(0, attempts - 1) if state == "running" else attempts
-            self.add(Task(number, id, owner, name, qualifier, created, due, tried, source=source))
+            self.add(Task(number, id, owner, name, qualifier, created, due, size or 0, tried, source=source))
         self.prune()
 
     def prepared(
@@ -140,8 +157,11 @@ class Queue:
         if line is not None and line.open >= MOST_OPEN:
             text = f"{line.open} asynchronous invocations of {name} wait already"
             raise TooMany("invocations", text, "come back later", retry_after=5)
+        if owner and self._bytes.get(owner, 0) + len(body) > MOST_BYTES:
+            text = f"events of this key that wait take {self._bytes[owner] >> 20} MiB, of {MOST_BYTES >> 20}"
+            raise TooMany("invocations", text, "come back later", retry_after=5)
         now = self.clock()
-        task = Task(self._next, id, owner, name, qualifier, now, max(now, due), source=source)
+        task = Task(self._next, id, owner, name, qualifier, now, max(now, due), len(body), source=source)
         self._next += 1
         if self._cached + len(body) <= _CACHE:
             self._cache[task.number] = head, body
@@ -168,6 +188,7 @@ class Queue:
         """It is to be done."""
         self.tasks[task.id] = task
         self._line(task.key).open += 1
+        self._bytes[task.owner] = self._bytes.get(task.owner, 0) + task.size
         self._enqueue(task)
 
     def _line(self, key: tuple[str, str]) -> _Line:
@@ -299,6 +320,12 @@ class Queue:
         self._uncache(task.number)
         self.tasks.pop(task.id, None)
         self._line(task.key).open -= 1
+        self._bytes[task.owner] -= task.size
+        if not self._bytes[task.owner]:
+            del self._bytes[task.owner]
+        self._kept += len(result or b"") + sum(len(value) for _, values in statements for value in values[-1:])
+        if self._kept > MOST_BYTES:
+            self.prune()
         self._over[task.id] = self._view(task, finished=now, version=outcome.version, result=result)
         while len(self._over) > _RECENT:
             self._over.popitem(last=False)
@@ -378,9 +405,14 @@ class Queue:
             self._finish(task, "stopped", Outcome("failed", error="FunctionRemoved"), [])
 
     def prune(self) -> None:
-        """Forget what has been over for long."""
-        self._store.write("DELETE FROM tasks WHERE finished < ?", self.clock() - KEEP_SECONDS)
-        self._store.write("DELETE FROM tasks WHERE finished IS NOT NULL AND number < ?", max(0, self._next - KEEP_ROWS))
+        """Forget what has been over for long, and the oldest answers and messages beyond what is kept."""
+        now, write = self.clock(), self._store.write
+        self._kept = 0
+        write("DELETE FROM tasks WHERE finished < ?", now - KEEP_SECONDS)
+        write("DELETE FROM tasks WHERE finished IS NOT NULL AND number < ?", max(0, self._next - KEEP_ROWS))
+        write("DELETE FROM messages WHERE at < ?", now - KEEP_MESSAGES)
+        write(_SHORTEN_MESSAGES, KEEP_MESSAGE_ROWS)
+        write(_SHORTEN_RESULTS, MOST_BYTES)
 
     async def close(self) -> None:
         """End what is under way; it is done again by the next engine."""

@@ -66,6 +66,13 @@ class Core:
         return self._store is not None or (self._home is not None and (self._home / FILE).exists())
 
     @property
+    def busy(self) -> bool:
+        """Whether something is to be done without being asked: timers, what is queued, instances that are kept."""
+        if self._store is None:
+            return False
+        return bool(self._timers.known or self._queue.tasks or self._dispatcher.pools)
+
+    @property
     def folder(self) -> Path:
         """Where all of it lies."""
         if self._home is None:

@@ -72,6 +72,11 @@ class Timers:
         due = self._due.get(key)
         return due[0] if due is not None and due[0] < float("inf") else None
 
+    @property
+    def known(self) -> bool:
+        """Whether any is to be due."""
+        return bool(self._due)
+
     def close(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
