@@ -301,3 +301,25 @@ def test_invocations_that_last_longer_than_those_before_get_instances_soon():
         assert lab.most_alive > 150
 
     run(work, Lab(lasting(0.001), seconds=0.05))
+
+
+def test_a_full_node_takes_back_what_is_idle():
+    async def work(dispatcher, lab):
+        await asyncio.gather(*(invoke(dispatcher, deployed(f"f{n}", "k")) for n in range(10)))
+        kept = dispatcher.pool(deployed("kept", "k"))
+        dispatcher.limit(kept, 2)
+        await asyncio.sleep(1)
+        full = lab.start
+
+        async def start(one):
+            if len(lab.alive) >= 12:
+                raise Busy("sandboxes", "full")
+            return await full(one)
+
+        dispatcher._start = start
+        answers = await asyncio.gather(*(invoke(dispatcher, deployed(f"g{n}", "k")) for n in range(5)))
+        assert len(answers) == 5
+        assert len(kept.members) == 2
+        assert len(lab.alive) <= 12
+
+    run(work)

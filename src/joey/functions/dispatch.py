@@ -29,6 +29,8 @@ _LOOK = 1.0
 """Seconds between two looks at a version that has something to do."""
 _SOON, _WAITING = 0.02, 0.25
 """The same while somebody waits: as long as a start takes, within these."""
+_ROOM = 4
+"""Idle instances that go when the node is full."""
 _HOPELESS = 3
 """So many starts failed one after the other: all who wait are told."""
 _LONGEST_PAUSE = 10.0
@@ -334,6 +336,7 @@ class Dispatcher:
             self._pause(pool, waves - _HOPELESS)
         except Busy as full:  # the node, or the owner's share of it: who waits goes on to wait
             log.info("function %s: no instance now: %s", pool.deployed.version.name, full)
+            self._make_room(pool.deployed.owner if isinstance(full, TooMany) else None)
             self._put_off(pool, begun, full)
         except Broken as error:  # of the host or ours: it may go well the next time
             log.warning("function %s: an instance cannot start: %s", pool.deployed.version.name, error)
@@ -353,6 +356,21 @@ class Dispatcher:
             if not self._closing:
                 self._rescale(pool)
                 self._start_more()
+
+    def _make_room(self, owner: str | None) -> None:
+        """The node is full, or what this owner may have of it: idle instances that nobody has reserved go, of those
+        that have been idle for longest.
+        """
+        idle = [
+            (member.idle, id(member), pool, member)
+            for pool in self.pools.values()
+            if owner in (None, pool.deployed.owner) and not pool.crowd
+            for member in pool.free[: max(0, len(pool.members) - pool.limits.least)]
+            if not member.running
+        ]
+        for _, _, pool, member in heapq.nsmallest(_ROOM, idle):
+            pool.drop(member)
+            self._spawn(self._stop(pool, member, "room"))
 
     def _failed(self, pool: Pool, begun: float) -> int:
         """A start has failed. Returns how many did one after the other: those that went on together count once."""
