@@ -149,6 +149,9 @@ def test_what_is_wrong_is_said_as_e2b_says_it(home: Path) -> None:
     id, token = str(made["sandboxID"]), str(made["envdAccessToken"])
     for given in ({}, {"X_Access_Token": "x"}, {"X_Access_Token": token[:-1] + "é".encode().decode("latin-1")}):
         assert answer("GET", "/files?path=/etc/passwd", E2b_Sandbox_Id=id, **given)[0] == 401
+    assert answer("GET", f"/sandboxes/{id}", X_API_KEY=key, E2b_Sandbox_Id=id)[0] == 200  # as 2.10 asks
+    for port, code in (("0", 400), ("x", 400), ("9", 502)):
+        assert answer("GET", "/", E2b_Sandbox_Id=id, E2b_Sandbox_Port=port)[0] == code
     method, right = "/process.Process/", {"E2b_Sandbox_Id": id, "X_Access_Token": token}
     json_type = {"Content_Type": "application/json"}
     status, document = answer("POST", method + "SendSignal", b'{"process": {"pid": 1}}', **right, **json_type)

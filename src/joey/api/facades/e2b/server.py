@@ -83,7 +83,7 @@ class Server:
             port = _port(request)
             if port not in (0, ENVD_PORT):
                 return await self._forward(request, port)
-            if port == ENVD_PORT or path.startswith(ENVD):
+            if path.startswith(ENVD):
                 if path.count("/") == 2:
                     answer = errors.connect
                 return await self._envd(request, path)
@@ -211,7 +211,7 @@ def _port(request: web.Request) -> int:
     if not text and (match := _HOST.match(request.headers.get("Host", ""))):
         text = match[1]
     if not text:
-        return ENVD_PORT if "E2b-Sandbox-Id" in request.headers else 0
+        return 0
     if not (text.isascii() and text.isdigit() and 0 < int(text[:6]) < 65536):
         raise Invalid("E2b-Sandbox-Port", f"{text!r} is no port")
     return int(text)

@@ -27,6 +27,8 @@ from joey.model.errors import Invalid
 
 _HASH = re.compile(r"[0-9a-f]{16,128}")
 _PAGE, _ENTRIES = 100, 100
+_MOST_FILES = 8 << 30
+"""Bytes of one archive, unpacked."""
 _OLD_BASES = re.compile(r"(docker\.io/)?e2bdev/(base|code-interpreter)(:[\w.-]+)?")
 """Images of E2B's own templates, which are asked for where nothing else is."""
 _DEFAULT_CPUS, _DEFAULT_MEMORY = 1, 512
@@ -124,7 +126,7 @@ async def upload(call: Owned) -> None:
 
     def keep(archive: BinaryIO) -> None:
         if not target.exists():
-            unpack(archive, target, limits=Limits(clamp_ids=True), durable=False)
+            unpack(archive, target, limits=Limits(size=_MOST_FILES, clamp_ids=True), durable=False)
 
     await received(call, place, "files", keep)
 
