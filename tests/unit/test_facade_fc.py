@@ -99,7 +99,7 @@ def test_a_function_from_its_creation_to_its_end(fc: Any) -> None:
         environment_variables={"A": "b"}, instance_lifecycle_config=hooks, internet_access=False,
         tags=[models.Tag(key="team", value="x")],
     )  # fmt: skip
-    assert made.function_arn == "acs:fc:local:000000000000:functions/f" and made.state == "Active"
+    assert made.function_arn == "acs:fc:us-east-1:000000000000:functions/f" and made.state == "Active"
     found = fc.get_function("f", models.GetFunctionRequest()).body
     assert (found.timeout, found.memory_size, found.cpu, found.disk_size, found.internet_access) == (
         7, 256, 0.5, 512, False,
@@ -262,7 +262,7 @@ def test_how_events_are_treated(fc: Any) -> None:
     make(fc)
     make(fc, "dead")
     refused("AsyncConfigNotExists", lambda: fc.get_async_invoke_config("f", models.GetAsyncInvokeConfigRequest()))
-    arn = "acs:fc:local:000000000000:functions/dead"
+    arn = "acs:fc:us-east-1:000000000000:functions/dead"
     config = models.PutAsyncInvokeConfigInput(
         max_async_retry_attempts=1, max_async_event_age_in_seconds=60, async_task=True,
         destination_config=models.DestinationConfig(on_failure=models.Destination(destination=arn)),

@@ -19,7 +19,18 @@ from facade_lab import Lab, lab
 from joey.api.facades.aws_lambda import server as aws_server
 from joey.api.facades.fc import server as fc_server
 
-NAMES = ["f", "$LATEST", "f:1", "a b", "é", "...", "%", "x" * 300, "arn:aws:lambda:local:000000000000:function:f", "0"]
+NAMES = [
+    "f",
+    "$LATEST",
+    "f:1",
+    "a b",
+    "é",
+    "...",
+    "%",
+    "x" * 300,
+    "arn:aws:lambda:us-east-1:000000000000:function:f",
+    "0",
+]
 VALUES: list[Any] = [
     None,
     "",
@@ -68,7 +79,7 @@ def signed(served: Lab, method: str, path: str, query: dict[str, str], body: byt
     text = "&".join(f"{name}={quote(value, safe='-_.~')}" for name, value in sorted(query.items()))
     if served.kind == "aws_lambda":
         request = AWSRequest(method=method, url=f"http://{host}{path}?{text}", data=body)
-        SigV4Auth(Pair(credentials.key_id, credentials.secret), "lambda", "local").add_auth(request)
+        SigV4Auth(Pair(credentials.key_id, credentials.secret), "lambda", "us-east-1").add_auth(request)
         return dict(request.headers) | {"Host": host}
     digest = Utils.hash(body, "ACS3-HMAC-SHA256").hex()
     asked = DaraRequest()

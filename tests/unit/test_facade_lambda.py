@@ -88,7 +88,7 @@ def test_a_function_from_its_creation_to_its_end(aws: Any) -> None:
         aws, Description="d", Timeout=7, MemorySize=256, Environment={"Variables": {"A": "b"}}, Tags={"team": "x"},
         EphemeralStorage={"Size": 512}, TracingConfig={"Mode": "PassThrough"}, Publish=True,
     )  # fmt: skip
-    assert made["Version"] == "1" and made["FunctionArn"] == "arn:aws:lambda:local:000000000000:function:f:1"
+    assert made["Version"] == "1" and made["FunctionArn"] == "arn:aws:lambda:us-east-1:000000000000:function:f:1"
     assert aws.get_waiter("function_active_v2").wait(FunctionName="f") is None
     found = aws.get_function(FunctionName="f")
     assert found["Tags"] == {"team": "x"} and "Concurrency" not in found
@@ -258,7 +258,7 @@ def test_urls_and_who_may(aws: Any) -> None:
     assert error.value.code == 401
     error.value.close()
     request = AWSRequest(method="POST", url=made["FunctionUrl"] + "x", data=b'{"n": 1}')
-    SigV4Auth(aws._request_signer._credentials, "lambda", "local").add_auth(request)
+    SigV4Auth(aws._request_signer._credentials, "lambda", "us-east-1").add_auth(request)
     asked = urllib.request.Request(request.url, b'{"n": 1}', dict(request.headers))
     with urllib.request.urlopen(asked) as answered:
         event = json.load(answered)["event"]
@@ -313,7 +313,7 @@ def test_how_events_are_treated_and_tags(aws: Any) -> None:
     assert len(aws.list_function_event_invoke_configs(FunctionName="f")["FunctionEventInvokeConfigs"]) == 1
     refused(
         "InvalidParameterValueException", aws.put_function_event_invoke_config, "Destination", FunctionName="f",
-        DestinationConfig={"OnSuccess": {"Destination": "arn:aws:sqs:local:000000000000:q"}},
+        DestinationConfig={"OnSuccess": {"Destination": "arn:aws:sqs:us-east-1:000000000000:q"}},
     )  # fmt: skip
     aws.delete_function_event_invoke_config(FunctionName="f")
     refused("ResourceNotFoundException", aws.delete_function_event_invoke_config, FunctionName="f")
@@ -339,7 +339,7 @@ def test_pages_skip_nothing_when_what_they_showed_is_deleted(aws: Any) -> None:
         marker = {"Marker": page["NextMarker"]}
     assert seen == [f"p{number}" for number in range(5)]
     refused("InvalidParameterValueException", aws.list_functions, "Marker", Marker="x")
-    refused("InvalidParameterValueException", aws.list_functions, "MasterRegion", MasterRegion="local")
+    refused("InvalidParameterValueException", aws.list_functions, "MasterRegion", MasterRegion="us-east-1")
     assert aws.list_layers()["Layers"] == [] and aws.list_event_source_mappings()["EventSourceMappings"] == []
 
 
@@ -402,7 +402,7 @@ def sample(shape: Any) -> Any:
     if getattr(shape, "enum", None):
         return shape.enum[0]
     values: dict[str, Any] = {"boolean": True, "integer": 1, "long": 1, "double": 0.5, "blob": b"x"}
-    return values.get(shape.type_name, "arn:aws:x:local:000000000000:y")
+    return values.get(shape.type_name, "arn:aws:x:us-east-1:000000000000:y")
 
 
 @pytest.mark.parametrize("operation", sorted(HONOURED))
@@ -429,7 +429,7 @@ def test_every_parameter_that_is_not_honoured_is_refused_by_name(aws: Any, opera
 def client_without_checks(aws: Any) -> Any:
     """Samples are of the right shape, but not always of the right length."""
     return boto3.client(
-        "lambda", endpoint_url=aws.meta.endpoint_url, region_name="local",
+        "lambda", endpoint_url=aws.meta.endpoint_url, region_name="us-east-1",
         config=Config(parameter_validation=False, retries={"total_max_attempts": 1}),
         aws_access_key_id=aws._request_signer._credentials.access_key,
         aws_secret_access_key=aws._request_signer._credentials.secret_key,
@@ -443,7 +443,7 @@ def client_without_checks(aws: Any) -> Any:
         ({"Timeout": 901}, "Timeout"), ({"MemorySize": 64}, "MemorySize"), ({"Handler": ""}, "handler"),
         ({"Architectures": ["riscv"]}, "Architectures"), ({"Code": {"S3Bucket": "b", "S3Key": "k"}}, "S3"),
         ({"Code": {}}, "ZipFile"), ({"Code": {"ZipFile": b"no zip"}}, "zip"), ({"FunctionName": "a b"}, "name"),
-        ({"FunctionName": "arn:aws:lambda:local:123456789012:function:f"}, "account"),
+        ({"FunctionName": "arn:aws:lambda:us-east-1:123456789012:function:f"}, "account"),
         ({"Tags": {"joey.a": "b"}}, "Tags"),
         ({"EphemeralStorage": {"Size": 1}}, "EphemeralStorage"), ({"PackageType": "Image"}, "Runtime"),
         ({"Environment": {"Variables": {"a b": "c"}}}, "env"), ({"LoggingConfig": {"LogFormat": "JSON"}}, "LogFormat"),
@@ -460,7 +460,7 @@ def test_what_is_wrong_is_named(aws: Any, change: dict[str, Any], word: str) -> 
 def test_operations_that_there_are_not_say_so(served: Lab, aws: Any) -> None:
     refused(
         "NotImplementedException", aws.create_event_source_mapping, "not supported by Joey", FunctionName="f",
-        EventSourceArn="arn:aws:sqs:local:000000000000:q",
+        EventSourceArn="arn:aws:sqs:us-east-1:000000000000:q",
     )  # fmt: skip
     router = LambdaServer(served.facade).router
     known = {route.summary for route in _routes(router)}

@@ -20,7 +20,7 @@ def aws(method: str, path: str, query: str, body: bytes, **headers: str) -> Requ
     """As botocore signs it."""
     url = f"http://127.0.0.1:1234{path}" + (f"?{query}" if query else "")
     request = AWSRequest(method=method, url=url, data=body, headers=dict(headers))
-    SigV4Auth(Credentials("k1", SECRET), "lambda", "local").add_auth(request)
+    SigV4Auth(Credentials("k1", SECRET), "lambda", "us-east-1").add_auth(request)
     request.headers["Host"] = "127.0.0.1:1234"
     sent = {name.lower(): [value] for name, value in request.headers.items()}
     parts = urlsplit(url)

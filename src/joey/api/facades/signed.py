@@ -15,7 +15,8 @@ from joey.api.facades.loopback import Loopback
 from joey.model.errors import Invalid, NotFound
 from joey.model.value import Value
 
-REGION, ACCOUNT = "local", "000000000000"
+REGION, ACCOUNT = "us-east-1", "000000000000"
+"""As functions see them, too (joey.functions.instance)."""
 
 
 class WhoseKey(Value, frozen=True):
