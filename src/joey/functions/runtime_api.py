@@ -10,6 +10,7 @@ import socket
 import time
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -111,11 +112,13 @@ class RuntimeApi(Work):
                 connection.setblocking(False)
                 task = asyncio.ensure_future(self._connected(connection))
                 self._connections.add(task)
-                task.add_done_callback(self._left)
+                task.add_done_callback(partial(self._left, connection))
 
-    def _left(self, task: asyncio.Task[None]) -> None:
+    def _left(self, connection: socket.socket, task: asyncio.Task[None]) -> None:
         self._connections.discard(task)
         self._room.release()
+        if task.cancelled():
+            connection.close()  # it may not have begun
 
     async def _connected(self, connection: socket.socket) -> None:
         reader, writer = await asyncio.open_connection(sock=connection, limit=http.MAX_HEAD)
@@ -127,6 +130,9 @@ class RuntimeApi(Work):
             writer.write(_answer(refused.status, _problem(refused.code, refused.detail), close=True))
         except (OSError, EOFError, asyncio.LimitOverrunError):
             pass  # it is its connection
+        except asyncio.CancelledError:
+            writer.transport.abort()
+            raise
         finally:
             writer.close()
         if not useful:

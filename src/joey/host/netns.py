@@ -8,6 +8,7 @@ import asyncio
 import errno
 import os
 import socket
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import partial
@@ -25,11 +26,10 @@ async def connect(pid: int, host: str, port: int, *, foreign: bool = False) -> s
     namespace. Raises OSError: ProcessLookupError if it has ended, PermissionError for our own.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    loop = asyncio.get_running_loop()
-    made = await loop.run_in_executor(_thread, partial(make, pid, family, foreign=foreign))
+    made = await _make(partial(make, pid, family, foreign=foreign))
     try:
         made.setblocking(False)
-        await loop.sock_connect(made, (host, port))
+        await asyncio.get_running_loop().sock_connect(made, (host, port))
     except BaseException:
         made.close()
         raise
@@ -41,7 +41,7 @@ async def listen(pid: int, host: str, port: int) -> socket.socket:
     our own. pid: as of `connect`. Raises OSError: ProcessLookupError if it has ended, PermissionError for our own.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    made = await asyncio.get_running_loop().run_in_executor(_thread, partial(make, pid, family, foreign=True))
+    made = await _make(partial(make, pid, family, foreign=True))
     try:
         made.setblocking(False)
         made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -51,6 +51,21 @@ async def listen(pid: int, host: str, port: int) -> socket.socket:
         made.close()
         raise
     return made
+
+
+async def _make(made: Callable[[], socket.socket]) -> socket.socket:
+    """In the thread. Who is cancelled waiting leaves no socket."""
+    work = asyncio.get_running_loop().run_in_executor(_thread, made)
+    try:
+        return await asyncio.shield(work)
+    except asyncio.CancelledError:
+        work.add_done_callback(_close_unwanted)
+        raise
+
+
+def _close_unwanted(work: asyncio.Future[socket.socket]) -> None:
+    if not work.cancelled() and work.exception() is None:
+        work.result().close()
 
 
 def make(
