@@ -178,6 +178,20 @@ def test_home_by_a_link_stays_in_the_image(oci: OciLab, to: str) -> None:
         (oci.rootfs / "etc/passwd").write_text(kept)
 
 
+def test_a_file_where_a_device_shall_be_is_an_error(oci: OciLab) -> None:
+    (oci.rootfs / "opt").mkdir()
+    config = oci.config("stat", "-c", "%t:%T", "/opt/null")
+    config["linux"]["devices"] = [{"path": "/opt/null", "type": "c", "major": 1, "minor": 3}]
+    assert oci.run(config).out == "1:3\n"
+    assert oci.run(config).out == "1:3\n"  # it is there by now, and is what is asked for
+    config["linux"]["devices"][0]["minor"] = 5
+    refused = oci.run(config)
+    assert "mknod" in refused.err
+    assert "file exists" in refused.err
+    assert oci.left() == []
+    shutil.rmtree(oci.rootfs / "opt")
+
+
 # --- hooks ------------------------------------------------------------------------------------------------------------
 
 
@@ -343,3 +357,23 @@ def test_a_cgroup_with_somebody_in_it_is_told(oci: OciLab, sleeper: str) -> None
     oci.write(oci.config("true"))
     done = oci.call("run", "third")
     assert "container's cgroup is not empty" in done.err
+    oci.write(oci.config("nosuch"))
+    assert oci.call("run", "fourth").code == 1
+    assert jsontext.loads(oci.call("state", sleeper).out)["status"] == "running"
+
+
+def test_a_frozen_cgroup_is_an_error(oci: OciLab, sleeper: str) -> None:
+    assert oci.call("pause", sleeper).code == 0
+    refused = oci.call("create", "second")
+    assert refused.code == 1
+    assert "frozen" in refused.err or "not empty" in refused.err
+    assert oci.call("resume", sleeper).code == 0
+
+
+def test_a_limit_below_what_is_used_can_be_refused(oci: OciLab, sleeper: str) -> None:
+    for check, code in ((True, 1),):
+        resources = {"memory": {"limit": 4096, "checkBeforeUpdate": check}}
+        (oci.home / "resources").write_text(jsontext.dumps(resources))
+        done = oci.call("update", "--resources", str(oci.home / "resources"), sleeper)
+        assert done.code == code
+        assert "memory limit 4096 is below" in done.err

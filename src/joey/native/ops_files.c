@@ -84,8 +84,13 @@ int op_mknod(struct run *run, const struct plan_op *op)
 	int error = place_find(run, op->r[1], plan_string(run->plan, op->s[0]), &at);
 	if (error) return error;
 	error = result(mknodat(at.dir, at.name, (mode_t)op->n[0], op->n[1]));
+	if (error == EEXIST && op->n[2] == 2) {
+		struct stat is;
+		bool same = !fstatat(at.dir, at.name, &is, AT_SYMLINK_NOFOLLOW) && (is.st_mode & S_IFMT) == (op->n[0] & S_IFMT);
+		if (same && (S_ISFIFO(is.st_mode) || is.st_rdev == op->n[1])) error = 0;
+	}
 	place_leave(run, &at);
-	return error == EEXIST && op->n[2] ? 0 : error;
+	return error == EEXIST && op->n[2] == 1 ? 0 : error;
 }
 int op_symlink(struct run *run, const struct plan_op *op)
 {

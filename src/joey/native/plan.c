@@ -290,7 +290,7 @@ static int check_special(struct check *c, const struct plan_op *op, int at)
 	case OP_WRITE: return n[0] & ~(uint64_t)(O_CREAT | O_EXCL | O_TRUNC | O_APPEND | O_NOFOLLOW) ? EINVAL : 0;
 	case OP_MOVE_MOUNT: return n[1] > 1 ? EINVAL : 0;
 	case OP_MKDIR: return n[0] > 01777 || n[1] > 3 ? EINVAL : 0;
-	case OP_MKNOD: return n[2] > 1 ? EINVAL : 0;
+	case OP_MKNOD: return n[2] > 2 ? EINVAL : 0;
 	case OP_REMOVE: return n[0] > 2 || n[1] > 1 || (n[0] < 2 && n[2]) ? EINVAL : 0;
 	case OP_RLIMIT: return n[0] >= RLIM_NLIMITS || n[1] > n[2] ? EINVAL : 0;
 	case OP_SETUID: case OP_SETGID: return n[0] == UINT32_MAX ? EINVAL : 0;	/* "leave as it is" */

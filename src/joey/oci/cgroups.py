@@ -82,7 +82,9 @@ def path_of(cgroups_path, name, systemd):
 
 
 def make(path):
-    """The container's cgroups, on all hierarchies. Raises OciError; then none that it made is left."""
+    """(the container's cgroups on all hierarchies, whether others are in one). Raises OciError; then none that it made is
+    left.
+    """
     found, made, shared = hierarchies(), [], False
     if not found:
         raise OciError("no cgroup hierarchy is mounted")
@@ -106,7 +108,33 @@ def make(path):
         raise OciError(f"unable to make cgroup {error.filename}: {error.strerror.lower()}") from None
     if shared:
         log.warning(f"container's cgroup is not empty: {path}: whoever else is in it shares its limits and its end")
-    return [group[:3] for group in made]
+    return [group[:3] for group in made], shared
+
+
+def delegate(directory, config):
+    """Give a v2 cgroup to the container's user, if it is to make cgroups of its own: the directory, and those files in
+    it that the kernel says are safe (config-linux.md, "Cgroup ownership").
+    """
+    linux, process = config.get("linux", {}), config["process"]
+    own = any(entry["type"] == "cgroup" and not entry.get("path") for entry in linux.get("namespaces", []))
+    writable = any(
+        mount.get("source") == "cgroup"
+        and mount["destination"] == "/sys/fs/cgroup"
+        and "ro" not in mount.get("options", [])
+        for mount in config.get("mounts", [])
+    )
+    inside, owner = process.get("user", {}).get("uid", 0), None
+    for entry in linux.get("uidMappings", []):
+        if 0 <= inside - entry["containerID"] < entry["size"]:
+            owner = entry["hostID"] + inside - entry["containerID"]
+    if not own or not writable or owner is None:
+        return
+    files = read_or("/sys/kernel/cgroup/delegate", "cgroup.procs\ncgroup.subtree_control\ncgroup.threads").split()
+    for path in (directory, *(f"{directory}/{name}" for name in files)):
+        try:
+            os.chown(path, owner, -1)
+        except FileNotFoundError:
+            pass
 
 
 def _make_v1(point, path, cpuset):
@@ -179,6 +207,11 @@ def apply(groups, resources, devices=True):
         if directory is None or not os.path.exists(f"{directory}/{name}"):
             if name == "cpu.cfs_burst_us" or not directory or controller == "blkio":
                 raise Unsupported(f"unable to apply cgroup configuration: the host has no {name}")
+        if controller == "hugetlb":  # reservations, too, where the kernel counts them
+            page = name.rsplit(".", 1)
+            reserved = f"{directory}/{page[0]}.rsvd.{page[1]}"
+            if os.path.exists(reserved):
+                put(reserved, value)
         put(f"{directory}/{name}", value, quota if name == "cpu.cfs_period_us" else None)
     if devices:
         apply_devices(groups, resources)

@@ -49,7 +49,7 @@ def create(root, name, options, launcher=None):
 
 def _undo(container, config):
     """Back to where nothing was, and the poststop hooks, as after a container's end (runtime.md, "Lifecycle")."""
-    groups = container.data.get("cgroups", [])
+    groups = container.data.get("cgroups", []) if not container.data.get("shared") else []
     try:
         cgroups.kill(groups)
         cgroups.remove(groups)
@@ -75,8 +75,13 @@ def _create(container, bundle, config, text, options, launcher):
     container.data["cgroups"] = _planned(config, container.id, options)
     container.save()
     if options.cgroups:
-        container.data["cgroups"] = cgroups.make(_path(config, container.id, options))
+        container.data["cgroups"], shared = cgroups.make(_path(config, container.id, options))
+        container.data |= {"shared": True} if shared else {}
+        if cgroups.is_frozen(container.data["cgroups"]):  # whoever enters it would wait for ever
+            raise OciError("container's cgroup is unexpectedly frozen")
         cgroups.apply(container.data["cgroups"], linux.get("resources", {}))
+        if unified := cgroups.v2(container.data["cgroups"]):
+            cgroups.delegate(unified, config)
     fds = Descriptors()
     mine = launcher is None
     steps = Steps()
@@ -251,8 +256,16 @@ def start(container):
         try:
             hooks.run(_checked(wanted), "poststart", container.report("running"))
         except OciError:
-            cgroups.kill(container.data["cgroups"])
+            _end(container)
             raise
+
+
+def _end(container):
+    """Whoever is in it, but not those who were in its cgroups before it."""
+    if not container.data.get("shared"):
+        cgroups.kill(container.data["cgroups"])
+    elif container.alive():
+        os.kill(container.pid, 9)
 
 
 def _start_hooks(container):
@@ -264,7 +277,7 @@ def _start_hooks(container):
         runner = execute.hooks_of(container, config, launcher)
         hooks.run(config["hooks"], "startContainer", container.report("created"), runner)
     except OciError:
-        cgroups.kill(container.data["cgroups"])
+        _end(container)
         raise
     finally:
         launcher.close()

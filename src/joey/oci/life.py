@@ -35,9 +35,7 @@ def number(word):
 def kill(container, word, everybody=False):
     found = number(word)
     if everybody:
-        if container.status() == "stopped" and not cgroups.processes(container.data["cgroups"]):
-            raise OciError("container not running")
-        cgroups.signal_all(container.data["cgroups"], found)
+        cgroups.signal_all(container.data["cgroups"], found)  # as with runc no error if nobody is left
         return
     if not container.alive():
         raise OciError("container not running")
@@ -69,7 +67,8 @@ def delete(root, name, force):
     # by a `create` that was killed: its lock was free.
     if status not in ("stopped", "creating") and not force:
         raise OciError(f"cannot delete container {name} that is not stopped: {status}")
-    groups = container.data["cgroups"]
+    # Where others were in its cgroups before it, they stay.
+    groups = container.data["cgroups"] if not container.data.get("shared") else []
     if status != "stopped" or not cgroups.gone(groups):  # without a pid namespace others may live on in it
         cgroups.kill(groups)
         _wait_end(container)
@@ -89,7 +88,7 @@ def _delete_missing(root, name, force):
 def _wait_end(container, seconds=10.0):
     if not container.alive():
         return
-    if not container.data["cgroups"]:
+    if not container.data["cgroups"] or container.data.get("shared"):
         os.kill(container.pid, 9)
     end = time.monotonic() + seconds
     while container.alive():

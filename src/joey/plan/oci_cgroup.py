@@ -102,7 +102,14 @@ def _v1_cpu(cpu: Json) -> list[Write]:
     return [("cpu", file, str(cpu[name])) for name, file in files if cpu.get(name)]
 
 
+def _check_weights(io: Json) -> None:
+    for number, entry in enumerate(io.get("weightDevice", [])):
+        if not {"weight", "leafWeight"} & entry.keys():
+            raise Refused(f"linux.resources.blockIO.weightDevice[{number}]", "weight or leafWeight is needed")
+
+
 def _v1_io(io: Json) -> list[Write]:
+    _check_weights(io)
     found: list[Write] = []
     for name, file in (("weight", "weight"), ("leafWeight", "leaf_weight")):
         if io.get(name):
@@ -179,6 +186,7 @@ def weight(shares: int) -> int:
 
 
 def _v2_io(io: Json) -> list[Write]:
+    _check_weights(io)
     found: list[Write] = []
     if io.get("leafWeight") or any(device.get("leafWeight") for device in io.get("weightDevice", [])):
         raise Refused("linux.resources.blockIO.leafWeight", "cgroup v2 has nothing like it")
@@ -219,6 +227,8 @@ def _page(limit: Json) -> str:
 def _rdma(resources: Json) -> list[Write]:
     found: list[Write] = []
     for device, limits in resources.get("rdma", {}).items():
+        if not limits:
+            raise Refused(f"linux.resources.rdma.{device}", "hcaHandles or hcaObjects is needed")
         words = [
             f"{key}={limits[name]}"
             for name, key in (("hcaHandles", "hca_handle"), ("hcaObjects", "hca_object"))

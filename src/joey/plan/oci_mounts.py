@@ -162,7 +162,7 @@ class Filesystems:
         own = {inner(device["path"]) for device in wanted}
         for path, major, minor in DEVICES:
             if inner(path) not in own:
-                self._device(path, "c", major, minor, 0o666, 0, 0)
+                self._device(path, "c", major, minor, 0o666, 0, 0, default=True)
         begin = len(self.inside)
         for device in wanted:
             kind = device["type"]
@@ -186,12 +186,16 @@ class Filesystems:
         self.inside += [op.Symlink(to, inner(link), at=ROOT, exist_ok=True) for to, link in links]
         self.inside += [op.Symlink("pts/ptmx", "dev/ptmx", at=ROOT, exist_ok=True)]
 
-    def _device(self, path: str, kind: str, major: int, minor: int, mode: int, uid: int, gid: int) -> None:
+    def _device(
+        self, path: str, kind: str, major: int, minor: int, mode: int, uid: int, gid: int, default: bool = False
+    ) -> None:
+        """default: not asked for by name; then whatever the image has there may stay."""
         target = inner(path)
         if not target:
             raise Refused("linux.devices", f"{path}: not the path of a device")
         if not self.user or kind == "p":
-            self.inside += [*parents(target), op.Mknod(target, _NODES[kind] | mode, device(major, minor), ROOT, True)]
+            node = op.Mknod(target, _NODES[kind] | mode, device(major, minor), ROOT, default, same_ok=not default)
+            self.inside += [*parents(target), node]
             self.inside += [op.Chown(target, uid, gid, at=ROOT)] if uid or gid else []
             return
         # A user namespace may not make nodes; the host's, of the same numbers, stands in for it.

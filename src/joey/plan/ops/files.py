@@ -122,13 +122,19 @@ class Mknod(Op, frozen=True):
     device: int = 0
     at: Reg = NO_REG
     exist_ok: bool = False
+    same_ok: bool = False
 
     def describe(self) -> str:
         node = f"{self.device >> 8}:{self.device & 255} " if self.device else ""
-        return f"mknod {at(self.at, self.path)} {node}{self.mode:06o}{' may exist' if self.exist_ok else ''}"
+        may = " may exist" if self.exist_ok else " may be there" if self.same_ok else ""
+        return f"mknod {at(self.at, self.path)} {node}{self.mode:06o}{may}"
 
     def pack(self, blob: Blob) -> Packed:
-        return (NO_REG, self.at), (blob.string(self.path),), (self.mode, self.device, self.exist_ok)
+        return (
+            (NO_REG, self.at),
+            (blob.string(self.path),),
+            (self.mode, self.device, 1 if self.exist_ok else 2 * self.same_ok),
+        )
 
 
 class Symlink(Op, frozen=True):
