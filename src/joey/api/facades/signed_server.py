@@ -6,7 +6,7 @@ import asyncio
 import secrets
 import time
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import parse_qsl
 
 from joey.api import function_urls
@@ -16,6 +16,7 @@ from joey.api.facades.signed import Signed
 from joey.api.facades.signing import UNKNOWN, Unsigned
 from joey.api.light import web
 from joey.api.routes import Call, NoSuchPath, Route, Router, WrongMethod
+from joey.functions.service import URLS
 from joey.model.errors import Busy, JoeyError, TooMany
 
 if TYPE_CHECKING:
@@ -50,6 +51,13 @@ class SignedCall(Call):
         for name, values in self.params.items():
             if name not in names and any(values):
                 raise lacking(name)
+
+
+def route(
+    method: str, path: str, handler: Callable[[SignedCall], Awaitable[Any]], summary: str, tag: str = ""
+) -> Route:
+    """A route of these façades, whose handlers get a SignedCall. summary: the operation's name; tag: see `limit`."""
+    return Route(method, path, cast(Any, handler), summary, tag=tag)
 
 
 class SignedServer:
@@ -96,7 +104,7 @@ class SignedServer:
         call: SignedCall | None = None
         try:
             path, _, query = request.raw_path.partition("?")
-            if path.startswith(function_urls.URLS):
+            if path.startswith(URLS):
                 signed = await self._signer_of_url(request, path, query)
                 return await function_urls.serve(self.service, request, path, query, False, signed)
             if path.startswith(links.PATH):

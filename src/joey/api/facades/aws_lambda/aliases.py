@@ -9,8 +9,7 @@ from joey.api.facades.aws_lambda import views
 from joey.api.facades.aws_lambda.base import answer, fields, functions, listed, name_of
 from joey.api.facades.aws_lambda.errors import Failure, lacking
 from joey.api.facades.fields import Fields
-from joey.api.facades.signed_server import SignedCall
-from joey.api.routes import Route
+from joey.api.facades.signed_server import SignedCall, route
 from joey.model import codec
 from joey.model.errors import Invalid
 from joey.model.function import Alias
@@ -91,9 +90,9 @@ async def list_aliases(call: SignedCall) -> Any:
 
 
 ROUTES = (
-    Route("POST", _ROOT, create_alias, "CreateAlias"),
-    Route("GET", _ROOT, list_aliases, "ListAliases"),
-    Route("GET", f"{_ROOT}/{{alias}}", get_alias, "GetAlias"),
-    Route("PUT", f"{_ROOT}/{{alias}}", update_alias, "UpdateAlias"),
-    Route("DELETE", f"{_ROOT}/{{alias}}", delete_alias, "DeleteAlias"),
+    route("POST", _ROOT, create_alias, "CreateAlias"),
+    route("GET", _ROOT, list_aliases, "ListAliases"),
+    route("GET", f"{_ROOT}/{{alias}}", get_alias, "GetAlias"),
+    route("PUT", f"{_ROOT}/{{alias}}", update_alias, "UpdateAlias"),
+    route("DELETE", f"{_ROOT}/{{alias}}", delete_alias, "DeleteAlias"),
 )

@@ -15,8 +15,7 @@ from joey.api.facades.code import permitted, stored
 from joey.api.facades.fields import Fields
 from joey.api.facades.links import link
 from joey.api.facades.runtimes import present
-from joey.api.facades.signed_server import SignedCall, now
-from joey.api.routes import Route
+from joey.api.facades.signed_server import SignedCall, now, route
 from joey.model.errors import Invalid
 from joey.model.function import LATEST, FunctionSpec, Version
 
@@ -213,13 +212,13 @@ def retag(version: Version, tags: dict[str, str]) -> dict[str, Any]:
 
 
 ROUTES = (
-    Route("POST", _ROOT, create_function, "CreateFunction", tag="code"),
-    Route("GET", _ROOT, list_functions, "ListFunctions"),
-    Route("GET", f"{_ROOT}/{{name}}", get_function, "GetFunction"),
-    Route("DELETE", f"{_ROOT}/{{name}}", delete_function, "DeleteFunction"),
-    Route("GET", f"{_ROOT}/{{name}}/configuration", get_configuration, "GetFunctionConfiguration"),
-    Route("PUT", f"{_ROOT}/{{name}}/configuration", update_configuration, "UpdateFunctionConfiguration"),
-    Route("PUT", f"{_ROOT}/{{name}}/code", update_code, "UpdateFunctionCode", tag="code"),
-    Route("POST", f"{_ROOT}/{{name}}/versions", publish_version, "PublishVersion"),
-    Route("GET", f"{_ROOT}/{{name}}/versions", list_versions, "ListVersionsByFunction"),
+    route("POST", _ROOT, create_function, "CreateFunction", tag="code"),
+    route("GET", _ROOT, list_functions, "ListFunctions"),
+    route("GET", f"{_ROOT}/{{name}}", get_function, "GetFunction"),
+    route("DELETE", f"{_ROOT}/{{name}}", delete_function, "DeleteFunction"),
+    route("GET", f"{_ROOT}/{{name}}/configuration", get_configuration, "GetFunctionConfiguration"),
+    route("PUT", f"{_ROOT}/{{name}}/configuration", update_configuration, "UpdateFunctionConfiguration"),
+    route("PUT", f"{_ROOT}/{{name}}/code", update_code, "UpdateFunctionCode", tag="code"),
+    route("POST", f"{_ROOT}/{{name}}/versions", publish_version, "PublishVersion"),
+    route("GET", f"{_ROOT}/{{name}}/versions", list_versions, "ListVersionsByFunction"),
 )

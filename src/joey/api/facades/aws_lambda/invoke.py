@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from base64 import b64decode, b64encode
-from contextlib import aclosing
 from typing import Any
 
 import msgspec
@@ -11,9 +10,9 @@ import msgspec
 from joey.api.facades.aws_lambda import eventstream, views
 from joey.api.facades.aws_lambda.base import JSON, answer, functions, reference
 from joey.api.facades.aws_lambda.errors import Failure, lacking
-from joey.api.facades.signed_server import SignedCall
+from joey.api.facades.signed_server import SignedCall, route
+from joey.api.function_calls import closed
 from joey.api.light import web
-from joey.api.routes import Route
 from joey.functions.invocation import Invocation
 from joey.functions.wire import StreamFailed
 from joey.model import codec
@@ -108,12 +107,16 @@ async def invoke_stream(call: SignedCall) -> Any:
         "Content-Type": eventstream.MEDIA,
     }
     response = web.StreamResponse(headers=headers)
-    await response.prepare(call.request)
-    complete = await _send(response, done)
-    if asked.tail:
-        complete["LogResult"] = b64encode(done.logs).decode()
-    await response.write(eventstream.event("InvokeComplete", codec.encode(complete), JSON))
-    await response.write_eof()
+    try:
+        await response.prepare(call.request)
+        complete = await _send(response, done)
+        if asked.tail:
+            complete["LogResult"] = b64encode(done.logs).decode()
+        await response.write(eventstream.event("InvokeComplete", codec.encode(complete), JSON))
+        await response.write_eof()
+    finally:
+        if done.chunks is not None:
+            await closed(done.chunks)
     return response
 
 
@@ -129,9 +132,8 @@ async def _send(response: web.StreamResponse, done: Invocation) -> dict[str, str
         await piece(done.payload)
         return {}
     try:
-        async with aclosing(done.chunks) as chunks:
-            async for data in chunks:
-                await piece(data)
+        async for data in done.chunks:
+            await piece(data)
     except StreamFailed as failed:
         return {"ErrorCode": failed.failure.type, "ErrorDetails": failed.failure.json().decode()}
     return {}
@@ -146,10 +148,10 @@ async def invoke_async(call: SignedCall) -> Any:
 
 
 ROUTES = (
-    Route("POST", "/2015-03-31/functions/{name}/invocations", invoke, "Invoke", tag="invoke"),
-    Route(
+    route("POST", "/2015-03-31/functions/{name}/invocations", invoke, "Invoke", tag="invoke"),
+    route(
         "POST", "/2021-11-15/functions/{name}/response-streaming-invocations", invoke_stream,
         "InvokeWithResponseStream", tag="invoke",
     ),
-    Route("POST", "/2014-11-13/functions/{name}/invoke-async", invoke_async, "InvokeAsync", tag="invoke"),
+    route("POST", "/2014-11-13/functions/{name}/invoke-async", invoke_async, "InvokeAsync", tag="invoke"),
 )  # fmt: skip

@@ -12,8 +12,7 @@ from joey.api.facades.aws_lambda.views import Message, stamp
 from joey.api.facades.fields import Fields
 from joey.api.facades.links import layer_link
 from joey.api.facades.signed import ACCOUNT, REGION
-from joey.api.facades.signed_server import SignedCall, now
-from joey.api.routes import Route
+from joey.api.facades.signed_server import SignedCall, now, route
 from joey.model.errors import Invalid, NotFound
 from joey.model.function_views import LayerView
 
@@ -137,10 +136,10 @@ async def no_policy(call: SignedCall) -> Any:
 
 
 ROUTES = (
-    Route("GET", _ROOT, list_layers, "ListLayers"),
-    Route("POST", f"{_ROOT}/{{name}}/versions", publish, "PublishLayerVersion", tag="code"),
-    Route("GET", f"{_ROOT}/{{name}}/versions", list_versions, "ListLayerVersions"),
-    Route("GET", f"{_ROOT}/{{name}}/versions/{{version}}", get, "GetLayerVersion"),
-    Route("DELETE", f"{_ROOT}/{{name}}/versions/{{version}}", delete, "DeleteLayerVersion"),
-    Route("GET", f"{_ROOT}/{{name}}/versions/{{version}}/policy", no_policy, "GetLayerVersionPolicy"),
+    route("GET", _ROOT, list_layers, "ListLayers"),
+    route("POST", f"{_ROOT}/{{name}}/versions", publish, "PublishLayerVersion", tag="code"),
+    route("GET", f"{_ROOT}/{{name}}/versions", list_versions, "ListLayerVersions"),
+    route("GET", f"{_ROOT}/{{name}}/versions/{{version}}", get, "GetLayerVersion"),
+    route("DELETE", f"{_ROOT}/{{name}}/versions/{{version}}", delete, "DeleteLayerVersion"),
+    route("GET", f"{_ROOT}/{{name}}/versions/{{version}}/policy", no_policy, "GetLayerVersionPolicy"),
 )

@@ -13,8 +13,7 @@ from joey.api.facades.aws_lambda import views
 from joey.api.facades.aws_lambda.base import answer, fields, found, functions, reference
 from joey.api.facades.aws_lambda.errors import Failure, lacking
 from joey.api.facades.aws_lambda.spec import POLICY
-from joey.api.facades.signed_server import SignedCall
-from joey.api.routes import Route
+from joey.api.facades.signed_server import SignedCall, route
 from joey.model import codec
 from joey.model.errors import Invalid
 
@@ -99,7 +98,7 @@ async def remove(call: SignedCall) -> Any:
 
 
 ROUTES = (
-    Route("POST", _ROOT, add, "AddPermission"),
-    Route("GET", _ROOT, get, "GetPolicy"),
-    Route("DELETE", f"{_ROOT}/{{sid}}", remove, "RemovePermission"),
+    route("POST", _ROOT, add, "AddPermission"),
+    route("GET", _ROOT, get, "GetPolicy"),
+    route("DELETE", f"{_ROOT}/{{sid}}", remove, "RemovePermission"),
 )

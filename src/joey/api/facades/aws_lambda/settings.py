@@ -10,8 +10,7 @@ from joey.api.facades.aws_lambda import views
 from joey.api.facades.aws_lambda.base import answer, fields, found, functions, listed, name_of, reference
 from joey.api.facades.aws_lambda.errors import Failure, lacking
 from joey.api.facades.aws_lambda.functions import retag
-from joey.api.facades.signed_server import SignedCall, url_of
-from joey.api.routes import Route
+from joey.api.facades.signed_server import SignedCall, route, url_of
 from joey.model.errors import Invalid
 from joey.model.function import LATEST, AsyncConfig, Trigger
 from joey.model.function_views import TriggerView
@@ -341,26 +340,26 @@ async def account(call: SignedCall) -> Any:
 
 
 ROUTES = (
-    Route("PUT", _CONCURRENCY, put_concurrency, "PutFunctionConcurrency"),
-    Route("DELETE", _CONCURRENCY, delete_concurrency, "DeleteFunctionConcurrency"),
-    Route("GET", "/2019-09-30/functions/{name}/concurrency", get_concurrency, "GetFunctionConcurrency"),
-    Route("PUT", _PROVISIONED, put_provisioned, "PutProvisionedConcurrencyConfig"),
-    Route("GET", _PROVISIONED, get_provisioned, "GetProvisionedConcurrencyConfig"),
-    Route("DELETE", _PROVISIONED, delete_provisioned, "DeleteProvisionedConcurrencyConfig"),
-    Route("POST", _URL, create_url, "CreateFunctionUrlConfig"),
-    Route("PUT", _URL, update_url, "UpdateFunctionUrlConfig"),
-    Route("GET", _URL, get_url, "GetFunctionUrlConfig"),
-    Route("DELETE", _URL, delete_url, "DeleteFunctionUrlConfig"),
-    Route("GET", f"{_URL}s", list_urls, "ListFunctionUrlConfigs"),
-    Route("PUT", _EVENTS, put_events, "PutFunctionEventInvokeConfig"),
-    Route("POST", _EVENTS, put_events, "UpdateFunctionEventInvokeConfig"),
-    Route("GET", _EVENTS, get_events, "GetFunctionEventInvokeConfig"),
-    Route("DELETE", _EVENTS, delete_events, "DeleteFunctionEventInvokeConfig"),
-    Route("GET", f"{_EVENTS}/list", list_events, "ListFunctionEventInvokeConfigs"),
-    Route("GET", _TAGS, list_tags, "ListTags"),
-    Route("POST", _TAGS, tag, "TagResource"),
-    Route("DELETE", _TAGS, untag, "UntagResource"),
-    Route("GET", "/2020-06-30/functions/{name}/code-signing-config", code_signing, "GetFunctionCodeSigningConfig"),
-    Route("GET", "/2015-03-31/event-source-mappings", event_sources, "ListEventSourceMappings"),
-    Route("GET", "/2016-08-19/account-settings", account, "GetAccountSettings"),
+    route("PUT", _CONCURRENCY, put_concurrency, "PutFunctionConcurrency"),
+    route("DELETE", _CONCURRENCY, delete_concurrency, "DeleteFunctionConcurrency"),
+    route("GET", "/2019-09-30/functions/{name}/concurrency", get_concurrency, "GetFunctionConcurrency"),
+    route("PUT", _PROVISIONED, put_provisioned, "PutProvisionedConcurrencyConfig"),
+    route("GET", _PROVISIONED, get_provisioned, "GetProvisionedConcurrencyConfig"),
+    route("DELETE", _PROVISIONED, delete_provisioned, "DeleteProvisionedConcurrencyConfig"),
+    route("POST", _URL, create_url, "CreateFunctionUrlConfig"),
+    route("PUT", _URL, update_url, "UpdateFunctionUrlConfig"),
+    route("GET", _URL, get_url, "GetFunctionUrlConfig"),
+    route("DELETE", _URL, delete_url, "DeleteFunctionUrlConfig"),
+    route("GET", f"{_URL}s", list_urls, "ListFunctionUrlConfigs"),
+    route("PUT", _EVENTS, put_events, "PutFunctionEventInvokeConfig"),
+    route("POST", _EVENTS, put_events, "UpdateFunctionEventInvokeConfig"),
+    route("GET", _EVENTS, get_events, "GetFunctionEventInvokeConfig"),
+    route("DELETE", _EVENTS, delete_events, "DeleteFunctionEventInvokeConfig"),
+    route("GET", f"{_EVENTS}/list", list_events, "ListFunctionEventInvokeConfigs"),
+    route("GET", _TAGS, list_tags, "ListTags"),
+    route("POST", _TAGS, tag, "TagResource"),
+    route("DELETE", _TAGS, untag, "UntagResource"),
+    route("GET", "/2020-06-30/functions/{name}/code-signing-config", code_signing, "GetFunctionCodeSigningConfig"),
+    route("GET", "/2015-03-31/event-source-mappings", event_sources, "ListEventSourceMappings"),
+    route("GET", "/2016-08-19/account-settings", account, "GetAccountSettings"),
 )

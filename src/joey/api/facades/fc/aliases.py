@@ -6,8 +6,7 @@ from typing import Any
 
 from joey.api.facades.fc.base import FUNCTION, Message, answer, fields, functions, inward, listed, name_of, outward
 from joey.api.facades.fc.errors import Failure, lacking
-from joey.api.facades.signed_server import SignedCall
-from joey.api.routes import Route
+from joey.api.facades.signed_server import SignedCall, route
 from joey.model.errors import Conflict
 from joey.model.function import Alias
 
@@ -76,9 +75,9 @@ async def list_all(call: SignedCall) -> Any:
 
 
 ROUTES = (
-    Route("POST", f"{FUNCTION}/aliases", create, "CreateAlias"),
-    Route("GET", f"{FUNCTION}/aliases", list_all, "ListAliases"),
-    Route("GET", f"{FUNCTION}/aliases/{{alias}}", get, "GetAlias"),
-    Route("PUT", f"{FUNCTION}/aliases/{{alias}}", update, "UpdateAlias"),
-    Route("DELETE", f"{FUNCTION}/aliases/{{alias}}", remove, "DeleteAlias"),
+    route("POST", f"{FUNCTION}/aliases", create, "CreateAlias"),
+    route("GET", f"{FUNCTION}/aliases", list_all, "ListAliases"),
+    route("GET", f"{FUNCTION}/aliases/{{alias}}", get, "GetAlias"),
+    route("PUT", f"{FUNCTION}/aliases/{{alias}}", update, "UpdateAlias"),
+    route("DELETE", f"{FUNCTION}/aliases/{{alias}}", remove, "DeleteAlias"),
 )

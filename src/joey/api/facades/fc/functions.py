@@ -32,8 +32,7 @@ from joey.api.facades.fields import Fields
 from joey.api.facades.layers import told
 from joey.api.facades.links import link
 from joey.api.facades.runtimes import present, stands_in
-from joey.api.facades.signed_server import SignedCall, now
-from joey.api.routes import Route
+from joey.api.facades.signed_server import SignedCall, now, route
 from joey.model import codec
 from joey.model.errors import Conflict, Invalid
 from joey.model.function import LATEST, FunctionSpec, Version, check_name
@@ -353,17 +352,17 @@ def _type(call: SignedCall) -> None:
 
 
 ROUTES = (
-    Route("POST", f"{ROOT}/functions", create_function, "CreateFunction", tag="code"),
-    Route("GET", f"{ROOT}/functions", list_functions, "ListFunctions"),
-    Route("GET", FUNCTION, get_function, "GetFunction"),
-    Route("PUT", FUNCTION, update_function, "UpdateFunction", tag="code"),
-    Route("DELETE", FUNCTION, delete_function, "DeleteFunction"),
-    Route("GET", f"{FUNCTION}/code", get_code, "GetFunctionCode"),
-    Route("GET", f"{FUNCTION}/instances", list_instances, "ListInstances"),
-    Route("POST", f"{FUNCTION}/versions", publish, "PublishFunctionVersion"),
-    Route("GET", f"{FUNCTION}/versions", list_versions, "ListFunctionVersions"),
-    Route("DELETE", f"{FUNCTION}/versions/{{version}}", delete_version, "DeleteFunctionVersion"),
-    Route("POST", f"{ROOT}/tags-v2", tag, "TagResources"),
-    Route("DELETE", f"{ROOT}/tags-v2", untag, "UntagResources"),
-    Route("GET", f"{ROOT}/tags-v2", list_tags, "ListTagResources"),
+    route("POST", f"{ROOT}/functions", create_function, "CreateFunction", tag="code"),
+    route("GET", f"{ROOT}/functions", list_functions, "ListFunctions"),
+    route("GET", FUNCTION, get_function, "GetFunction"),
+    route("PUT", FUNCTION, update_function, "UpdateFunction", tag="code"),
+    route("DELETE", FUNCTION, delete_function, "DeleteFunction"),
+    route("GET", f"{FUNCTION}/code", get_code, "GetFunctionCode"),
+    route("GET", f"{FUNCTION}/instances", list_instances, "ListInstances"),
+    route("POST", f"{FUNCTION}/versions", publish, "PublishFunctionVersion"),
+    route("GET", f"{FUNCTION}/versions", list_versions, "ListFunctionVersions"),
+    route("DELETE", f"{FUNCTION}/versions/{{version}}", delete_version, "DeleteFunctionVersion"),
+    route("POST", f"{ROOT}/tags-v2", tag, "TagResources"),
+    route("DELETE", f"{ROOT}/tags-v2", untag, "UntagResources"),
+    route("GET", f"{ROOT}/tags-v2", list_tags, "ListTagResources"),
 )

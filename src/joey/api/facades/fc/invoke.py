@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from base64 import b64encode
-from contextlib import aclosing
 from typing import Any
 
 from joey.api.facades.fc.base import (
@@ -21,9 +20,9 @@ from joey.api.facades.fc.base import (
     token,
 )
 from joey.api.facades.fc.errors import Failure, lacking
-from joey.api.facades.signed_server import SignedCall
+from joey.api.facades.signed_server import SignedCall, route
+from joey.api.function_calls import closed
 from joey.api.light import web
-from joey.api.routes import Route
 from joey.functions.wire import StreamFailed
 from joey.model.errors import Conflict, Invalid, NotFound
 from joey.model.function_views import TaskView
@@ -73,14 +72,17 @@ async def invoke(call: SignedCall) -> Any:
     if done.chunks is None:
         return web.Response(status=200, body=done.payload, content_type="application/octet-stream", headers=told)
     response = web.StreamResponse(headers=told | {"Content-Type": "application/octet-stream"})
-    async with aclosing(done.chunks) as chunks:
+    try:
         await response.prepare(call.request)
-        try:
-            async for piece in chunks:
-                await response.write(piece)
-        except StreamFailed as failed:
-            raise ConnectionError(failed.failure.message) from None  # the answer breaks off: its head is sent
-    await response.write_eof()
+        async for piece in done.chunks:
+            await response.write(piece)
+        await response.write_eof()
+    except StreamFailed as failed:  # the head is sent: all that is left is to break off
+        if call.request.transport is not None:
+            call.request.transport.abort()
+        raise ConnectionResetError(failed.failure.message) from None
+    finally:
+        await closed(done.chunks)
     return response
 
 
@@ -191,8 +193,8 @@ async def stop_task(call: SignedCall) -> Any:
 
 
 ROUTES = (
-    Route("POST", f"{FUNCTION}/invocations", invoke, "InvokeFunction", tag="invoke"),
-    Route("GET", f"{FUNCTION}/async-tasks", list_tasks, "ListAsyncTasks"),
-    Route("GET", f"{FUNCTION}/async-tasks/{{task}}", get_task, "GetAsyncTask"),
-    Route("PUT", f"{FUNCTION}/async-tasks/{{task}}/stop", stop_task, "StopAsyncTask"),
+    route("POST", f"{FUNCTION}/invocations", invoke, "InvokeFunction", tag="invoke"),
+    route("GET", f"{FUNCTION}/async-tasks", list_tasks, "ListAsyncTasks"),
+    route("GET", f"{FUNCTION}/async-tasks/{{task}}", get_task, "GetAsyncTask"),
+    route("PUT", f"{FUNCTION}/async-tasks/{{task}}/stop", stop_task, "StopAsyncTask"),
 )

@@ -12,8 +12,7 @@ from joey.api.facades.fc.errors import lacking
 from joey.api.facades.fields import Fields
 from joey.api.facades.links import layer_link
 from joey.api.facades.signed import ACCOUNT, REGION
-from joey.api.facades.signed_server import SignedCall, now
-from joey.api.routes import Route
+from joey.api.facades.signed_server import SignedCall, now, route
 from joey.model.errors import Invalid, NotFound
 from joey.model.function_views import LayerView
 
@@ -125,10 +124,10 @@ async def delete(call: SignedCall) -> Any:
 
 _VERSIONS = f"{ROOT}/layers/{{layer}}/versions"
 ROUTES = (
-    Route("GET", f"{ROOT}/layers", list_all, "ListLayers"),
-    Route("GET", f"{ROOT}/layerarn/{{arn}}", by_arn, "GetLayerVersionByArn"),
-    Route("POST", _VERSIONS, create, "CreateLayerVersion", tag="code"),
-    Route("GET", _VERSIONS, list_versions, "ListLayerVersions"),
-    Route("GET", f"{_VERSIONS}/{{version}}", get, "GetLayerVersion"),
-    Route("DELETE", f"{_VERSIONS}/{{version}}", delete, "DeleteLayerVersion"),
+    route("GET", f"{ROOT}/layers", list_all, "ListLayers"),
+    route("GET", f"{ROOT}/layerarn/{{arn}}", by_arn, "GetLayerVersionByArn"),
+    route("POST", _VERSIONS, create, "CreateLayerVersion", tag="code"),
+    route("GET", _VERSIONS, list_versions, "ListLayerVersions"),
+    route("GET", f"{_VERSIONS}/{{version}}", get, "GetLayerVersion"),
+    route("DELETE", f"{_VERSIONS}/{{version}}", delete, "DeleteLayerVersion"),
 )

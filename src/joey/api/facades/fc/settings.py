@@ -21,8 +21,7 @@ from joey.api.facades.fc.base import (
     stamp,
 )
 from joey.api.facades.fc.errors import Failure, lacking
-from joey.api.facades.signed_server import SignedCall
-from joey.api.routes import Route
+from joey.api.facades.signed_server import SignedCall, route
 from joey.model.errors import Invalid
 from joey.model.function import LATEST, AsyncConfig, split_ref
 
@@ -277,20 +276,20 @@ async def list_async(call: SignedCall) -> Any:
 
 
 ROUTES = (
-    Route("PUT", f"{FUNCTION}/concurrency", put_concurrency, "PutConcurrencyConfig"),
-    Route("GET", f"{FUNCTION}/concurrency", get_concurrency, "GetConcurrencyConfig"),
-    Route("DELETE", f"{FUNCTION}/concurrency", delete_concurrency, "DeleteConcurrencyConfig"),
-    Route("GET", f"{ROOT}/concurrency-configs", list_concurrency, "ListConcurrencyConfigs"),
-    Route("PUT", f"{FUNCTION}/provision-config", put_provision, "PutProvisionConfig"),
-    Route("GET", f"{FUNCTION}/provision-config", get_provision, "GetProvisionConfig"),
-    Route("DELETE", f"{FUNCTION}/provision-config", delete_provision, "DeleteProvisionConfig"),
-    Route("GET", f"{ROOT}/provision-configs", list_provision, "ListProvisionConfigs"),
-    Route("PUT", f"{FUNCTION}/scaling-config", put_scaling, "PutScalingConfig"),
-    Route("GET", f"{FUNCTION}/scaling-config", get_scaling, "GetScalingConfig"),
-    Route("DELETE", f"{FUNCTION}/scaling-config", delete_provision, "DeleteScalingConfig"),
-    Route("GET", f"{ROOT}/scaling-configs", list_scaling, "ListScalingConfigs"),
-    Route("PUT", f"{FUNCTION}/async-invoke-config", put_async, "PutAsyncInvokeConfig"),
-    Route("GET", f"{FUNCTION}/async-invoke-config", get_async, "GetAsyncInvokeConfig"),
-    Route("DELETE", f"{FUNCTION}/async-invoke-config", delete_async, "DeleteAsyncInvokeConfig"),
-    Route("GET", f"{ROOT}/async-invoke-configs", list_async, "ListAsyncInvokeConfigs"),
+    route("PUT", f"{FUNCTION}/concurrency", put_concurrency, "PutConcurrencyConfig"),
+    route("GET", f"{FUNCTION}/concurrency", get_concurrency, "GetConcurrencyConfig"),
+    route("DELETE", f"{FUNCTION}/concurrency", delete_concurrency, "DeleteConcurrencyConfig"),
+    route("GET", f"{ROOT}/concurrency-configs", list_concurrency, "ListConcurrencyConfigs"),
+    route("PUT", f"{FUNCTION}/provision-config", put_provision, "PutProvisionConfig"),
+    route("GET", f"{FUNCTION}/provision-config", get_provision, "GetProvisionConfig"),
+    route("DELETE", f"{FUNCTION}/provision-config", delete_provision, "DeleteProvisionConfig"),
+    route("GET", f"{ROOT}/provision-configs", list_provision, "ListProvisionConfigs"),
+    route("PUT", f"{FUNCTION}/scaling-config", put_scaling, "PutScalingConfig"),
+    route("GET", f"{FUNCTION}/scaling-config", get_scaling, "GetScalingConfig"),
+    route("DELETE", f"{FUNCTION}/scaling-config", delete_provision, "DeleteScalingConfig"),
+    route("GET", f"{ROOT}/scaling-configs", list_scaling, "ListScalingConfigs"),
+    route("PUT", f"{FUNCTION}/async-invoke-config", put_async, "PutAsyncInvokeConfig"),
+    route("GET", f"{FUNCTION}/async-invoke-config", get_async, "GetAsyncInvokeConfig"),
+    route("DELETE", f"{FUNCTION}/async-invoke-config", delete_async, "DeleteAsyncInvokeConfig"),
+    route("GET", f"{ROOT}/async-invoke-configs", list_async, "ListAsyncInvokeConfigs"),
 )

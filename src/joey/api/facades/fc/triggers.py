@@ -21,8 +21,7 @@ from joey.api.facades.fc.base import (
 )
 from joey.api.facades.fc.errors import Failure, lacking
 from joey.api.facades.fields import Fields
-from joey.api.facades.signed_server import SignedCall, url_of
-from joey.api.routes import Route
+from joey.api.facades.signed_server import SignedCall, route, url_of
 from joey.model import codec
 from joey.model.errors import Conflict, Invalid
 from joey.model.function import Trigger
@@ -150,9 +149,9 @@ async def list_all(call: SignedCall) -> Any:
 
 
 ROUTES = (
-    Route("POST", f"{FUNCTION}/triggers", create, "CreateTrigger"),
-    Route("GET", f"{FUNCTION}/triggers", list_all, "ListTriggers"),
-    Route("GET", f"{FUNCTION}/triggers/{{trigger}}", get, "GetTrigger"),
-    Route("PUT", f"{FUNCTION}/triggers/{{trigger}}", update, "UpdateTrigger"),
-    Route("DELETE", f"{FUNCTION}/triggers/{{trigger}}", remove, "DeleteTrigger"),
+    route("POST", f"{FUNCTION}/triggers", create, "CreateTrigger"),
+    route("GET", f"{FUNCTION}/triggers", list_all, "ListTriggers"),
+    route("GET", f"{FUNCTION}/triggers/{{trigger}}", get, "GetTrigger"),
+    route("PUT", f"{FUNCTION}/triggers/{{trigger}}", update, "UpdateTrigger"),
+    route("DELETE", f"{FUNCTION}/triggers/{{trigger}}", remove, "DeleteTrigger"),
 )
