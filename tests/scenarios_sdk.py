@@ -81,6 +81,33 @@ def test_pool_that_cannot_be() -> None:
         pass
 
 
+def test_template(sandbox: Sandbox) -> None:
+    """Made by a request, since it is an administrator's affair; used as any image is."""
+    service = sandbox._service
+    body = {"modules": ["json"], "spec": {"image": "host", "labels": {"of": "template"}}}
+    made = service.call("PUT", "/v1/templates/warm", body, dict)
+    assert (made["state"], made["name"], made["modules"]) == ("ready", "warm", ["json"])
+    with Sandbox.create(template="warm", envs={"B": "2"}, metadata={"n": "7"}, files={"/tmp/f": "x"}, name="w") as one:
+        result = one.commands.run("echo $B")
+        info = one.get_info()
+        assert (
+            result.stdout == "2\n"
+            and one.files.read("/tmp/f") == "x"
+            and (info.name, info.labels["n"]) == ("w", "7")
+            and info.deadline is not None
+        )
+    for more in ({"memory": "64m"}, {"read_only": True}, {"image": "host"}, {"network": "nat"}, {"pool": "x"}):
+        with pytest.raises((joey.Invalid, joey.NotFound)):
+            Sandbox.create(template="warm", **more)
+    assert service.call("GET", "/v1/templates/warm", None, dict)["forks"] == 1
+    assert [one["name"] for one in service.call("GET", "/v1/templates", None, list)] == ["warm"]
+    with pytest.raises(joey.Invalid):
+        service.call("PUT", "/v1/templates/bad", {"speed": 1}, dict)
+    service.call("DELETE", "/v1/templates/warm")
+    with pytest.raises(joey.NotFound):
+        Sandbox.create(template="warm")
+
+
 def test_output_as_it_comes(sandbox: Sandbox) -> None:
     heard: list[str] = []
     result = sandbox.commands.run("printf 'ü1'; sleep 0.05; printf 2", on_stdout=heard.append)

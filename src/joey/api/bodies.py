@@ -14,10 +14,12 @@ class CreateBody(SandboxSpec, frozen=True, kw_only=True):
 
     start: run it at once. files: absolute path inside -> content (base64), written before the answer. pool: a warm one
     of that pool of yours; what is not mentioned is as in the pool, what cannot be changed on a warm one is refused.
+    template: forked from that template of yours, with its warm Python inside; name, labels, env and timeouts are given.
     """
 
     start: bool = True
     pool: str = ""
+    template: str = ""
     files: dict[str, bytes] = field(default_factory=dict)
 
 
@@ -27,6 +29,19 @@ class PoolBody(Value, frozen=True, kw_only=True):
     spec: SandboxSpec = field(default_factory=SandboxSpec)
     size: int = 8
     max_starting: int = 2
+
+
+class TemplateBody(Value, frozen=True, kw_only=True):
+    """A Python that has imported `modules` and run `init`, to fork sandboxes of `spec` from. code: a directory of the
+    host, shown as /code (administrator). berths: how many are prepared ahead.
+    """
+
+    spec: SandboxSpec = field(default_factory=SandboxSpec)
+    python: str = "python3"
+    modules: tuple[str, ...] = ()
+    init: str = ""
+    code: str = ""
+    berths: int = 2
 
 
 class ExecBody(Process, frozen=True, kw_only=True):

@@ -52,6 +52,7 @@ class Wanted(msgspec.Struct, frozen=True):
     start: bool
     files: dict[str, bytes]
     pool: str = ""
+    template: str = ""
 
 
 def wanted(call: Call, body: dict[str, Any]) -> Wanted:
@@ -71,8 +72,30 @@ def wanted(call: Call, body: dict[str, Any]) -> Wanted:
                 raise Invalid("files", f"{path!r} is not an absolute path without ..")
         if not start:
             raise Invalid("files", "they are written into a running sandbox", "leave start as it is")
+    template = body.pop("template", "")
+    if template:
+        body = _of_template(call, template, pool, start, body)
     spec = sandbox_spec(_of_pool(call, pool, start, body) if pool else body)
-    return Wanted(restrict(call, spec), start, contents, pool)
+    return Wanted(restrict(call, spec), start, contents, pool, template)
+
+
+_LATER = ("timeout", "idle_timeout", "on_timeout")
+
+
+def _of_template(call: Call, template: Any, pool: Any, start: bool, body: dict[str, Any]) -> dict[str, Any]:
+    """All else is as the template says."""
+    if not isinstance(template, str):
+        raise Invalid("template", "is the name of a template")
+    if pool or not start:
+        raise Invalid("pool" if pool else "start", "a sandbox of a template is forked from it", "leave it out")
+    call.engine.template(template, call.owner)
+    process = body.get("process", {})
+    body = {name: value for name, value in body.items() if not (name in ("init", "remove") and value is True)}
+    more = [name for name in body if name not in ("name", "labels", "process", *_LATER)]
+    more += [f"process.{name}" for name in process if name != "env"] if isinstance(process, dict) else []
+    if more:
+        raise Invalid(more[0], f"is as template {template!r} says", "leave it out, or change the template")
+    return {"image": "host", **body}
 
 
 def _of_pool(call: Call, pool: Any, start: bool, body: dict[str, Any]) -> dict[str, Any]:
@@ -88,7 +111,9 @@ async def make(call: Call, one: Wanted) -> Sandbox:
     if not one.start:
         return await call.engine.create(one.spec, owner=call.owner)
     begun = time.monotonic()
-    if one.pool:
+    if one.template:
+        made = await call.engine.forked(one.template, one.spec, owner=call.owner)
+    elif one.pool:
         made = (await call.engine.run(one.spec, owner=call.owner, pool=one.pool)).sandbox
     else:
         made = (await call.engine.run(one.spec, owner=call.owner)).sandbox

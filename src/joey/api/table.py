@@ -25,6 +25,7 @@ from joey.api import (
     registries,
     sandboxes,
     snapshots,
+    templates,
     volumes,
 )
 from joey.api.facades.aws_lambda import entry as aws_lambda
@@ -42,6 +43,7 @@ MODULES = (
     logs,
     events,
     pools,
+    templates,
     functions,
     function_calls,
     functions_page,
@@ -70,6 +72,7 @@ TAGS = {
     "processes": "Programs inside a sandbox",
     "files": "Files of a sandbox, without an agent inside",
     "pools": "Sandboxes kept warm, handed out at once",
+    "templates": "Warm processes that sandboxes are forked from",
     "functions": "Code that runs when it is called",
     "images": "What sandboxes are made from",
     "networks": "Private networks, shared by several sandboxes",

@@ -31,6 +31,7 @@ VERBS = {
     "export": ("commit", "Write a sandbox's file system as a tar archive"),
     "fork": ("commit", "Start new sandboxes on the files of another"),
     "pool": ("pool", "Sandboxes kept warm: create, ls, inspect, rm"),
+    "template": ("template", "Warm processes to fork sandboxes from: create, ls, inspect, rm"),
     "fn": ("fn", "Functions: code that runs when it is called: deploy, invoke, ls, logs, scale, …"),
     "explain": ("explain", "Print what joey run would do, a line an operation"),
     "build": ("build", "Build an image from a Dockerfile"),

@@ -24,6 +24,7 @@ EXAMPLES = {
     "export": "joey export -o box.tar box",
     "fork": "joey fork box 3",
     "pool": "joey pool create web debian:12 --size 4",
+    "template": "joey template create tables host --import numpy --import pandas",
     "fn": "joey fn deploy hello ./hello --handler app.handler",
     "explain": "joey explain host true",
     "build": "joey build -t app:1 .",

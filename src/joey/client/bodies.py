@@ -67,6 +67,7 @@ def sandbox(
     files: Mapping[str, str | bytes] | None,
     spec: Mapping[str, Any] | None,
     pool: Any = None,
+    template: str | None = None,
 ) -> dict[str, Any]:
     """The body of POST /v1/sandboxes. `spec`: further fields of SandboxSpec, which win. pool: a Pool or a name; of what
     it has in common only what was given is sent. Raises Invalid.
@@ -92,6 +93,9 @@ def sandbox(
         "files": contents(files),
     }
     body = _given(body)
+    if template is not None:
+        body |= {"template": template} | ({"pool": getattr(pool, "name", pool)} if pool is not None else {})
+        return _merged(body, spec)
     if pool is not None:
         del body["init"]
         body["pool"] = getattr(pool, "name", pool)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from joey.model.spec import SandboxSpec
 from joey.model.template import TemplateSpec, TemplateView
 from joey.model.views import Sandbox
 
@@ -47,3 +48,15 @@ class WithTemplates:
         return await self.forks.fork(
             template, owner, env=env, labels=labels, called=name, main=main, durable=durable
         )  # fmt: skip
+
+    async def forked(self, template: str, spec: SandboxSpec, *, owner: str = "") -> Sandbox:
+        """See the interface. The warm child waits in it (`forks.waiting`) as long as this engine and the sandbox live.
+        Raises JoeyError, nothing is left then.
+        """
+        later = {name: getattr(spec, name) for name in ("timeout", "idle_timeout", "on_timeout")}
+        sandbox, channel = await self.forks.fork(
+            template, owner, env=spec.process.env, labels=spec.labels, called=spec.name, main=False, durable=True,
+            later=later,
+        )  # fmt: skip
+        self.forks.keep(sandbox.id, channel)
+        return sandbox

@@ -26,6 +26,7 @@ from joey.model.limits import Limits, NodeLimits
 from joey.model.network import PrivateNetwork
 from joey.model.pool import PoolSpec
 from joey.model.spec import Process, SandboxSpec, Update
+from joey.model.template import TemplateSpec, TemplateView
 from joey.model.views import (
     Detail,
     DiskUsage,
@@ -268,6 +269,27 @@ class Engine(Protocol):
 
     async def pool_remove(self, name: str, *, owner: str | None = None) -> None:
         """It and its members; what it has handed out stays. Raises NotFound."""
+
+    # Templates are of one owner each, and never shared.
+
+    async def template_create(self, template: TemplateSpec, *, owner: str = "") -> TemplateView:
+        """Make one, or make the one of that name anew; returns when it is warm or cannot be (`state`). Raises JoeyError
+        naming the field, TooMany.
+        """
+
+    def templates(self, owner: str | None = None) -> Sequence[TemplateView]:
+        """In order of owner and name."""
+
+    def template(self, name: str, owner: str | None = None) -> TemplateView:
+        """One of them. Raises NotFound."""
+
+    async def template_remove(self, name: str, *, owner: str | None = None) -> None:
+        """It; sandboxes forked from it go on. Raises NotFound."""
+
+    async def forked(self, template: str, spec: SandboxSpec, *, owner: str = "") -> Sandbox:
+        """A sandbox forked from a template, on disk when it returns; of `spec` its name, labels, timeouts and its
+        process's env. Raises NotFound, Conflict, TooMany, Busy.
+        """
 
     async def network_create(self, network: PrivateNetwork, *, owner: str = "") -> NetworkView:
         """A private network, on disk when it returns. Raises Conflict if the owner has one of that name."""

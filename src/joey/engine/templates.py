@@ -17,7 +17,7 @@ import os
 import secrets
 import socket
 import time
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -105,6 +105,8 @@ class Templates:
         self._retired: set[Template] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._closing = False
+        self.waiting: dict[str, Channel] = {}
+        """By sandbox: channels of children that wait for somebody who has something to run in them."""
 
     # --- of the interface --------------------------------------------------------------------------------------------
 
@@ -180,17 +182,17 @@ class Templates:
 
     async def fork(
         self, name: str, owner: str, *, env: dict[str, str] | None = None, labels: dict[str, str] | None = None,
-        called: str = "", main: bool = True, durable: bool = False,
+        called: str = "", main: bool = True, durable: bool = False, later: Mapping[str, Any] | None = None,
     ) -> tuple[Sandbox, Channel]:  # fmt: skip
         """A sandbox with a child of the warm process in it, which serves its channel; the plain way, an interpreter
         started in a new sandbox, where the template cannot be forked. main: the sandbox ends with the child. durable:
-        return once it is on disk. Raises JoeyError, nothing is left then.
+        return once it is on disk. later: its timeouts. Raises JoeyError, nothing is left then.
         """
         template = self.find(name, owner)
         if template.state in ("cold", "warming"):
             await self._warm(template)
         spec = msgspec.structs.replace(
-            template.inside, name=called, labels={**template.inside.labels, **(labels or {})},
+            template.inside, **(later or {}), name=called, labels={**template.inside.labels, **(labels or {})},
             process=msgspec.structs.replace(
                 template.inside.process, env={**template.inside.process.env, **(env or {})}
             ),
@@ -424,8 +426,19 @@ class Templates:
 
     # --- ends --------------------------------------------------------------------------------------------------------
 
+    def keep(self, id: str, channel: Channel) -> None:
+        """Until somebody takes it out of `waiting`, or the sandbox is gone."""
+        self.waiting[id] = channel
+        channel.ended.add_done_callback(lambda _: self._close_waiting(id))
+
+    def _close_waiting(self, id: str) -> None:
+        channel = self.waiting.pop(id, None)
+        if channel is not None:
+            channel.close()
+
     def gone(self, box: Box) -> None:
         """A sandbox is removed; perhaps the last that holds a template that is over."""
+        self._close_waiting(box.id)
         template = self._of.pop(box.id, None)
         if isinstance(box.place, Inner):
             box.place.berth.close()
@@ -479,6 +492,8 @@ class Templates:
     async def close(self) -> None:
         """The engine closes: warm processes end, sandboxes are the next engine's affair."""
         self._closing = True
+        for id in tuple(self.waiting):
+            self._close_waiting(id)
         await self.pools.close()
         for template in (*self._all.values(), *self._retired):
             if template.zygote is not None:
@@ -526,8 +541,9 @@ def _outside(inside: SandboxSpec) -> SandboxSpec:
 def _handed(request: Request, spec: SandboxSpec) -> SandboxSpec:
     """What a berth was started with, as what it is handed out as."""
     return msgspec.structs.replace(
-        request.spec, name=spec.name, labels={**request.spec.labels, **spec.labels}, process=spec.process
-    )
+        request.spec, name=spec.name, labels={**request.spec.labels, **spec.labels}, process=spec.process,
+        timeout=spec.timeout, idle_timeout=spec.idle_timeout, on_timeout=spec.on_timeout,
+    )  # fmt: skip
 
 
 def _runs(box: Box) -> bool:

@@ -58,6 +58,11 @@ class TemplateSpec(Value, frozen=True, kw_only=True):
             raise Invalid("code", f"{self.code!r} is not an absolute path")
 
 
+    def of(self, spec: SandboxSpec) -> TemplateSpec:
+        """The same for other sandboxes."""
+        return msgspec.structs.replace(self, spec=spec)
+
+
 class TemplateView(msgspec.Struct, frozen=True, kw_only=True):
     """How one does. reason: why it is not ready. memory: bytes its warm process and what belongs to it take. forks:
     since the engine started; plain: sandboxes that were started without it meanwhile. berths: ready. pid: of the warm

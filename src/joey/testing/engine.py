@@ -61,6 +61,7 @@ from joey.testing.files import FakeFiles
 from joey.testing.logs import tail, wanted
 from joey.testing.pools import FakePools
 from joey.testing.processes import Child, FakeAttachment, launch
+from joey.testing.templates import FakeTemplates
 
 _LOG_BYTES = 1 << 20
 """More is not kept: a test's program may print without end."""
@@ -129,7 +130,7 @@ class _Process:
         self.exit = await self.child.wait()
 
 
-class FakeEngine(FakePools, WithNetworks):
+class FakeEngine(FakePools, FakeTemplates, WithNetworks):
     """Fulfils `joey.engine.interface.Engine`. `close` leaves processes alone unless `stop_launcher`; `kill_all` ends
     them.
     """
@@ -143,6 +144,7 @@ class FakeEngine(FakePools, WithNetworks):
         self.admission = Admission(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
         self._pools: Pools[_Box] = Pools(self)
         self._warm: dict[str, _Box] = {}
+        self._templates = {}
 
     def limit(self, owners: Callable[[str], Limits], node: NodeLimits) -> None:
         """As the real engine does."""
