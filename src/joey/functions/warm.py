@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import ast
 import asyncio
-import hashlib
 import logging
+import secrets
 import time
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -27,6 +27,8 @@ PREFIX = "fn-"
 MOST = 64
 """Templates of functions at a time; the one used longest ago goes."""
 UNUSED_SECONDS = 3600.0
+AGAIN_SECONDS = 600.0
+"""After which one that could not be forked from is made anew: what was in the way may be gone."""
 _MOST_SOURCE = 1 << 20
 Key = tuple[str, str, str, str]
 
@@ -36,6 +38,7 @@ class _Warm:
     name: str
     owner: str
     state: Literal["making", "ready", "plain"]
+    made: float
     used: float
     reason: str = ""
 
@@ -61,6 +64,9 @@ class WarmFunctions:
             self.make(deployed, paths)
             return ""
         found.used = time.monotonic()
+        if found.state == "plain" and found.used - found.made > AGAIN_SECONDS:
+            self.drop(deployed.key)
+            self.make(deployed, paths)
         return found.name if found.state == "ready" else ""
 
     def why_not(self, deployed: Deployed) -> str:
@@ -75,8 +81,9 @@ class WarmFunctions:
             return
         while len(self._all) >= MOST:
             self.drop(min(self._all, key=lambda key: self._all[key].used))
-        name = PREFIX + hashlib.sha256("\0".join(deployed.key).encode()).hexdigest()[:24]
-        self._all[deployed.key] = warm = _Warm(name, deployed.owner, "making", time.monotonic())
+        name = PREFIX + secrets.token_hex(12)  # the one before may still be on its way out
+        now = time.monotonic()
+        self._all[deployed.key] = warm = _Warm(name, deployed.owner, "making", now, now)
         self._spawn(self._make(deployed, paths, warm))
 
     def drop(self, key: Key) -> None:
