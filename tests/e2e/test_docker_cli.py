@@ -332,7 +332,27 @@ def test_copy(docker: Docker, tmp_path: Path) -> None:
     assert docker("exec", "c", "cat", "/tmp/new/x") == "y"
     assert "Could not find the file" in docker("cp", "c:/nosuch", str(tmp_path), code=1)
     docker("stop", "-t", "0", "c")
-    assert "not running" in docker("cp", "c:/tmp/named", str(tmp_path), code=1)
+    docker("cp", "c:/tmp/named", f"{tmp_path}/stopped")
+    docker("cp", "c:/tmp/new", f"{tmp_path}/tree")
+    assert (tmp_path / "stopped").read_text() == "text" and (tmp_path / "tree/d/sub/f").read_text() == "text"
+    assert "never started" in docker("cp", f"{tmp_path}/stopped", "c:/tmp/", code=1)
+
+
+def test_copy_before_the_start(docker: Docker, tmp_path: Path) -> None:
+    """As in CI: files into a container that is made, and results out of one that never ran or is done."""
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "f").write_text("given\n")
+    docker("create", "--name", "c", "-v", "/anon", "bb:1", "sh", "-c", "cat /work/f /root/f; echo more >> /work/f")
+    docker("cp", f"{tmp_path}/in", "c:/work")
+    docker("cp", f"{tmp_path}/in/f", "c:/root/")
+    docker("cp", "c:/work/f", f"{tmp_path}/back")
+    assert (tmp_path / "back").read_text() == "given\n"
+    assert "Could not find the file" in docker("cp", f"{tmp_path}/in/f", "c:/nosuch/x", code=1)
+    assert "Could not find the file" in docker("cp", "c:/nosuch", str(tmp_path), code=1)
+    assert docker("ps", "-a", "--format", "{{.Image}}") == "bb:1" and "none" not in docker("images")
+    assert docker("start", "-a", "c") == "given\ngiven"
+    docker("cp", "c:/work/f", f"{tmp_path}/after")
+    assert (tmp_path / "after").read_text() == "given\nmore\n"
 
 
 def test_diff_commit_export(docker: Docker) -> None:

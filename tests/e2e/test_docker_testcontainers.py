@@ -53,8 +53,11 @@ from testcontainers.community.postgres import PostgresContainer
 from testcontainers.community.redis import RedisContainer
 
 with Network() as network:
-    with RedisContainer("redis:1").with_network(network).with_network_aliases("cache") as redis, \\
+    redis = RedisContainer("redis:1").with_network(network).with_network_aliases("cache")
+    redis.with_copy_into_container(b"copied", "/etc/copied", 0o600)  # before it is started
+    with redis, \\
             PostgresContainer("postgres:1", driver=None).with_network(network) as postgres:
+        assert redis.exec(["sh", "-c", "stat -c %a /etc/copied; cat /etc/copied"]).output == b"600\\ncopied"
         client = redis.get_client()
         assert client.set("key", "value") and client.get("key") == b"value"
         with psycopg2.connect(postgres.get_connection_url()) as connection, connection.cursor() as cursor:

@@ -72,9 +72,9 @@ async def export_image(call: Call) -> web.StreamResponse:
 
 async def send_tree(call: Call, own: Library, image: StoredImage) -> web.StreamResponse:
     """All files of an image as the answer."""
-    tree = await asyncio.to_thread(_tree, own, image)
+    root = await asyncio.to_thread(tree, own, image)
     with own.store.busy(image.digest, *image.diff_ids):
-        return await send(call, pack.pack(tree))
+        return await send(call, pack.pack(root))
 
 
 async def diff_images(call: Call) -> Any:
@@ -84,12 +84,12 @@ async def diff_images(call: Call) -> Any:
 
     def work() -> list[diff.Change]:
         with own.store.busy(*old.diff_ids, *new.diff_ids):
-            return list(diff.compare(_tree(own, old), _tree(own, new)))
+            return list(diff.compare(tree(own, old), tree(own, new)))
 
     return await asyncio.to_thread(work)
 
 
-def _tree(own: Library, image: StoredImage) -> Path:
+def tree(own: Library, image: StoredImage) -> Path:
     """The one directory of an image."""
     layers.prepare(own.store, image, whole=True)
     found = layers.stack(own.store, image)
@@ -100,18 +100,19 @@ def _tree(own: Library, image: StoredImage) -> Path:
 
 async def send(call: Incoming, pieces: Iterator[bytes]) -> web.StreamResponse:
     """An archive as the answer."""
-    first = await asyncio.to_thread(_some, pieces)  # what is wrong is said before the answer begins
+    first = await asyncio.to_thread(some, pieces)  # what is wrong is said before the answer begins
     response = web.StreamResponse(headers={"Content-Type": TAR})
     await response.prepare(call.request)
     with cut_off(call.request):
         while first:
             await response.write(first)
-            first = await asyncio.to_thread(_some, pieces)
+            first = await asyncio.to_thread(some, pieces)
     await response.write_eof()
     return response
 
 
-def _some(pieces: Iterator[bytes]) -> bytes:
+def some(pieces: Iterator[bytes]) -> bytes:
+    """The next of them, as one; b"" when there are no more."""
     held = bytearray()
     for piece in pieces:
         held += piece

@@ -74,6 +74,10 @@ class Tree:
         except (FileNotFoundError, NotADirectoryError):
             return None
 
+    def target(self, path: str) -> str:
+        """Of a link. Raises OSError."""
+        return os.readlink(self.place(path))
+
     def is_directory(self, path: str) -> bool:
         found = self.stat(path)
         return found is not None and stat.S_ISDIR(found.st_mode)

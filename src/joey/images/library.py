@@ -211,6 +211,14 @@ class Library:
             self.store.let_go(digest)
             self._note(owner, None)
 
+    def exchange(self, owner: str, digest: str) -> None:
+        """From now on a sandbox that was not started yet holds another image. Raises ImageError if that is not here."""
+        if not self.store.hold(digest):
+            raise ImageError("image", f"{digest} is not here")
+        self.release(owner)
+        self._held[owner] = digest
+        self._note(owner, digest)
+
     def _note(self, owner: str, digest: str | None) -> None:
         """Leases are written together with others: one alone costs more than the rest of a create's bookkeeping."""
         self._unwritten[f"sandbox:{owner}"] = digest

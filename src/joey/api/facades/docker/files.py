@@ -1,18 +1,21 @@
-"""docker cp and export: archives of a running container's files."""
+"""docker cp and export: archives of a container's files. One that does not run: stopped.py."""
 
 from __future__ import annotations
 
+import asyncio
 import base64
+import contextlib
 import json
 import posixpath
+from collections.abc import AsyncIterator, Callable, Iterator
 
-from joey.api.archives import send_tree
-from joey.api.facades.docker import views
+from joey.api import archives
+from joey.api.facades.docker import stopped, views
 from joey.api.facades.docker.base import Refused, Req, Route
 from joey.api.light import web
 from joey.api.routes import TAR
 from joey.api.transfer import cut_off
-from joey.model.errors import Conflict, Invalid, NotFound
+from joey.model.errors import Invalid, NotFound
 from joey.model.views import FileInfo
 
 # Go's os.FileMode: permission bits as they are, kinds above them.
@@ -20,19 +23,34 @@ _KINDS = {"directory": 1 << 31, "link": 1 << 27, "fifo": 1 << 25, "socket": 1 <<
           "char": (1 << 26) | (1 << 21), "file": 0}  # fmt: skip
 
 
-async def _at(r: Req) -> tuple[str, str, FileInfo]:
-    """(id, path, what is there). A link is followed if the path ends with a slash."""
+async def _at(r: Req) -> tuple[str, str, bool]:
+    """(id, path, whether it runs)."""
     id, path = r.id, r.query.get("path", "")
     if not path:
         raise Invalid("", "missing query parameter: path")
     state = (await r.engine.inspect(id)).sandbox.state
-    if state not in ("running", "paused"):
-        raise Conflict("", f"container {id} is not running: Joey reaches files of a running container only")
-    full = posixpath.normpath("/" + path)
+    return id, posixpath.normpath("/" + path), state in ("running", "paused")
+
+
+@contextlib.asynccontextmanager
+async def _there(r: Req) -> AsyncIterator[tuple[FileInfo, Callable[[], AsyncIterator[bytes]]]]:
+    """(what is at the path, what packs it). A link is followed if the path ends with a slash. Raises NotFound."""
+    id, path, runs = await _at(r)
+    follow = r.query["path"].endswith(("/", "/."))
     try:
-        return id, full, await r.engine.files(id).stat(full, follow=path.endswith(("/", "/.")))
+        if runs:
+            yield await r.engine.files(id).stat(path, follow=follow), lambda: r.engine.files(id).pack(path)
+            return
+        async with stopped.tree_of(r, id) as tree:
+            real, info = await asyncio.to_thread(stopped.info, tree, path, follow=follow)
+            yield info, lambda: _in_thread(stopped.packed(tree, real, info.name or "."))
     except NotFound:
         raise NotFound("", f"Could not find the file {path} in container {r.path['id']}") from None
+
+
+async def _in_thread(pieces: Iterator[bytes]) -> AsyncIterator[bytes]:
+    while piece := await asyncio.to_thread(archives.some, pieces):
+        yield piece
 
 
 def _header(info: FileInfo) -> dict[str, str]:
@@ -47,34 +65,39 @@ def _header(info: FileInfo) -> dict[str, str]:
 
 
 async def stat(r: Req) -> web.Response:
-    _, _, info = await _at(r)
-    return web.Response(headers=_header(info))
+    async with _there(r) as (info, _):
+        return web.Response(headers=_header(info))
 
 
 async def read(r: Req) -> web.StreamResponse:
     """A tree or a file as an archive whose first name is the last of the path."""
-    id, path, info = await _at(r)
-    response = web.StreamResponse(headers={"Content-Type": TAR, **_header(info)})
-    await response.prepare(r.request)
-    with cut_off(r.request):
-        async for piece in r.engine.files(id).pack(path):
-            await response.write(piece)
-    await response.write_eof()
-    return response
+    async with _there(r) as (info, pack):
+        response = web.StreamResponse(headers={"Content-Type": TAR, **_header(info)})
+        await response.prepare(r.request)
+        with cut_off(r.request):
+            async for piece in pack():
+                await response.write(piece)
+        await response.write_eof()
+        return response
 
 
 async def write(r: Req) -> web.Response:
     """Unpack an archive, plain or compressed, into a directory. noOverwriteDirNonDir is always so."""
-    id, path, info = await _at(r)
+    id, path, runs = await _at(r)
     user = (await r.engine.inspect(id)).spec.process.user.partition(":")[0]
     if r.flag("copyUIDGID") and user not in ("", "0", "root"):
         raise Refused("copyUIDGID", "files are not given to the container's user: docker exec chown")
-    if info.type == "link":
-        info = await r.engine.files(id).stat(path, follow=True)
-    if info.type != "directory":
-        raise Invalid("", f"extraction point is not a directory: {path}")
     if r.request.headers.get("Content-Encoding", "identity") != "identity":
         raise Refused("Content-Encoding", "send the archive as it is")
+    if not runs:
+        await stopped.write(r, id, path)
+        return web.Response(status=200)
+    try:
+        info = await r.engine.files(id).stat(path, follow=True)
+    except NotFound:
+        raise NotFound("", f"Could not find the file {path} in container {r.path['id']}") from None
+    if info.type != "directory":
+        raise Invalid("", f"extraction point is not a directory: {path}")
     await r.whole(r.engine.files(id).unpack(path, r.chunks()))
     return web.Response(status=200)
 
@@ -88,7 +111,7 @@ async def export(r: Req) -> web.StreamResponse:
     own = r.images
     image = await r.whole(snapshots.for_forks(r.engine.find(id)))  # type: ignore[attr-defined]
     try:
-        return await send_tree(r, own, image)  # type: ignore[arg-type]
+        return await archives.send_tree(r, own, image)  # type: ignore[arg-type]
     finally:
         snapshots.drop(image)
 
