@@ -271,6 +271,10 @@ def test_how_events_are_treated(fc: Any) -> None:
     found = fc.get_async_invoke_config("f", models.GetAsyncInvokeConfigRequest()).body
     assert found.max_async_retry_attempts == 1 and found.destination_config.on_failure.destination == arn
     assert len(fc.list_async_invoke_configs(models.ListAsyncInvokeConfigsRequest()).body.configs) == 1
+    queue = "acs:mns:us-east-1:000000000000:/queues/q/messages"
+    config.destination_config.on_failure.destination = queue
+    put = fc.put_async_invoke_config("f", models.PutAsyncInvokeConfigRequest(body=config)).body
+    assert put.destination_config.on_failure.destination == queue
     config.destination_config.on_failure.destination = "acs:mns:::queue"
     refused(
         "InvalidArgument", lambda: fc.put_async_invoke_config("f", models.PutAsyncInvokeConfigRequest(body=config)),

@@ -110,6 +110,8 @@ def test_a_function_from_its_creation_to_its_end(aws: Any) -> None:
         RevisionId=shown["RevisionId"],
     )  # fmt: skip
     other = "def handler(event, context):\n    return 2\n"
+    dry = aws.update_function_code(FunctionName="f", ZipFile=zipped(index=other), DryRun=True)
+    assert dry["CodeSha256"] != aws.get_function_configuration(FunctionName="f")["CodeSha256"]
     changed = aws.update_function_code(FunctionName="f", ZipFile=zipped(index=other), Publish=True)
     assert changed["Version"] == "2" and changed["CodeSha256"] != shown["CodeSha256"]
     assert [payload(aws.invoke(FunctionName=f"f{q}")) for q in ("", ":2", ":$LATEST")] == [2, 2, 2]
@@ -313,8 +315,11 @@ def test_how_events_are_treated_and_tags(aws: Any) -> None:
     assert len(aws.list_function_event_invoke_configs(FunctionName="f")["FunctionEventInvokeConfigs"]) == 1
     refused(
         "InvalidParameterValueException", aws.put_function_event_invoke_config, "Destination", FunctionName="f",
-        DestinationConfig={"OnSuccess": {"Destination": "arn:aws:sqs:us-east-1:000000000000:q"}},
+        DestinationConfig={"OnSuccess": {"Destination": "arn:aws:sns:us-east-1:000000000000:q"}},
     )  # fmt: skip
+    queue = {"Destination": "arn:aws:sqs:us-east-1:000000000000:q"}
+    put = aws.put_function_event_invoke_config(FunctionName="f", DestinationConfig={"OnSuccess": queue})
+    assert put["DestinationConfig"] == {"OnSuccess": queue, "OnFailure": {}}
     aws.delete_function_event_invoke_config(FunctionName="f")
     refused("ResourceNotFoundException", aws.delete_function_event_invoke_config, FunctionName="f")
     aws.tag_resource(Resource=arn, Tags={"a": "1", "b": "2"})
@@ -386,7 +391,7 @@ HONOURED = {
         "FunctionName Role Handler Description Timeout MemorySize Environment Runtime RevisionId ImageConfig"
         " EphemeralStorage Layers"
     ),
-    "update_function_code": "FunctionName ZipFile ImageUri Publish RevisionId Architectures",
+    "update_function_code": "FunctionName ZipFile ImageUri Publish RevisionId Architectures DryRun",
     "publish_version": "FunctionName CodeSha256 Description RevisionId",
 }
 

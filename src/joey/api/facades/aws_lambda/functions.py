@@ -130,13 +130,16 @@ async def update_code(call: SignedCall) -> Any:
     """UpdateFunctionCode."""
     given, name = fields(call), name_of(call)
     publish, revision = given.take("Publish", bool, False), given.take("RevisionId", str, "")
-    given.only("DryRun", False)
+    dry = given.take("DryRun", bool, False)
     if architectures := given.take("Architectures", list[str], []):
         translate.check_architectures(architectures, _MACHINE)
     before = found(call, name)
     code, image = _code(given, before.spec.tags.get(translate.PACKAGE, "Zip"))
     _same(before, revision)
     new = await stored(call, before.spec, code)
+    if dry:
+        checked = {"CodeSha256": new.sha256, "CodeSize": new.size} if new else {}
+        return answer(call, views.configuration(before) | checked)
     if new is None:
         permitted(call, before.spec, {"image": image})
         work = functions(call).update_config(name, {"image": image}, owner=call.visible, revision=revision)

@@ -20,6 +20,7 @@ from joey.model.units import MIB
 
 Message = dict[str, Any]
 _ARN = re.compile(r"arn:aws[a-zA-Z-]*:lambda:([a-z0-9-]+):(\d{12}):function:(.+)", re.ASCII)
+_QUEUE = re.compile(r"arn:aws[a-zA-Z-]*:sqs:[a-z0-9-]+:\d{12}:([A-Za-z0-9_-]+)", re.ASCII)
 _PARTIAL = re.compile(r"(\d{12}):function:(.+)", re.ASCII)
 _MACHINE = os.uname().machine
 
@@ -118,19 +119,24 @@ def alias(function: str, found: Alias, revision: str) -> Message:
 
 
 def destination(target: str) -> Message:
-    """OnSuccess, OnFailure: of "function:NAME[:QUALIFIER]"."""
+    """OnSuccess, OnFailure: of "function:NAME[:QUALIFIER]" or "queue:NAME", which is an SQS queue to clients."""
     if not target:
         return {}
-    name, _, qualifier = target.removeprefix("function:").partition(":")
+    kind, _, name = target.partition(":")
+    if kind == "queue":
+        return {"Destination": f"arn:aws:sqs:{REGION}:{ACCOUNT}:{name}"}
+    name, _, qualifier = name.partition(":")
     return {"Destination": arn(name, qualifier)}
 
 
 def target(given: str) -> str:
-    """The other way round. Raises Invalid, Failure for a destination that is no function."""
+    """The other way round. Raises Invalid, Failure for a destination that is neither a function nor a queue."""
     if not given:
         return ""
+    if match := _QUEUE.fullmatch(given):
+        return f"queue:{match[1]}"
     if not _ARN.fullmatch(given):
-        raise lacking(f"Destination {given[:200]!r}, other than a function's ARN,")
+        raise lacking(f"Destination {given[:200]!r}, other than the ARN of a function or an SQS queue,")
     return f"function:{ref(given)}"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from joey.api.facades.fc.base import (
@@ -21,11 +22,13 @@ from joey.api.facades.fc.base import (
     stamp,
 )
 from joey.api.facades.fc.errors import Failure, lacking
+from joey.api.facades.signed import ACCOUNT, REGION
 from joey.api.facades.signed_server import SignedCall, route
 from joey.model.errors import Invalid
 from joey.model.function import LATEST, AsyncConfig, split_ref
 
 _MOST = 10_000
+_QUEUE = re.compile(r"acs:mns:[a-z0-9-]+:\d+:/queues/([A-Za-z0-9_-]+)/messages", re.ASCII)
 
 
 # --- concurrency -----------------------------------------------------------------------------------------------------
@@ -203,17 +206,22 @@ def _config(call: SignedCall, name: str, qualifier: str, config: AsyncConfig) ->
 def _destination(target: str) -> Message:
     if not target:
         return {}
-    name, _, qualifier = target.removeprefix("function:").partition(":")
+    kind, _, name = target.partition(":")
+    if kind == "queue":
+        return {"destination": f"acs:mns:{REGION}:{ACCOUNT}:/queues/{name}/messages"}
+    name, _, qualifier = name.partition(":")
     return {"destination": arn(name, outward(qualifier) if qualifier else "")}
 
 
 def _wanted(given: str) -> str:
-    """Of a destination, as Joey has it. Raises Failure for one that is no function."""
+    """Of a destination, as Joey has it. Raises Failure for one that is neither a function nor a queue."""
     if not given:
         return ""
+    if match := _QUEUE.fullmatch(given):
+        return f"queue:{match[1]}"
     head, _, rest = given.partition("functions/")
     if not (head.startswith("acs:fc:") and rest):
-        raise lacking(f"destination {given[:200]!r}, other than a function's ARN,")
+        raise lacking(f"destination {given[:200]!r}, other than the ARN of a function or an MNS queue,")
     name, _, qualifier = rest.partition("/")
     qualifier = inward(qualifier)
     split_ref(f"{name}:{qualifier}" if qualifier else name, "destination")
