@@ -16,7 +16,14 @@ from weakref import WeakKeyDictionary
 import msgspec
 
 from joey.api.facades.e2b.errors import Failure
-from joey.api.facades.e2b.kinds import BUILD, INTERPRETER, INTERPRETER_COMMAND, INTERPRETER_NAMES, Kind
+from joey.api.facades.e2b.kinds import (
+    BUILD,
+    INTERPRETER,
+    INTERPRETER_COMMAND,
+    INTERPRETER_NAMES,
+    Kind,
+    host_interprets,
+)
 from joey.images import library
 from joey.images.library import Library
 from joey.model.errors import Conflict, ImageError, Invalid, JoeyError
@@ -120,8 +127,10 @@ class Catalogue:
         return [one for one in self.templates.values() if owner in (None, one.owner)]
 
     def template(self, ref: str, owner: str) -> Template | None:
-        """By id or name: the owner's own, or everybody's."""
-        name = ref.rpartition("/")[2].lower()
+        """By id or name, a team's before it or not: the owner's own, or everybody's."""
+        team, _, name = ref.lower().rpartition("/")
+        if "/" in team or "." in team or ":" in team:
+            return None  # an image of a registry
         found = [one for one in self.templates.values() if one.owner in ("", owner) and name in (one.id, one.name)]
         return max(found, key=lambda one: (one.owner == owner, one.created), default=None)
 
@@ -168,6 +177,8 @@ class Catalogue:
         name = INTERPRETER_NAMES[0] if interpreter else seen
         if images is not None and here(images, name):
             return Kind(key=name, image=name, interpreter=interpreter, warm=interpreter)
+        if interpreter and host_interprets():
+            return Kind(key=name, image="host", interpreter=True)
         if interpreter:
             raise Failure(404, f"template '{ref}' not found: make it by `{INTERPRETER_COMMAND}`")
         return Kind(key=name, image=name, warm=False)

@@ -32,6 +32,11 @@ _KEPT = (
 _STARTED = 'if [ -x /bin/bash ]; then /bin/bash -l -c "$1"; else /bin/sh -l -c "$1"; fi; while :; do sleep 86400; done'
 
 
+def host_interprets(usr: Path = Path("/usr")) -> bool:
+    """Whether this machine's own Python, which the image `host` shows, has ipykernel."""
+    return any(any(usr.glob(f"lib/python3*/{where}-packages/ipykernel")) for where in ("dist", "site"))
+
+
 class Kind(msgspec.Struct, frozen=True, kw_only=True):
     """image: its name. start: the command a sandbox begins with; ready: one that succeeds as soon as that is of use.
     interpreter: the code interpreter runs in it. cpus, memory (MiB): of a sandbox, None for the default. key: names

@@ -9,6 +9,7 @@ import contextlib
 import logging
 import re
 import time
+from collections.abc import Coroutine
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -104,8 +105,8 @@ class Warmth:
         except JoeyError as error:
             log.warning("e2b: no warm pool %s: %s", wanted.name, error)
 
-    def _beside(self, work: object) -> None:
-        task: asyncio.Task[None] = asyncio.ensure_future(work)  # type: ignore[arg-type]
+    def _beside(self, work: Coroutine[None, None, None]) -> None:
+        task: asyncio.Task[None] = asyncio.ensure_future(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
