@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import dataclasses
 import errno
@@ -50,6 +51,7 @@ from joey.plan.process import run as run_program
 
 _CLONE = sys.OPEN_TREE_CLONE | sys.OPEN_TREE_CLOEXEC
 _SHAPES = 256
+_GATE_SECONDS = 30.0
 _ALIKE = tuple(name for name in Process.__struct_fields__ if name not in ("argv", "env"))
 _LIFE: dict[str, Any] = {
     "restart": Restart(),
@@ -257,13 +259,17 @@ class Launching:
         shard.children += 1
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
-            with ours, theirs:
-                more = {"outer": within.outer, "gate": theirs.fileno(), "template": within.pidfd}
-                launched = await self._berth(request, prepared, (key, second), shard, etc, more)
-                socket.send_fds(ours, [b"\1"], [launched.fds[f.ROLE_MNTNS]])
+            with ours:
+                with theirs:
+                    more = {"outer": within.outer, "gate": theirs.fileno(), "template": within.pidfd}
+                    launched = await self._berth(request, prepared, (key, second), shard, etc, more)
+                await _pass_on(ours, launched.fds[f.ROLE_MNTNS])
         except BaseException:
+            shard.running.pop(key, None)
             shard.children -= 1
             shard.leave(layers)
+            with contextlib.suppress(OSError):  # it is not there
+                await shard.signal(key, signal.SIGKILL)
             raise
         return dataclasses.replace(launched, layers=layers)
 
@@ -277,15 +283,9 @@ class Launching:
         with ExitStack() as stack:
             fds = [self._open(source, prepared, stack, more) for source in plan.sources]
             launched = await self._run(shard, keys[0], plan, fds, slot, main=True)
-            try:
-                plan = _planned(berth.build(spec, request.image, self._facts, slot, box, keys[0], request.files))
-                fds = [self._open(source, prepared, stack, more) for source in plan.sources]
-                built = await self._run(shard, keys[1], plan, fds, slot)
-            except BaseException:
-                shard.running.pop(keys[0], None)
-                with contextlib.suppress(OSError):
-                    await shard.signal(keys[0], signal.SIGKILL)
-                raise
+            plan = _planned(berth.build(spec, request.image, self._facts, slot, box, keys[0], request.files))
+            fds = [self._open(source, prepared, stack, more) for source in plan.sources]
+            built = await self._run(shard, keys[1], plan, fds, slot)
         shard.running.pop(keys[1], None)  # it has ended
         return dataclasses.replace(launched, fds=built.fds)
 
@@ -441,6 +441,14 @@ class Launching:
             _validate(rule, f"devices[{number}].access")
             rules.append(rule)
         return frozenset(files), tuple(rules) or None
+
+
+async def _pass_on(gate: socket.socket, mounts: int) -> None:
+    """Return when it has them and has become what it shall be: its end of the gate closes with that."""
+    gate.setblocking(False)
+    socket.send_fds(gate, [b"\1"], [mounts])
+    async with asyncio.timeout(_GATE_SECONDS):
+        await asyncio.get_running_loop().sock_recv(gate, 1)
 
 
 def _went_away() -> Broken:

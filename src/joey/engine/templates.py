@@ -315,6 +315,7 @@ class Templates:
             warm.close()
             if template.over or self._closing:
                 return
+            _log.warning("template %s: its process has ended with code %d%s", template.name, exit.code, warm.why)
             failures = 0 if time.monotonic() - began > _LIVED_SECONDS else failures + 1
             template.set("warming", f"its process has ended with code {exit.code}{', out of memory' * exit.oom}")
             if failures:

@@ -172,7 +172,11 @@ class Zygote:
     def reap(self, *_):
         """At once: a sandbox cannot end before all that were born in it are waited for (pid_namespaces(7))."""
         for pid in tuple(self.ended):
-            if os.waitpid(pid, os.WNOHANG)[0]:
+            try:
+                over = os.waitpid(pid, os.WNOHANG)[0]
+            except ChildProcessError:  # the signal came in the middle of this, and its handler was faster
+                over = True
+            if over:
                 self.ended.discard(pid)
 
     def fork(self, fds):
