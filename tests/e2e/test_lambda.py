@@ -19,6 +19,7 @@ import pytest
 from botocore.exceptions import ClientError
 
 from facade_lab import zipped
+from joey.client.transport import Connection
 from scenarios_cli import PROGRAM
 
 pytestmark = pytest.mark.leak_scope("module")
@@ -146,10 +147,9 @@ def test_a_program_that_asks_the_runtime_api(aws: Any) -> None:
 def test_events_outlive_the_daemon_and_credentials_do_too(home: Path, aws: Any) -> None:
     file = "def handler(event, context):\n    raise ValueError('no')\n"
     make(aws, "bad", Code={"ZipFile": zipped(index=file)})
-    record = "def handler(event, context):\n    return event['requestPayload']\n"
-    arn = make(aws, "dead", Code={"ZipFile": zipped(index=record)})["FunctionArn"]
+    queue = {"Destination": "arn:aws:sqs:us-east-1:000000000000:dead"}
     aws.put_function_event_invoke_config(
-        FunctionName="bad", MaximumRetryAttempts=0, DestinationConfig={"OnFailure": {"Destination": arn}}
+        FunctionName="bad", MaximumRetryAttempts=0, DestinationConfig={"OnFailure": queue}
     )
     aws.put_function_concurrency(FunctionName="bad", ReservedConcurrentExecutions=0)  # it waits
     assert aws.invoke(FunctionName="bad", InvocationType="Event", Payload=b'{"n": 7}')["StatusCode"] == 202
@@ -159,10 +159,16 @@ def test_events_outlive_the_daemon_and_credentials_do_too(home: Path, aws: Any) 
     until(lambda: not Path(f"/proc/{pid}/status").exists() or "Z (zombie)" in Path(f"/proc/{pid}/status").read_text())
     assert told(home) == before
     aws.put_function_concurrency(FunctionName="bad", ReservedConcurrentExecutions=1)
-    tasks = until(lambda: json.loads(joey(home, "fn", "tasks", "dead", "--json")))
-    assert tasks
-    for name in ("bad", "dead"):
-        aws.delete_function(FunctionName=name)
+    (record,) = until(lambda: messages(home, "dead"))
+    assert json.loads(record)["requestPayload"] == {"n": 7}
+    assert json.loads(record)["requestContext"]["condition"] == "RetriesExhausted"
+    aws.delete_function(FunctionName="bad")
+
+
+def messages(home: Path, queue: str) -> list[bytes]:
+    """As the administrator sees them."""
+    with Connection.open(str(home / "run/api.sock")) as connection:
+        return [base64.b64decode(one["body"]) for one in connection.call("GET", f"/v1/queues/{queue}")]
 
 
 def test_whose_credentials(home: Path, aws: Any) -> None:

@@ -232,19 +232,19 @@ async def stop_task(call: Call) -> Any:
 
 async def read_queue(call: Call) -> Any:
     """What came as a record of an invocation to the destination `queue:NAME`, oldest first; `undelivered` has those
-    whose destination was gone.
+    whose destination was gone. The administrator sees everybody's queues of that name.
     """
     own, query = functions(call), call.query
     if own.known:
         await own.saved()  # what is told of a task is to be found here
     return own.messages(
-        call.path["queue"], owner=call.owner, after=query.get("after", 0), limit=query.get("limit", 100)
+        call.path["queue"], owner=call.visible, after=query.get("after", 0), limit=query.get("limit", 100)
     )
 
 
 async def clear_queue(call: Call) -> None:
     """Remove messages that have been dealt with: up to this id."""
-    await call.whole(functions(call).remove_messages(call.path["queue"], call.query["upto"], owner=call.owner))
+    await call.whole(functions(call).remove_messages(call.path["queue"], call.query["upto"], owner=call.visible))
 
 
 async def function_logs(call: Call) -> web.StreamResponse:

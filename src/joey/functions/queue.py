@@ -436,18 +436,25 @@ class Queue:
 
     # --- messages ----------------------------------------------------------------------------------------------------
 
-    def messages(self, owner: str, queue: str, *, after: int = 0, limit: int = 100) -> Sequence[Message]:
-        """What went to a queue as a destination, oldest first."""
+    def messages(self, owner: str | None, queue: str, *, after: int = 0, limit: int = 100) -> Sequence[Message]:
+        """What went to a queue as a destination, oldest first. owner None: to everybody's queues of that name."""
+        whose, values = _whose(owner)
         rows = self._store.read(
-            "SELECT id, at, body FROM messages WHERE owner = ? AND queue = ? AND id > ? ORDER BY id LIMIT ?",
-            owner, queue, after, limit,
+            f"SELECT id, at, body FROM messages WHERE {whose}queue = ? AND id > ? ORDER BY id LIMIT ?",
+            *values, queue, after, limit,
         )  # fmt: skip
         return [Message(id=id, queue=queue, at=at, body=body) for id, at, body in rows]
 
-    async def remove_messages(self, owner: str, queue: str, upto: int) -> None:
+    async def remove_messages(self, owner: str | None, queue: str, upto: int) -> None:
         """Those up to an id have been dealt with."""
-        self._store.write("DELETE FROM messages WHERE owner = ? AND queue = ? AND id <= ?", owner, queue, upto)
+        whose, values = _whose(owner)
+        self._store.write(f"DELETE FROM messages WHERE {whose}queue = ? AND id <= ?", *values, queue, upto)
         await self._store.committed()
+
+
+def _whose(owner: str | None) -> tuple[str, tuple[str, ...]]:
+    """The beginning of a condition, and its values."""
+    return ("", ()) if owner is None else ("owner = ? AND ", (owner,))
 
 
 _SELECT = (

@@ -316,11 +316,11 @@ class Functions(Core):
         entry = self.registry.find(name, owner)
         return self.queue.list(*entry.key, state=state, limit=limit, before=cursor)
 
-    def messages(self, queue: str, *, owner: str, after: int = 0, limit: int = 100) -> Sequence[Message]:
+    def messages(self, queue: str, *, owner: str | None, after: int = 0, limit: int = 100) -> Sequence[Message]:
         """What went to the destination `queue:NAME`, oldest first."""
         return self.queue.messages(owner, queue, after=after, limit=limit) if self.known else []
 
-    async def remove_messages(self, queue: str, upto: int, *, owner: str) -> None:
+    async def remove_messages(self, queue: str, upto: int, *, owner: str | None) -> None:
         """They have been dealt with."""
         if self.known:
             await self.queue.remove_messages(owner, queue, upto)
