@@ -139,6 +139,72 @@ def test_podman_terminal(podman: Podman) -> None:
     assert (code, out.strip()) == (0, "/dev/pts/0")
 
 
+def test_podman_security_options(podman: Podman) -> None:
+    (podman.home / "seccomp.json").write_text(
+        '{"defaultAction":"SCMP_ACT_ALLOW","syscalls":[{"names":["mkdir","mkdirat"],"action":"SCMP_ACT_ERRNO"}]}'
+    )
+    script = "mkdir /x; grep -E 'Seccomp:|CapEff' /proc/self/status; cat /proc/kcore; touch /proc/sys/kernel/x; echo $S"
+    options = ["--security-opt", f"seccomp={podman.home}/seccomp.json", "--security-opt", "mask=/proc/version"]
+    options += ["--cap-drop", "all", "--cap-add", "NET_RAW", "--env", "S=set"]
+    _, out = podman.run(*options, "bb", "sh", "-c", f"{script}; cat /proc/version | wc -c")
+    assert "can't create directory '/x': Operation not permitted" in out
+    assert "Seccomp:\t2" in out
+    assert "CapEff:\t0000000000002000" in out
+    assert "set\n0\n" in out
+
+
+def test_podman_init_secrets_tmpfs(podman: Podman) -> None:
+    (podman.home / "secret").write_text("quiet")
+    assert podman("secret", "create", "s", str(podman.home / "secret"))[0] == 0
+    (podman.home / "rootfs/etc").mkdir(exist_ok=True)
+    script = "cat /run/secrets/s; echo; ls /etc; tr '\\0' ' ' < /proc/1/cmdline"
+    code, out = podman.run("--secret", "s", "--tmpfs", "/etc", "bb", "sh", "-c", script)
+    assert code == 0, out
+    assert "quiet" in out
+    assert "passwd" in out  # podman's --tmpfs asks for tmpcopyup
+    assert podman("secret", "rm", "s")[0] == 0
+    if shutil.which("catatonit") or Path("/usr/libexec/podman/catatonit").exists():
+        code, out = podman.run("--init", "bb", "sh", "-c", "cat /proc/1/comm; exit 6")
+        assert code == 6
+        assert out in ("podman-init\n", "catatonit\n")
+
+
+def test_podman_stop_and_signals(podman: Podman) -> None:
+    script = "trap 'echo bye; exit 3' TERM; echo up; while true; do sleep 0.05; done"
+    words = ["run", "-d", "--network", "none", "--name", "st", "-v", "data:/data"]
+    assert podman(*words, "bb", "sh", "-c", script)[0] == 0
+    end = time.monotonic() + 10
+    while podman("logs", "st")[1] != "up\n":
+        assert time.monotonic() < end
+    assert podman("exec", "st", "sh", "-c", "echo kept > /data/file")[0] == 0
+    assert podman("top", "st", "pid")[0] == 0
+    assert podman("stop", "-t", "5", "st")[0] == 0
+    assert podman("inspect", "--format", "{{.State.ExitCode}} {{.OCIRuntime}}", "st")[1].startswith("3 ")
+    assert podman("logs", "st") == (0, "up\nbye\n")
+    assert podman("rm", "st")[0] == 0
+    assert podman.run("-v", "data:/data", "bb", "cat", "/data/file") == (0, "kept\n")
+
+
+def test_podman_pod(podman: Podman) -> None:
+    """Containers of a pod join the namespaces of its first by path. Without a cgroup of the pod's, as podman makes that
+    in hierarchies that a host may not have.
+    """
+    image = ["--infra-image", "localhost/bb", "--infra-command", "/bin/sleep 90"]
+    code, out = podman(
+        "pod", "create", "--name", "p", "--network", "none", "--share", "net,ipc,uts", "--share-parent=false", *image
+    )
+    assert code == 0, out
+    words = ["run", "-d", "--pod", "p", "--name"]
+    assert podman(*words, "one", "bb", "sleep", "90")[0] == 0
+    spaces = ("sh", "-c", "readlink /proc/1/ns/net; readlink /proc/1/ns/uts; readlink /proc/1/ns/ipc")
+    code, out = podman("run", "--rm", "--pod", "p", "bb", *spaces)
+    assert code == 0, out
+    assert podman("exec", "one", *spaces) == (0, out)
+    assert podman("pod", "pause", "p")[0] == 0
+    assert podman("pod", "unpause", "p")[0] == 0
+    assert podman("pod", "rm", "-f", "-t", "0", "p")[0] == 0
+
+
 @pytest.fixture(scope="module")
 def ctr(homes: Path) -> Iterator[list[str]]:
     if not shutil.which("containerd"):
@@ -202,3 +268,13 @@ def test_containerd_sixteen_at_a_time(ctr: list[str]) -> None:
 
     with ThreadPoolExecutor(16) as pool:
         assert list(pool.map(run, range(16))) == [(0, f"{number}\n") for number in range(16)]
+
+
+def test_containerd_one_after_the_other(ctr: list[str]) -> None:
+    """By hand it was a hundred."""
+    runtime = ("--runtime", "io.containerd.runc.v2", "--runc-binary", str(binary("joey-oci")))
+    for number in range(8):
+        assert containerd(ctr, "run", "--rm", *runtime, "--rootfs", ctr[-1], "row", "sh", "-c", f"exit {number}") == (
+            number,
+            "",
+        )

@@ -27,6 +27,7 @@ def make_rootfs(directory: Path) -> Path:
     assert busybox, "busybox-static is needed"
     for name in ("bin", "proc", "sys", "dev", "etc", "tmp", "root"):
         (directory / name).mkdir(parents=True)
+    (directory / "tmp").chmod(0o1777)
     shutil.copy(busybox, directory / "bin/busybox")
     for name in APPLETS:
         (directory / "bin" / name).symlink_to("busybox")

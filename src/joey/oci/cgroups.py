@@ -82,8 +82,8 @@ def path_of(cgroups_path, name, systemd):
 
 
 def make(path):
-    """(the container's cgroups on all hierarchies, whether others are in one). Raises OciError; then none that it made is
-    left.
+    """(the container's cgroups on all hierarchies, whether others are in one). Raises OciError; then none that it made
+    is left.
     """
     found, made, shared = hierarchies(), [], False
     if not found:
