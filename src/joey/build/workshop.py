@@ -124,10 +124,11 @@ class Workshop:
             with contextlib.suppress(JoeyError):
                 if self.store.find(digest).source == STEP:
                     self.store.forget_images([digest])
-        else:
-            self._steps.add(digest)
         self.store.ingest(config, described.digest)
-        return self.store.put_image(names, manifest, index.OCI_MANIFEST, source=source)
+        made = self.store.put_image(names, manifest, index.OCI_MANIFEST, source=source)
+        if made.source == STEP and not made.names:  # else it is an image that is to stay, and others may use it
+            self._steps.add(digest)
+        return made
 
     def tree(self, state: State) -> Tree | None:
         """The files of a state as one directory; None without any. Blocks."""
