@@ -71,7 +71,7 @@ HARMLESS: dict[type, set[str]] = {
     Resources: {"cpus", "cpuset_cpus", "cpuset_mems", "io_limits", "disk"},  # ceilings of its own
     NetworkSpec: {"publish_all", "aliases", "dns_search", "dns_options", "extra_hosts"},
     NetworkPolicy: {"internet", "bandwidth_in", "bandwidth_out", "connections"},
-    CreateBody: {"start", "pool", "files"},
+    CreateBody: {"start", "pool", "files", "template"},
     Update: {"resources", "labels", "network", "timeout", "idle_timeout", "on_timeout", "restart"},
 }  # fmt: skip
 """What a key may say about its own sandbox. resources and network are judged field by field."""
