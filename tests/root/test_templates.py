@@ -262,6 +262,7 @@ def test_a_new_engine_has_the_templates_and_nothing_of_what_they_had(home: Path)
         await engine.open()
         view = await engine.template_create(template("lasting"), owner="me")
         _, talk = await born(engine, "lasting", "me")
+        await engine.forked("lasting", SandboxSpec(name="stays"), owner="me")
         await engine.close()
         talk.channel.close()
         return view.pid
@@ -271,7 +272,12 @@ def test_a_new_engine_has_the_templates_and_nothing_of_what_they_had(home: Path)
         await engine.open()
         try:
             assert engine.template("lasting", "me").state == "cold"
-            await eventually(lambda: not engine.warm.boxes and not os.path.exists(f"/proc/{pid}"))
+            await eventually(lambda: len(engine.warm.boxes) == 1 and not os.path.exists(f"/proc/{pid}"))
+            ran = await engine.exec("stays", Process(argv=("true",)))  # it lives on in what was the template's
+            assert (await ran.wait()).code == 0
+            await ran.close()
+            await engine.remove("stays", force=True)
+            await eventually(lambda: not engine.warm.boxes)
             _, talk = await born(engine, "lasting", "me")
             assert await talk.run("found = 1") == 1
             talk.channel.close()

@@ -131,6 +131,8 @@ class Box:
         self.noted: asyncio.Future[JoeyError | None] | None = None
         """Done when its removal is on disk: not before that do its files go, none are ever missing."""
         self.request: Request | None = None
+        self.within = ""
+        """The template's sandbox in whose namespaces it lives, and with which it would end."""
         self.slot: Slot | None = None
         self.place: Place | None = None
         """Of one that has to do with a template: a slot and a launch of its own kind."""
@@ -185,9 +187,9 @@ class Box:
         )  # fmt: skip
 
     def _meta(self) -> bytes:
-        if not self.pool and self.link is None:
+        if not self.pool and self.link is None and not self.within:
             return b"{}"
-        return codec.encode({"pool": self.pool, "link": self.link})
+        return codec.encode({"pool": self.pool, "link": self.link, "within": self.within})
 
     @property
     def alive(self) -> bool:
@@ -217,6 +219,11 @@ class Box:
         if self.request is None:
             self.request = self._machine.launching.complete(self.spec, self.id)
         return self.request
+
+    def exchange(self, spec: SandboxSpec) -> None:
+        """Of one that was never started: it is to be started as `spec` says."""
+        self.spec, self._encoded, self.request = spec, codec.encode(spec), None
+        self._context.store.save(self.row())
 
     def complete(self, request: Request) -> None:
         """It is to be started so. What its image says of its health is its own from now on."""

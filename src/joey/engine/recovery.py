@@ -132,6 +132,7 @@ def _box(engine: Engine, row: Row) -> Box:
     box.record = row.record
     meta = json.decode(row.meta, type=dict[str, Any])
     box.pool = str(meta.get("pool", ""))
+    box.within = str(meta.get("within", ""))
     if meta.get("link"):
         box.link = codec.convert(Link, meta["link"])
     if row.slot:

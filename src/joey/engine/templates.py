@@ -398,6 +398,7 @@ class Templates:
         if outer is None or outer.slot is None or template.within is None or template.over:
             raise Broken("template", "its sandbox has just ended", "try again")
         box = self._box(template, as_member(template.inside))
+        box.within = outer.id
         place = box.place = Inner(self._engine, template.within, outer.slot.base, box)
         template.children.add(box.id)
         self._of[box.id] = template
@@ -483,6 +484,19 @@ class Templates:
         for owner, data, created in self._engine.store.load_templates():
             spec = codec.decode(TemplateSpec, data)
             self._all[owner, spec.name] = Template(spec, owner, created)
+
+    def holds(self, box: Box) -> bool:
+        """Of one that an earlier engine left: whether it is a template's sandbox in which others live. It stays as long
+        as they do.
+        """
+        inside = {one.id for one in self._engine.boxes if one.within == box.id and not one.pool}
+        if not inside or not _runs(box):
+            return False
+        template = Template(TemplateSpec(name=box.pool.removeprefix(HIDDEN)), box.owner, box.created)
+        template.over, template.box, template.children = True, box, inside
+        self._retired.add(template)
+        self._of.update(dict.fromkeys(inside, template))
+        return True
 
     async def clear(self) -> None:
         """All of them go, and what was forked from them."""

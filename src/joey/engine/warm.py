@@ -165,7 +165,7 @@ class Warm:
         self._stored = []
         found, self._found = self._found, []
         for box in found:
-            if box.id not in self.boxes:
+            if box.id not in self.boxes or self._engine.forks.holds(box):
                 continue
             try:
                 pool = self.pools.get(box.pool, box.owner)
