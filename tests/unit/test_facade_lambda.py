@@ -13,6 +13,7 @@ import pytest
 from botocore.auth import SigV4Auth
 from botocore.awsrequest import AWSRequest
 from botocore.config import Config
+from botocore.credentials import Credentials as Pair
 from botocore.exceptions import ClientError
 
 from facade_lab import Lab, lab, unzipped, zipped
@@ -487,6 +488,18 @@ def test_whose_functions_one_sees(served: Lab, aws: Any) -> None:
     refused("ResourceNotFoundException", stranger.invoke, FunctionName="f")
     assert [one["FunctionName"] for one in admin.list_functions()["Functions"]] == ["f"]
     assert admin.invoke(FunctionName="f")["StatusCode"] == 200
+    credentials = served.another("thief")
+    request = AWSRequest(method="GET", url=f"{credentials.url}/2015-03-31/functions")
+    SigV4Auth(Pair(credentials.key_id, credentials.secret), "lambda", "us-east-1").add_auth(request)
+    mine = f"Credential={served.credentials.key_id}"
+    both = request.headers["Authorization"].replace("Credential=", f"{mine}/x,Credential=")
+    within = request.headers["Authorization"].replace("SignedHeaders=", f"SignedHeaders={mine};")
+    for forged in (both, within):
+        headers = dict(request.headers) | {"Authorization": forged}
+        with pytest.raises(urllib.error.HTTPError) as error:
+            urllib.request.urlopen(urllib.request.Request(request.url, headers=headers))
+        assert error.value.code in (400, 403)
+        error.value.close()
     wrong = client(Credentials(url=served.credentials.url, key_id=served.credentials.key_id, secret="no"))
     refused("InvalidSignatureException", wrong.list_functions)
     nobody = client(Credentials(url=served.credentials.url, key_id="0" * 12, secret="no"))

@@ -117,7 +117,11 @@ def test_what_was_changed_or_is_not_fresh_or_not_signed_is_refused(scheme: str) 
         "unknown": [changed(good, headers=headers | {"authorization": [authorization.replace("=k1", "=k2", 1)]})],
         "malformed": [
             changed(good, headers=headers | {"authorization": [text]})
-            for text in ("Bearer x", authorization.partition(" ")[0] + " x", other, authorization + ",Signature2=1")
+            for text in (
+                "Bearer x", authorization.partition(" ")[0] + " x", other, authorization + ",Signature2=1",
+                authorization.replace("Credential=k1", "Credential=k2,Credential=k1"),
+                authorization.replace("Credential=k1", "Credential=k1,Credential=k1"),
+            )
         ] + [changed(good, headers=headers | {"authorization": [authorization.replace("host;", "")], date: ["x"]})],
     }  # fmt: skip
     for kind, requests in wrong.items():

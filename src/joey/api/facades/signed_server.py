@@ -138,7 +138,9 @@ class SignedServer:
             raise Unsigned("unknown", UNKNOWN)
         call.content = await self._body(call) if given else b""
         signer = self.verify(_signed(call.request, path, query, call.content))
-        call.key = self.service.access.of(signer)
+        if (key := self.service.access.of(signer)) is None or signer != name:
+            raise Unsigned("malformed", "Authorization names two keys")  # whoever holds the body is who signed
+        call.key, call.owner = key, "" if key.admin else key.id
         call.params = {}
         for field, value in parse_qsl(query, keep_blank_values=True):
             call.params.setdefault(field, []).append(value)

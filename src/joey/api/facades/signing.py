@@ -120,10 +120,10 @@ def _fields(request: Request, scheme: str) -> dict[str, str]:
     name, _, rest = given.partition(" ")
     if name != scheme:
         raise Unsigned("malformed", f"Authorization is not {scheme}")
-    parts = dict(part.strip().partition("=")[::2] for part in rest.split(","))
-    if set(parts) != {"Credential", "SignedHeaders", "Signature"}:
-        raise Unsigned("malformed", "Authorization has not exactly Credential, SignedHeaders and Signature")
-    return parts
+    parts = [part.strip().partition("=")[::2] for part in rest.split(",")]
+    if sorted(name for name, _ in parts) != ["Credential", "Signature", "SignedHeaders"]:
+        raise Unsigned("malformed", "Authorization has not exactly one Credential, SignedHeaders and Signature")
+    return dict(parts)
 
 
 def _headers(request: Request, signed: list[str], value: Callable[[list[str]], str]) -> str:
