@@ -524,13 +524,31 @@ def test_networks(docker: Docker) -> None:
     assert "in use" in docker("network", "rm", "net", code=1)
     assert "pre-defined" in docker("network", "rm", "bridge", code=1)
     for verb in ("connect", "disconnect"):
-        assert "chosen when it is made" in docker("network", verb, "net", "n1", code=1)
-    for options in (["-d", "overlay"], ["--subnet", "10.0.0.0/24"], ["--ipv6"], ["--attachable"], ["-o", "x=y"]):
+        assert "chosen before it is started" in docker("network", verb, "net", "n1", code=1)
+    for options in (["-d", "overlay"], ["--subnet", "10.0.0.0/24"], ["--ipv6"], ["--ingress"], ["-o", "x=y"]):
         docker("network", "create", *options, "other", code=1)
     docker("rm", "-f", "n1")
     assert "net" in docker("network", "prune", "-f")
     assert "not found" in docker("network", "inspect", "net", code=1)
     assert docker("run", "--rm", "--network", "none", "bb:1", "sh", "-c", "ip -o link | wc -l") == "1"
+
+
+def test_networks_of_what_was_not_started(docker: Docker) -> None:
+    """As Compose does it."""
+    docker("network", "create", "one")
+    docker("network", "create", "two")
+    for name in ("a", "b"):
+        docker("create", "--name", name, "--network", "one", "-p", "8080", "bb:1", "nc", "-ll", "-p", "80", "-e", "id")
+        assert "is not connected" in docker("network", "disconnect", "two", name, code=1)
+        assert "is in one network" in docker("network", "connect", "two", name, code=1)
+        docker("network", "disconnect", "one", name)
+    docker("network", "connect", "--alias", "web", "two", "a")
+    assert "already exists" in docker("network", "connect", "two", "a", code=1)
+    docker("start", "a", "b")
+    assert docker("port", "a", "8080") and docker("ps", "--format", "{{.Names}} {{.Networks}}") == "b none\na two"
+    assert docker("run", "--rm", "--network", "two", "bb:1", "nc", "-w", "5", "web", "80").startswith("uid=0")
+    docker("rm", "-f", "a", "b")
+    docker("network", "rm", "one", "two")
 
 
 def test_volumes(docker: Docker) -> None:

@@ -73,6 +73,7 @@ async def start(r: Req) -> web.Response:
     id = r.id
     if (await r.engine.inspect(id)).sandbox.state in ("running", "paused"):
         return web.Response(status=304)
+    await networks.settle(r, id)
     try:
         await r.whole(r.engine.start(id))
     except LaunchFailed as failure:

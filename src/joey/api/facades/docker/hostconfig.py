@@ -31,7 +31,7 @@ _WHY = {
     "StorageOpt": "only size is known", "BlkioWeight": "weights of block devices are not offered",
     "BlkioWeightDevice": "weights of block devices are not offered", "VolumeDriver": "volumes have one driver, local",
 }  # fmt: skip
-_MODES = {"default": "nat", "bridge": "nat", "nat": "nat", "none": "none", "host": "host", "": "nat"}
+MODES = {"default": "nat", "bridge": "nat", "nat": "nat", "none": "none", "host": "host", "": "nat"}
 
 
 def add(made: dict[str, Any], process: dict[str, Any], host: Fields, networking: Fields, extra: Extra) -> None:
@@ -195,13 +195,13 @@ def _network(host: Fields, networking: Fields, extra: Extra) -> Any:
     networking.refuse({}, {})
     if len(endpoints) > 1:
         raise Refused("NetworkingConfig.EndpointsConfig", "a container is in one network")
-    found: dict[str, Any] = {"mode": "none" if extra.disabled else _MODES.get(mode, mode)}
+    found: dict[str, Any] = {"mode": "none" if extra.disabled else MODES.get(mode, mode)}
     for name, endpoint in endpoints.items():
-        if name != mode and not (_MODES.get(name) == "nat" and found["mode"] == "nat"):
+        if name != mode and not (MODES.get(name) == "nat" and found["mode"] == "nat"):
             raise Refused(
                 "NetworkingConfig.EndpointsConfig", f"{name}: a container is in one network, {mode or 'bridge'}"
             )
-        found["aliases"] = _aliases(endpoint or {}, found["mode"])
+        found["aliases"] = endpoint_aliases(endpoint or {}, found["mode"])
     ports = _ports(host.take("PortBindings", dict[str, Any], {}))
     if host.take("PublishAllPorts", bool, False):
         given = {f"{port['container']}/{port['protocol']}" for port in ports}
@@ -229,7 +229,8 @@ def _extra(text: str) -> tuple[str, str]:
     return name, address
 
 
-def _aliases(endpoint: dict[str, Any], mode: str) -> list[str]:
+def endpoint_aliases(endpoint: dict[str, Any], mode: str) -> list[str]:
+    """What an EndpointConfig asks for. Raises Refused for what is more than names."""
     left = {
         name: value for name, value in endpoint.items() if value and name not in ("Aliases", "DNSNames", "NetworkID")
     }

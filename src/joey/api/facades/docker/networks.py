@@ -5,13 +5,16 @@ from __future__ import annotations
 import contextlib
 from typing import Any
 
+from msgspec import structs
+
 from joey.api.facades.docker import views
 from joey.api.facades.docker.base import Refused, Req, Route, answer
 from joey.api.facades.docker.fields import Fields
+from joey.api.facades.docker.hostconfig import MODES, endpoint_aliases
 from joey.api.light import web
 from joey.engine.interface import Engine
 from joey.model.errors import Conflict, JoeyError, NotFound
-from joey.model.network import PrivateNetwork
+from joey.model.network import PrivateNetwork, as_spec
 from joey.model.views import NetworkView
 
 _BUILT_IN = {"bridge": "bridge", "host": "host", "none": "null"}
@@ -27,7 +30,7 @@ def _view(name: str, driver: str, *, one: NetworkView | None = None, members: bo
         "Name": name, "Id": views.network_id(name), "Created": views.stamp(one.created if one else None),
         "Scope": "local", "Driver": driver, "EnableIPv4": True, "EnableIPv6": False,
         "IPAM": {"Driver": "default", "Options": None, "Config": []},
-        "Internal": bool(one and one.internal), "Attachable": False, "Ingress": False, "ConfigFrom": {"Network": ""},
+        "Internal": bool(one and one.internal), "Attachable": True, "Ingress": False, "ConfigFrom": {"Network": ""},
         "ConfigOnly": False, "Containers": containers, "Options": {}, "Labels": one.labels if one else {},
     }  # fmt: skip
 
@@ -108,8 +111,8 @@ async def create(r: Req) -> web.Response:
     wanted = PrivateNetwork(
         name=name, internal=fields.take("Internal", bool, False), labels=fields.take("Labels", dict[str, str], {})
     )
-    fields.drop("CheckDuplicate", "EnableIPv4")
-    fields.refuse({"Scope": ("local",)}, {"EnableIPv6": "Joey's networks are IPv4", "Attachable": "there is no swarm"})
+    fields.drop("CheckDuplicate", "EnableIPv4", "Attachable")  # names are unique, and every container may join
+    fields.refuse({"Scope": ("local",)}, {"EnableIPv6": "Joey's networks are IPv4"})
     try:
         await r.whole(r.engine.network_create(wanted))
     except Conflict:
@@ -133,8 +136,64 @@ class JoeyForbidden(JoeyError):
     code = "forbidden"
 
 
-async def connect(r: Req) -> None:
-    raise Refused("network", "a container's network is chosen when it is made: docker run --network")
+async def connect(r: Req) -> web.Response:
+    """Of a container that was never started, to the network that it is to have. Compose makes containers so."""
+    fields = Fields("", await r.json())
+    name, id = _name(r), r.find(fields.take("Container", str, ""))
+    end = fields.take("EndpointConfig", dict[str, Any], {})
+    fields.refuse({}, {})
+    mode = MODES.get(name, name)
+    aliases = endpoint_aliases(end, mode)
+    box = r.engine.find(id)  # type: ignore[attr-defined]
+
+    async def work() -> None:
+        _unstarted(r, id)
+        network = as_spec(box.spec.network)
+        if id not in r.state.apart:
+            if network.mode == mode:
+                raise JoeyForbidden("", f"endpoint with name {box.name} already exists in network {name}")
+            there = views.network_name(network.mode)
+            raise Refused("", f"a container is in one network: disconnect it from {there} first")
+        spec = structs.replace(box.spec, network=structs.replace(network, mode=mode, aliases=tuple(aliases)))
+        r.engine.networks.check(spec, "")  # type: ignore[attr-defined]
+        box.exchange(spec)
+        r.state.apart.discard(id)
+
+    await r.whole(box.in_turn(work()))
+    return web.Response(status=200)
+
+
+async def disconnect(r: Req) -> web.Response:
+    """Of a container that was never started: it gets another network, or none."""
+    fields = Fields("", await r.json())
+    name, id = _name(r), r.find(fields.take("Container", str, ""))
+    fields.drop("Force")
+    fields.refuse({}, {})
+    _unstarted(r, id)
+    mode = as_spec((await r.engine.inspect(id)).spec.network).mode
+    if id in r.state.apart or views.network_name(mode) != name:
+        raise JoeyForbidden("", f"container {id} is not connected to network {name}")
+    r.state.apart.add(id)
+    return web.Response(status=200)
+
+
+def _unstarted(r: Req, id: str) -> None:
+    if r.engine.find(id).view().state != "created":  # type: ignore[attr-defined]
+        raise Refused("network", "a container's network is chosen before it is started: docker run --network")
+
+
+async def settle(r: Req, id: str) -> None:
+    """Before a start: one that was disconnected, and not connected again, has no network."""
+    if id not in r.state.apart:
+        return
+    box = r.engine.find(id)  # type: ignore[attr-defined]
+
+    async def work() -> None:
+        if box.view().state == "created":
+            box.exchange(structs.replace(box.spec, network="none"))
+        r.state.apart.discard(id)
+
+    await r.whole(box.in_turn(work()))
 
 
 async def prune(r: Req) -> Any:
@@ -155,5 +214,5 @@ ROUTES = (
     Route("GET", "/networks/{id}", inspect),
     Route("DELETE", "/networks/{id}", remove),
     Route("POST", "/networks/{id}/connect", connect),
-    Route("POST", "/networks/{id}/disconnect", connect),
+    Route("POST", "/networks/{id}/disconnect", disconnect),
 )

@@ -47,6 +47,8 @@ class State:
     """What happened that the engine has no event for."""
     images: OrderedDict[str, str] = field(default_factory=OrderedDict)
     """Of which image containers are, or were: their last events come when they are gone."""
+    apart: set[str] = field(default_factory=set)
+    """Containers that were disconnected from their network before they were ever started."""
     making: set[str] = field(default_factory=set)
     """Volumes of containers that are being made."""
     sweeper: asyncio.Task[None] | None = None
@@ -85,5 +87,6 @@ class State:
     def forget(self, sandbox: str) -> None:
         """A container is gone."""
         self.stdin_stays.discard(sandbox)
+        self.apart.discard(sandbox)
         for one in [one for one in self.execs.values() if one.sandbox == sandbox]:
             del self.execs[one.id]

@@ -95,7 +95,7 @@ async def write(r: Req, id: str, path: str) -> None:
         if box.view().state != "created" or own.held(id) != held:
             raise Conflict("", f"container {id} has been started meanwhile")
         own.exchange(id, image.digest)
-        box.request = None  # what it would have been started with
+        box.exchange(box.spec)
 
     with own.store.busy(parent.digest, *parent.diff_ids):
         try:
