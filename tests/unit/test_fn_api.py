@@ -219,6 +219,7 @@ def test_functions_have_addresses(client, served, fn):
     stranger, owner = Client(served, "none"), Client(served, served.key)
     status, headers, body = stranger("POST", path + "say/it?x=1&x=2", raw=b"hi")
     assert (status, headers["X-A"], headers["Set-Cookie"], body) == (418, "b", "c=d", b"/say/it")
+    assert headers["Content-Security-Policy"].startswith("sandbox ")  # its scripts are not of our pages' origin
     status, _, body = stranger("GET", path + "a%20b?x=1&x=2&y=", headers={"Cookie": "k=v", "Authorization": "Basic x"})
     event = json.loads(body)
     assert (event["rawPath"], event["queryStringParameters"]) == ("/a b", {"x": "1,2", "y": ""})
@@ -270,6 +271,8 @@ def test_figures_and_the_page(client, fn):
     assert f"joey_function_cold_starts_total{labels} 1" in text
     assert f'joey_function_errors_total{{function="{fn}",owner="",type="E"}} 1' in text
     assert f"joey_function_duration_seconds_count{labels} 2" in text
+    assert f"joey_function_memory_bytes{labels}" not in text
+    assert f"joey_function_memory_bytes{labels}" in client("GET", "/metrics?sandboxes=true")[2].decode()
     figures = client.json("GET", f"/v1/functions/{fn}/metrics")
     assert (figures["invocations"], figures["errors"], figures["instances"]) == (2, {"E": 1}, 1)
     status, headers, page = client("GET", "/functions")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import json
 import time
+import uuid
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -113,19 +114,20 @@ async def _invoke(
     # A key that opened the door is ours: the function's code is not to have it.
     headers = [(key, value) for key, value in request.headers.items() if public or key.lower() not in _SECRET]
     http: dict[str, Any] | None = None
+    id = str(uuid.uuid4())
     if spec.kind == "event":
-        body = _event(request, headers, path, query, body, public)
+        body = _event(request, headers, path, query, body, public, id)
     else:
         http = {
             "method": request.method, "path": path, "query": query,
             "headers": [list(pair) for pair in headers if pair[0].lower() not in _HOP],
             "scheme": request.scheme, "client": request.remote or "",
         }  # fmt: skip
-    done = await own.invoke(name, body, owner=owner, qualifier=qualifier, http=http, stream=True)
+    done = await own.invoke(name, body, owner=owner, qualifier=qualifier, http=http, stream=True, request_id=id)
     if done.failure is not None:
         text = json.dumps({"Message": "Internal Server Error"} if public else json.loads(done.failure.json()))
         headers_ = {"Joey-Function-Error": header_text(done.failure.type), "Joey-Request-Id": done.request_id}
-        return web.Response(status=502, text=text, content_type="application/json", headers=headers_)
+        return web.Response(status=502, text=text, content_type="application/json", headers={**headers_, **_APART})
     if done.head is not None and "status" in done.head:
         return await _http(call, done)
     if done.chunks is not None:
@@ -166,16 +168,20 @@ async def _pieces(call: Call, done: Invocation, status: int, pairs: list[tuple[s
 
 def _set(response: web.StreamResponse, pairs: list[tuple[str, str]]) -> None:
     response.headers.popall("Content-Type", None)
+    response.headers.update(_APART)
     for key, value in pairs:
         if key.lower() not in _HOP:
             response.headers.add(header_text(key), value.translate(_NO_BREAKS))
 
 
+_APART = {"Content-Security-Policy": "sandbox allow-downloads allow-forms allow-modals allow-popups allow-scripts"}
+"""Pages of functions share their origin with ours, on which somebody may have typed a key: for a browser they are of no
+origin at all."""
 _NO_BREAKS = {10: " ", 13: " ", 0: " "}
 
 
 def _event(
-    request: web.Request, pairs: list[tuple[str, str]], path: str, query: str, body: bytes, public: bool
+    request: web.Request, pairs: list[tuple[str, str]], path: str, query: str, body: bytes, public: bool, id: str
 ) -> bytes:
     """AWS Lambda's payload format 2.0 ("Invoking Lambda function URLs")."""
     headers: dict[str, str] = {}
@@ -203,7 +209,7 @@ def _event(
                 "sourceIp": request.remote or "", "userAgent": headers.get("user-agent", ""),
             },
             "authentication": None if public else "key",
-            "requestId": "",
+            "requestId": id,
             "routeKey": "$default",
             "stage": "$default",
             "time": datetime.fromtimestamp(now, UTC).strftime("%d/%b/%Y:%H:%M:%S +0000"),
@@ -238,9 +244,9 @@ def _lambda_answer(done: Invocation) -> web.Response:
     try:
         value = json.loads(body)
     except ValueError:
-        return web.Response(body=body, content_type="application/octet-stream")
+        return web.Response(body=body, content_type="application/octet-stream", headers=_APART)
     if not isinstance(value, dict) or "statusCode" not in value:
-        return web.Response(body=body, content_type="application/json")
+        return web.Response(body=body, content_type="application/json", headers=_APART)
     try:
         status = int(value["statusCode"])
         text = value.get("body") or ""

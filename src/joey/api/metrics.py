@@ -12,7 +12,7 @@ from joey._version import __version__
 from joey.api import params
 from joey.api.light import web
 from joey.api.routes import TEXT, Call, Route
-from joey.functions.metrics import Histograms, families
+from joey.functions.metrics import Histograms, families, memory
 from joey.model.views import Stats
 
 STATES = ("created", "running", "paused", "exited", "dead")
@@ -133,7 +133,9 @@ async def metrics(call: Call) -> web.Response:
     for name, (help, samples) in sorted(extra().items() if extra else ()):
         page.family(name, "gauge", help, samples)
     if call.query.get("sandboxes"):
-        _sandboxes(page, await call.engine.stats([]))
+        stats = await call.engine.stats([])
+        _sandboxes(page, stats)
+        page.family(*memory(service.functions, {one.id: one.usage.memory_current for one in stats}))
     return web.Response(text=page.text(), headers={"Content-Type": "text/plain; version=0.0.4; charset=utf-8"})
 
 
@@ -167,6 +169,6 @@ def _over(value: float | None, unit: float) -> float | None:
 ROUTES = (
     Route(
         "GET", "/metrics", metrics, "Figures for Prometheus", tag="node", admin=True, answer=bytes, media=TEXT,
-        query=(params.flag("sandboxes", "Also figures of each sandbox"),),
+        query=(params.flag("sandboxes", "Also figures of each sandbox, and the memory of functions"),),
     ),
 )  # fmt: skip

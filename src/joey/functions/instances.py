@@ -61,6 +61,8 @@ class Function:
     """When there was an invocation last; 0 for not yet."""
     idle: IdleTimes = field(default_factory=IdleTimes)
     stats: Stats = field(default_factory=Stats)
+    pools: set[Pool] = field(default_factory=set)
+    """Of its versions."""
 
 
 class Instances:
@@ -104,6 +106,7 @@ class Instances:
         if pool is None:
             function = self.function(*deployed.function)
             pool = self.pools[deployed.key] = Pool(deployed, function.stats, self._wants)
+            function.pools.add(pool)
             self.limit(pool)
         return pool
 
@@ -278,6 +281,8 @@ class Instances:
 
     def _forget(self, pool: Pool) -> None:
         self.pools.pop(pool.deployed.key, None)
+        if (function := self.functions.get(pool.deployed.function)) is not None:
+            function.pools.discard(pool)
         self._turns.remove(pool.deployed.owner, pool.deployed.key)
         self._due.pop(id(pool), None)
 

@@ -39,7 +39,9 @@ def families(own: Functions) -> Iterable[Family | Histograms]:
     labels = [{"function": entry.name, "owner": entry.owner} for entry, _ in found]
 
     def values(name: str, kind: str, help: str, field: str) -> Family:
-        samples = [(label, getattr(figures, field)) for label, (_, figures) in zip(labels, found, strict=True)]
+        samples: list[tuple[Labels, float]] = [
+            (label, getattr(figures, field)) for label, (_, figures) in zip(labels, found, strict=True)
+        ]
         return Family(f"joey_function_{name}", kind, help, samples)
 
     def by(name: str, help: str, field: str, label: str) -> Family:
@@ -52,7 +54,7 @@ def families(own: Functions) -> Iterable[Family | Histograms]:
 
     def durations(name: str, help: str, of: Callable[[Stats], Durations]) -> Histograms:
         functions = own.dispatcher.functions
-        samples = [
+        samples: list[tuple[Labels, Durations]] = [
             (label, of(functions[entry.key].stats) if entry.key in functions else Durations())
             for label, (entry, _) in zip(labels, found, strict=True)
         ]
@@ -70,3 +72,14 @@ def families(own: Functions) -> Iterable[Family | Histograms]:
     yield durations("duration_seconds", "At an instance", lambda stats: stats.durations)
     yield durations("start_seconds", "Starts of instances", lambda stats: stats.starts)
     yield durations("wait_seconds", "From the request to a place at an instance", lambda stats: stats.waits)
+
+
+def memory(own: Functions, charged: Mapping[str, int | None]) -> Family:
+    """charged: bytes by id of sandbox, also of those that are no instances."""
+    found: dict[tuple[str, str], int] = {}
+    for id, key in own.by_instance().items():
+        found[key] = found.get(key, 0) + (charged.get(id) or 0)
+    samples: list[tuple[Labels, float]] = [
+        ({"function": name, "owner": owner}, size) for (owner, name), size in sorted(found.items())
+    ]
+    return Family("joey_function_memory_bytes", "gauge", "Memory charged to its instances", samples)

@@ -195,7 +195,7 @@ class Core:
                 version = entry.resolve(qualifier, 1.0 - 1e-9)
                 wanted[version.version] = wanted.get(version.version, 0) + instances
         present = {version.version: self.deployed(entry, version) for version in entry.all()}
-        for pool in [pool for pool in dispatcher.pools.values() if pool.deployed.function == entry.key]:
+        for pool in self.pools(entry):
             current = present.get(pool.deployed.version.version)
             if current is None or current.key != pool.deployed.key:
                 if not pool.draining:
@@ -208,7 +208,8 @@ class Core:
 
     def pools(self, entry: Entry) -> list[Pool]:
         """Those of a function."""
-        return [pool for pool in self.dispatcher.pools.values() if pool.deployed.function == entry.key]
+        function = self.dispatcher.functions.get(entry.key)
+        return list(function.pools) if function is not None else []
 
     # --- invoking ----------------------------------------------------------------------------------------------------
 

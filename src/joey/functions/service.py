@@ -368,6 +368,10 @@ class Functions(Core):
         ]  # fmt: skip
         return sorted(found, key=lambda one: one.started)
 
+    def by_instance(self) -> dict[str, tuple[str, str]]:
+        """Id of an instance -> (owner, function)."""
+        return {member.runner.id: pool.deployed.function for pool in self.all_pools() for member in pool.members}
+
     async def stop_instance(self, name: str, id: str, *, owner: str | None) -> None:
         """End one; another takes its place if there is need. Raises NotFound."""
         entry = self.registry.find(name, owner)
