@@ -41,7 +41,8 @@ _UNUSED_SECONDS = 3600.0
 _LINES, _LINE = 2000, 1024
 _MOST_WAITING, _REMEMBERED = 16, 50
 _KEY_MEMORY = 2 << 30
-_HOST_IMAGE = "localhost/joey-e2b/host:base"
+_NAMES = "localhost/joey-e2b/"
+_HOST_IMAGE = _NAMES + "host:base"
 _COLOR = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
 Message = dict[str, Any]
@@ -154,7 +155,7 @@ class Yard:
         if missing:
             raise Invalid("steps", f"the files of hash {missing[0]} were not uploaded")
         options = Options(
-            tags=(f"localhost/joey-e2b/{job.template.id}:{job.build.id}",),
+            tags=(f"{_NAMES}{job.template.id}:{job.build.id}",),
             no_cache=force or any(step.force for step in steps),
             owner=job.template.owner,
             memory=self._memory(job),
@@ -217,8 +218,8 @@ class Yard:
             job.build.image = ""
             raise
         job.say("template is ready")
-        old = self._catalogue.finished(job.build)
-        await self.discard(old)
+        self._catalogue.finished(job.build)
+        await self.discard()
         await self._clear(job)
 
     async def _tried(self, job: Job) -> None:
@@ -255,11 +256,17 @@ class Yard:
         if place is not None:
             await session.remove(place)
 
-    async def discard(self, names: list[str]) -> None:
-        """Images that no build names any more; those that are in use stay until they are not."""
-        for name in names:
-            with contextlib.suppress(JoeyError):
-                await self.images.remove(name)
+    async def discard(self) -> None:
+        """Remove the images of builds that are no more; those in use stay until somebody discards again."""
+        images = catalogue.images_of(self._service)
+        if images is None or not images.exists:
+            return
+        for image in await asyncio.to_thread(images.store.all):
+            for name in image.names:
+                build = name.rpartition(":")[2]
+                if name.startswith(_NAMES) and name != _HOST_IMAGE and build not in self._catalogue.builds:
+                    with contextlib.suppress(JoeyError):
+                        await images.remove(name)
 
     async def forget(self, template: Template) -> None:
         """A template is deleted: its builds end."""

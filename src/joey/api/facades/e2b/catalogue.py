@@ -237,8 +237,8 @@ class Catalogue:
         elif self.snapshots.pop((owner, name), None) is not None:
             self._database.write("DELETE FROM e2b_snapshots WHERE owner = ? AND name = ?", owner, name)
 
-    def finished(self, build: Build) -> list[str]:
-        """A build is ready, so its tags are its own now; → images that nothing names any more."""
+    def finished(self, build: Build) -> None:
+        """A build is ready, so its tags are its own now."""
         template = self.templates[build.template]
         now = build.finished = template.updated = time.time()
         build.status = "ready"
@@ -246,10 +246,10 @@ class Catalogue:
             template.tags[tag] = Tag(build=build.id, created=now)
         self.save(template)
         self.save(build)
-        return self.forget_old(template)
+        self.forget_old(template)
 
-    def forget_old(self, template: Template) -> list[str]:
-        """→ the images of builds that have no tag, but for the newest ones."""
+    def forget_old(self, template: Template) -> None:
+        """Forget builds that have no tag, but for the newest ones."""
         named = {tag.build for tag in template.tags.values()}
         others = [
             one for one in self.builds.values()
@@ -259,17 +259,15 @@ class Catalogue:
         for build in gone:
             del self.builds[build.id]
             self._database.write("DELETE FROM e2b_builds WHERE id = ?", build.id)
-        return [one.image for one in gone if one.image]
 
-    def remove(self, template: Template) -> list[str]:
-        """→ images that nothing names any more."""
+    def remove(self, template: Template) -> None:
+        """It and its builds."""
         builds = [one for one in self.builds.values() if one.template == template.id]
         for build in builds:
             del self.builds[build.id]
         del self.templates[template.id]
         self._database.write("DELETE FROM e2b_builds WHERE template = ?", template.id)
         self._database.write("DELETE FROM e2b_templates WHERE id = ?", template.id)
-        return [one.image for one in builds if one.image and one.image != "host"]
 
     def save(self, one: Template | Build) -> None:
         document = msgspec.json.encode(one)

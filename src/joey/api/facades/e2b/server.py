@@ -50,6 +50,7 @@ def application(service: Service, e2b: E2B) -> web.Application:
 
     async def begin(app: web.Application) -> None:
         server.warmth.open()
+        await server.yard.discard()
 
     async def end(app: web.Application) -> None:
         await server.warmth.close()

@@ -292,7 +292,8 @@ async def remove(call: Owned) -> None:
     async def work() -> None:
         await call.yard.forget(template)
         await call.warmth.forget(template.id)
-        await call.yard.discard(call.catalogue.remove(template))
+        call.catalogue.remove(template)
+        await call.yard.discard()
 
     await call.whole(work())
 
@@ -331,7 +332,8 @@ async def unassign(call: Owned) -> None:
     for one in body.tags:
         del template.tags[one]
     call.catalogue.save(template)
-    await call.whole(call.yard.discard(call.catalogue.forget_old(template)))
+    call.catalogue.forget_old(template)
+    await call.whole(call.yard.discard())
 
 
 async def tags(call: Owned) -> list[Message]:
