@@ -126,6 +126,24 @@ def test_later_and_by_itself() -> None:
     run("fn", "rm", "later")
 
 
+def test_layers_and_queues(tmp_path: Path) -> None:
+    run = Joey()
+    (tmp_path / "python").mkdir()
+    (tmp_path / "python/shared.py").write_text("WORD = 'shared'\n")
+    assert run.out("fn", "layer", "common", str(tmp_path)) == "common"
+    assert run.out("fn", "layer").splitlines()[1].split()[0] == "common"
+    source = b"import shared\ndef handler(event, context):\n    return shared.WORD + open(shared.__file__).read()[:4]\n"
+    run("fn", "deploy", "layered", "-", "--layer", "common", "--on-success", "queue:heard", input=source)
+    assert run.out("fn", "invoke", "layered", "{}") == '"sharedWORD"'
+    run("fn", "invoke", "--async", "layered", "7")
+    until(lambda: run.out("fn", "queue", "heard"))
+    record = json.loads(run.out("fn", "queue", "--remove", "heard"))
+    assert record["requestPayload"] == 7 and record["responsePayload"] == "sharedWORD"
+    assert run.out("fn", "queue", "heard") == ""
+    run("fn", "rm", "layered")
+    assert run.out("fn", "layer", "--remove", "common") == "common" and "common" not in run.out("fn", "layer")
+
+
 def test_a_deployment_that_fails_leaves_nothing(tmp_path: Path) -> None:
     run = Joey()
     (tmp_path / "app.zip").write_bytes(b"PK nothing")

@@ -26,7 +26,7 @@ OPTIONS = (
     ("--command", "WORD…", "http, runtime-api: program and arguments, one a --command"),
     ("--port", "NUMBER", "http: where it listens, as it is told in $PORT (8080)"),
     ("-r --requirements", "FILE", "Packages to install into it; a requirements.txt in the code counts too"),
-    ("--layer", "DIGEST…", "Directories laid over one another at /opt"),
+    ("--layer", "NAME…", "Layers (joey fn layer), one over the other at /opt"),
     ("--module", "NAME…", "Imported once for all instances, before there is a request"),
     ("--initializer", "MODULE.FUNCTION", "Called once in an instance before its first invocation"),
     ("--pre-stop", "MODULE.FUNCTION", "Called before an instance's end"),
@@ -62,14 +62,14 @@ def deploy(values, words):
     if code is not None:
         body = _handled(body, code)
     steps = _Steps(name)
-    packed = None if code is None else _packed(code, values.get("requirements"))
+    archive = None if code is None else packed(code, values.get("requirements"))
     if code is None and "requirements" in values:
         raise UsageError("-r goes with code", f"joey fn deploy {name} DIRECTORY -r {values['requirements']}")
     with engine() as connection:
         steps.step("looking")
         there = _there(connection, name)
         _check(there, body, code)
-        found = _put(connection, f"/v1/functions/{quote(name)}", there, body, packed, steps)
+        found = _put(connection, f"/v1/functions/{quote(name)}", there, body, archive, steps)
         version = ""
         if values.get("publish"):
             steps.step("publishing a version")
@@ -159,8 +159,8 @@ def _check(there, body, code):
         raise UsageError("what is to be called is not clear", "--handler MODULE.FUNCTION")
 
 
-def _packed(code, requirements):
-    """Its zip archive. Raises UsageError."""
+def packed(code, requirements):
+    """The zip archive of what is named; `-` is Python on standard input. Raises UsageError."""
     from joey.client.package import pack, requires
 
     text = None
@@ -168,9 +168,9 @@ def _packed(code, requirements):
         if requirements is not None:
             with open(requirements, encoding="utf-8-sig") as file:
                 text = file.read()
-        packed = pack({"app.py": sys.stdin.buffer.read()} if code == "-" else code, text)
-        requires(packed)
-        return packed
+        data = pack({"app.py": sys.stdin.buffer.read()} if code == "-" else code, text)
+        requires(data)
+        return data
     except OSError as error:
         raise UsageError(f"{error.filename or code}: {error.strerror}", "a directory, a .zip, a file, or -") from None
     except ValueError as error:

@@ -4,7 +4,7 @@ import time
 
 from joey.cli.connect import engine
 from joey.cli.options import UsageError
-from joey.cli.output import ago, clip, say, say_json, span, table
+from joey.cli.output import ago, clip, say, say_json, span, table, write
 from joey.cli.values import decimal, whole
 from joey.client.transport import query, quote
 
@@ -217,3 +217,49 @@ def instances(values, words):
              span(now - one["idle"]) if one["idle"] else "-", format_size(one["memory"]) if one["memory"] else "-")
             for one in found]  # fmt: skip
     say(table(("INSTANCE", "VERSION", "STATE", "STARTED", "RUNNING", "SERVED", "IDLE FOR", "MEMORY"), rows))
+
+
+# ---- layers, queues
+
+
+def layer(values, words):
+    """Without a name: list; with code too: make or change one."""
+    with engine() as connection:
+        if values.get("remove"):
+            _need(words, "layer", "joey fn layer --remove NAME")
+            connection.call("DELETE", f"/v1/layers/{quote(words[0])}")
+            say(words[0])
+        elif len(words) == 2:
+            from joey.cli.fn_deploy import packed
+
+            archive = packed(words[1], None)
+            response = connection.upload("PUT", f"/v1/layers/{quote(words[0])}", [archive], "application/zip")
+            made = response.json()
+            say_json(made) if values.get("json") else say(made["name"])
+        elif words:
+            raise UsageError("what is to be in it is missing", f"joey fn layer {words[0]} DIRECTORY")
+        else:
+            found = connection.call("GET", "/v1/layers")
+            if values.get("json"):
+                say_json(found)
+                return
+            from joey.model.units import format_size
+
+            now = time.time()
+            rows = [(one["name"], one["digest"][7:19], format_size(one["size"]), ago(one["created"], now))
+                    for one in found]  # fmt: skip
+            say(table(("LAYER", "DIGEST", "SIZE", "CREATED"), rows))
+
+
+def queue(values, words):
+    """Its records, a line of JSON each; --remove takes them out."""
+    import base64
+
+    path, after = f"/v1/queues/{quote(words[0])}", 0
+    with engine() as connection:
+        while found := connection.call("GET", path + query({"after": after or None, "limit": 1000})):
+            for one in found:
+                write(1, base64.b64decode(one["body"]) + b"\n")
+            after = found[-1]["id"]
+        if after and values.get("remove"):
+            connection.call("DELETE", path + query({"upto": after}))
