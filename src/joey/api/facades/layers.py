@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from base64 import b64decode
 from typing import TYPE_CHECKING
 
+from joey.api.facades.code import unpacked
 from joey.model.errors import Invalid, NotFound
 from joey.model.function import FunctionSpec, check_name
 
@@ -42,19 +42,17 @@ def kept(arns: list[str], found: list[LayerView]) -> str:
 
 def told(text: str) -> list[tuple[str, int]]:
     """(ARN, size) of what `kept` made."""
-    return [(arn, int(size)) for arn, _, size in (part.rpartition("=") for part in text.split())]
+    parts = (part.rpartition("=") for part in text.split())
+    return [(arn, int(size)) for arn, _, size in parts if size.isdecimal() and len(size) < 16]
 
 
 async def publish(call: SignedCall, name: str, zipped: str, labels: dict[str, str]) -> tuple[int, LayerView]:
     """The next version, from an archive in base64. Raises Invalid."""
     if not _NAME.fullmatch(name):
         raise Invalid("LayerName", f"{name[:128]!r} is not 1 to 100 letters, digits, _ and -")
-    try:
-        packed = b64decode(zipped, validate=True)
-    except ValueError:
-        packed = b""
-    if not packed:
-        raise Invalid("ZipFile", "is not an archive in base64")
+    if not zipped:
+        raise Invalid("ZipFile", "is required")
+    packed = await unpacked(zipped, "ZipFile")
     form = FunctionSpec(name="layer", handler="none")
     functions = call.service.functions
     code = await functions.code(form, files={}, packed=packed, requirements="", owner=call.owner)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from base64 import b64decode
 from typing import Any
 
 from joey.api.facades.aws_lambda import spec as translate
@@ -48,7 +47,7 @@ async def create_function(call: SignedCall) -> Any:
     if layers is not None:
         values["layers"], values["tags"][translate.LAYERS] = layers
     spec = FunctionSpec(name=name, **values)
-    await call.whole(functions(call).create(spec, await stored(call, spec, code), owner=call.owner))
+    await call.whole(functions(call).create(spec, await stored(call, spec, code, "Code.ZipFile"), owner=call.owner))
     return await _changed(call, name, publish, 201)
 
 
@@ -67,8 +66,8 @@ def _package(given: Fields) -> str:
     return package
 
 
-def _code(part: Fields, package: str) -> tuple[bytes | None, str]:
-    """(zip, image) of what says where the code is: one of them."""
+def _code(part: Fields, package: str) -> tuple[str, str]:
+    """(zip in base64, image) of what says where the code is: one of them."""
     for name in ("S3Bucket", "S3Key", "S3ObjectVersion", "S3ObjectStorageMode", "SourceKMSKeyArn"):
         part.only(name)
     zipped, image = part.take("ZipFile", str, ""), part.take("ImageUri", str, "")
@@ -76,13 +75,10 @@ def _code(part: Fields, package: str) -> tuple[bytes | None, str]:
     if package == "Image":
         if zipped or not image:
             raise Invalid("Code.ImageUri", "is what a function of PackageType Image has, and no other code")
-        return None, image
+        return "", image
     if image or not zipped:
         raise Invalid("Code.ZipFile", "is what a function of PackageType Zip has, and no other code")
-    try:
-        return b64decode(zipped, validate=True), ""
-    except ValueError:
-        raise Invalid("Code.ZipFile", "is not base64") from None
+    return zipped, ""
 
 
 async def get_function(call: SignedCall) -> Any:
@@ -136,7 +132,7 @@ async def update_code(call: SignedCall) -> Any:
     before = found(call, name)
     code, image = _code(given, before.spec.tags.get(translate.PACKAGE, "Zip"))
     _same(before, revision)
-    new = await stored(call, before.spec, code)
+    new = await stored(call, before.spec, code, "ZipFile")
     if dry:
         checked = {"CodeSha256": new.sha256, "CodeSize": new.size} if new else {}
         return answer(call, views.configuration(before) | checked)

@@ -28,7 +28,10 @@ Policies = dict[str, dict[str, views.Message]]
 
 def _kept(call: SignedCall, name: str) -> Policies:
     text = found(call, name).spec.tags.get(POLICY, "{}")
-    return msgspec.json.decode(text, type=Policies)
+    try:
+        return msgspec.json.decode(text, type=Policies)
+    except (msgspec.DecodeError, RecursionError):  # tags can be written by Joey's own API, too
+        return {}
 
 
 async def _keep(call: SignedCall, name: str, policies: Policies) -> None:

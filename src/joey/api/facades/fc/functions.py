@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from base64 import b64decode
 from typing import Any
 
 import msgspec
@@ -103,13 +102,13 @@ async def create_function(call: SignedCall) -> Any:
     if values["runtime"] == translate.CONTAINER:
         if not values.get("image"):
             raise Invalid("customContainerConfig.image", "is required")
-        if code is not None:
+        if code:
             raise Invalid("code", "is not for custom containers: the image is the code")
-    elif code is None:
+    elif not code:
         raise Invalid("code", "is required")
     try:
         spec = FunctionSpec(name=name, **values)
-        await call.whole(functions(call).create(spec, await stored(call, spec, code), owner=call.owner))
+        await call.whole(functions(call).create(spec, await stored(call, spec, code, "code.zipFile"), owner=call.owner))
     except Conflict as error:
         raise Failure(409, "FunctionAlreadyExists", error.message) from None
     return _now(call, name)
@@ -120,18 +119,13 @@ def _now(call: SignedCall, name: str, qualifier: str = "") -> Any:
     return answer(call, view(found(call, name, qualifier), created, bool(qualifier)))
 
 
-def _code(given: Fields) -> bytes | None:
+def _code(given: Fields) -> str:
     part = given.part("code")
     for name in ("ossBucketName", "ossObjectName", "checksum"):
         part.only(name)
     zipped = part.take("zipFile", str, "")
     part.done()
-    if not zipped:
-        return None
-    try:
-        return b64decode(zipped, validate=True)
-    except ValueError:
-        raise Invalid("code.zipFile", "is not base64") from None
+    return zipped
 
 
 def _tags(given: list[dict[str, str]]) -> dict[str, str]:
@@ -194,10 +188,10 @@ async def update_function(call: SignedCall) -> Any:
         changes["layers"] = list(layers[0])
         changes["tags"] = before.spec.tags | {translate.LAYERS: layers[1]}
     given.done()
-    if code is not None and changes.get("runtime", before.spec.runtime) == translate.CONTAINER:
+    if code and changes.get("runtime", before.spec.runtime) == translate.CONTAINER:
         raise Invalid("code", "is not for custom containers: the image is the code")
     permitted(call, before.spec, changes)
-    new = await stored(call, before.spec, code)
+    new = await stored(call, before.spec, code, "code.zipFile")
     spec = codec.convert(FunctionSpec, {**codec.to_builtins(before.spec), **changes})
     owner = functions(call).get(name, owner=call.visible).owner
     await call.whole(functions(call).put(spec, new, owner=owner))
