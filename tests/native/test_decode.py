@@ -9,7 +9,22 @@ from pathlib import Path
 import pytest
 
 from joey.plan.encode import encode as encode_plan
-from native.wire import FAST, FILES, NEWNET, NEWNS, NEWUSER, NO_REG, NO_STDIO, PARENT, VERSION, VFORK, VM, Raw, encode, op
+from native.wire import (
+    FAST,
+    FILES,
+    NEWNET,
+    NEWNS,
+    NEWUSER,
+    NO_REG,
+    NO_STDIO,
+    PARENT,
+    VERSION,
+    VFORK,
+    VM,
+    Raw,
+    encode,
+    op,
+)
 
 RUN = op("EXEC", s=("/x", ["x"], [], ""))
 END = [NO_STDIO, RUN]

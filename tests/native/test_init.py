@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import joey.native
-from native.wire import FAST, NEWNS, NEWPID, NO_REG, PROBE, drain, memfd, op, read_line
+from native.wire import FAST, NEWNS, NEWPID, NO_REG, NO_STDIO, PARENT, PROBE, drain, memfd, op, read_line
 
 INIT = os.fspath(joey.native.binary("joey-init"))
 
@@ -101,3 +101,14 @@ def test_a_session_of_its_own_when_asked():
         text = subprocess.run([INIT, *option, "--", PROBE, "ids"], capture_output=True, text=True, check=True).stdout
         ids = dict(line.split(" ", 1) for line in text.splitlines() if " " in line)
         assert (ids["sid"] != ids["pid"]) == same
+
+
+def test_a_process_that_moved_in_is_what_it_ends_with(client):
+    """An orphan from elsewhere says that it is the one: by a signal whose sender the kernel names."""
+    start_init(client, 1, "-m")
+    plan = [
+        op("CHILD", 0, n=(1,)), op("CLONE", n=(FAST,)), op("SETNS", 0, n=(NEWPID,)), NO_STDIO, op("CLONE", n=(PARENT,)),
+        op("EXEC", s=("/bin/bash", ["bash", "-c", "bash -c 'kill -64 1; exit 7' & exit 0"], ["PATH=/bin:/usr/bin"], "")),
+    ]  # fmt: skip
+    assert client.run(2, plan).error == 0
+    assert client.wait_exit(1).status == 7 << 8

@@ -2,7 +2,9 @@
 
 import errno
 import os
+import re
 import signal
+import socket
 import stat
 import time
 from pathlib import Path
@@ -454,3 +456,58 @@ def test_user_namespace_child(client):
     assert Path(f"/proc/{pid}/uid_map").read_text().split() == ["0", "100000", "65536"]
     assert Path(f"/proc/{pid}/setgroups").read_text() == "allow\n"
     os.close(made.fds[0])
+
+
+def test_a_child_born_in_another_pid_namespace_is_known_by_its_own_number(client):
+    """What clone3 says there is a number of that namespace: signals by it would hit a stranger."""
+    first = client.run(1, quiet("pause", flags=FAST | NEWPID)).value
+    plan = [
+        op("CHILD", 0, n=(1,)), op("SETNS", 0, n=(NEWPID,)), op("CLONE", n=(FAST,)), op("UNSHARE", n=(NEWPID,)),
+        NO_STDIO, op("CLONE", n=(PARENT,)), execute("pause"),
+    ]  # fmt: skip
+    reply = client.run(2, plan)
+    assert reply.error == 0, (os.strerror(reply.error), reply.op)
+    numbers = re.search(r"NSpid:\t(.*)", Path(f"/proc/{reply.value}/status").read_text())[1].split()
+    assert numbers[0] == str(reply.value) != numbers[1] and numbers[2] == "1"
+    assert os.path.basename(os.readlink(f"/proc/{first}/exe")) == os.path.basename(
+        os.readlink(f"/proc/{reply.value}/exe")
+    )
+    for key in (2, 1):
+        client.ask("SIGNAL", key, value=9)
+        assert client.wait_exit(key).status == 9
+
+
+def test_a_child_that_only_prepares(client, launcher):
+    """END: no program, and what it has made comes back."""
+    before = launcher.fds()
+    made = client.run(
+        1, [op("CLONE", n=(FAST,)), op("OPEN", 0, s=("/proc/self/ns/net",)), op("HOLD", 0, n=(5, 2)), op("END")]
+    )
+    assert made.error == 0 and client.wait_exit(1).status == 0
+    assert os.readlink(f"/proc/self/fd/{made.fds[0]}").startswith("net:[")
+    os.close(made.fds[0])
+    client.ask("FORGET", 1)
+    assert launcher.fds() == before
+
+
+def test_a_descriptor_that_comes_later(client, tmp_path):
+    """RECEIVE, after the answer: the child goes on with it; with anything else, or nothing, it ends."""
+    there = os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY)
+    for key, send in ((1, True), (2, False)):
+        ours, theirs = socket.socketpair()
+        with ours:
+            with theirs:
+                plan = [
+                    op("PIPE", 1, 2), op("HOLD", 1, n=(1, 2)), op("CLONE", n=(FAST,)),
+                    op("STDIO", NO_REG, 2, 2, s=([], [0])), op("CLONE", n=(PARENT,)), op("GATE", 0),
+                    op("RECEIVE", 3, 0), op("CHDIR", 3), op("EXEC", s=("/bin/pwd", ["pwd"], [], "")),
+                ]  # fmt: skip
+                reply = client.run(key, plan, [theirs.fileno()])
+                assert reply.error == 0, (os.strerror(reply.error), reply.op)
+            if send:
+                socket.send_fds(ours, [b"x"], [there])
+            else:
+                ours.send(b"x")
+            assert drain(reply.fds[0]).decode() == (f"{tmp_path}\n" if send else "")
+        assert client.wait_exit(key).status == (0 if send else 127 << 8)
+    os.close(there)

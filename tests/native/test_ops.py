@@ -26,7 +26,8 @@ from native.wire import (
     talking,
 )
 
-NS_GET_OWNER_UID = 0xB704  # linux/nsfs.h
+NS_GET_USERNS, NS_GET_PARENT, NS_GET_OWNER_UID = 0xB701, 0xB702, 0xB704  # linux/nsfs.h
+OUTER = "0 100000 65536\n65536 300000 65536"
 PRIVATE = op("MOUNT", s=("", "/", "", ""), n=(0x44000,))
 
 
@@ -131,6 +132,31 @@ def test_user_namespace(client, launcher):
     assert owner[0] == 100_000, "the kernel's per-user counts would be root's"
     os.close(fd)
     assert failed(client, [op("USERNS", 3, s=("nonsense", "0 0 1"))]) == ("EINVAL", 0)
+    assert launcher.children() == [] and launcher.fds() == before
+
+
+def test_user_namespace_inside_another(client, launcher):
+    """Its maps are the outer one's ids; the network namespace made with it is the outer one's."""
+    before = launcher.fds()
+    (outer,) = done(
+        client, [op("USERNS", 0, s=(OUTER, OUTER)), op("HOLD", 0, n=(4, 2))]
+    ).fds  # fmt: skip
+    nested = op("NESTED", 1, 0, 2, s=("0 65536 65536", "0 65536 65536"), n=(65536,))
+    user, net = done(client, [nested, op("HOLD", 1, n=(4, 2)), op("HOLD", 2, n=(5, 2))], [outer]).fds
+    for fd, question in ((user, NS_GET_PARENT), (net, NS_GET_USERNS)):
+        answer = fcntl.ioctl(fd, question)
+        assert os.fstat(answer).st_ino == os.fstat(outer).st_ino
+        os.close(answer)
+    owner = array.array("I", [0])
+    fcntl.ioctl(user, NS_GET_OWNER_UID, owner)
+    assert owner[0] == 300_000
+    for maps, uid, error in (("0 131072 1", 65536, "EPERM"), ("0 65536 1", 200_000, "EINVAL")):
+        wrong = op("NESTED", 1, 0, 2, s=(maps, maps), n=(uid,))
+        assert failed(client, [wrong], [outer]) == (error, 0)
+    with open("/dev/null") as null:
+        assert failed(client, [nested], [null.fileno()]) == ("EINVAL", 0)
+    for fd in (outer, user, net):
+        os.close(fd)
     assert launcher.children() == [] and launcher.fds() == before
 
 
