@@ -2,6 +2,7 @@
 
 import base64
 import json
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -227,10 +228,9 @@ def test_concurrency(aws: Any) -> None:
     refused(none, aws.get_provisioned_concurrency_config, FunctionName="f", Qualifier="1")
     put = aws.put_provisioned_concurrency_config(FunctionName="f", Qualifier="1", ProvisionedConcurrentExecutions=2)
     assert put["RequestedProvisionedConcurrentExecutions"] == 2 and put["Status"] in ("IN_PROGRESS", "READY")
-    for _ in range(100):
-        got = aws.get_provisioned_concurrency_config(FunctionName="f", Qualifier="1")
-        if got["Status"] == "READY":
-            break
+    end = time.monotonic() + 20
+    while (got := aws.get_provisioned_concurrency_config(FunctionName="f", Qualifier="1"))["Status"] != "READY":
+        assert time.monotonic() < end
     assert got["AvailableProvisionedConcurrentExecutions"] == 2
     (row,) = aws.list_provisioned_concurrency_configs(FunctionName="f")["ProvisionedConcurrencyConfigs"]
     assert row["FunctionArn"].endswith(":f:1") and row["Status"] == "READY"
