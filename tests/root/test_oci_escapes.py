@@ -113,7 +113,7 @@ def test_what_waits_for_start_shows_nothing(oci: OciLab) -> None:
 
 
 def test_links_in_the_image_do_not_lead_out(oci: OciLab) -> None:
-    """CVE-2021-30465, CVE-2019-16884: mount points and devices behind links of the image."""
+    """CVE-2021-30465, CVE-2019-16884, CVE-2024-45310: mount points and devices behind links of the image."""
     outside = oci.home / "outside"
     outside.mkdir()
     up = "/".join([".."] * 30)
@@ -223,6 +223,44 @@ def test_passwd_of_a_hostile_image(oci: OciLab) -> None:
     finally:
         passwd.unlink(missing_ok=True)
         passwd.write_text(real)
+
+
+@pytest.mark.parametrize("user", ["root", "0x0", "-1", "4294967295", "1000:wheel", "", "1e3"])
+def test_users_are_ids(oci: OciLab, user: str) -> None:
+    """CVE-2016-3697: a user called 0 in the image's passwd. Names are the caller's to look up; -1 changes nothing."""
+    oci.write(oci.config("sleep", "60"))
+    assert oci.call("run", "-d", "c").code == 0
+    try:
+        done = oci.call("exec", f"--user={user}", "c", "id")
+        assert (done.code == 255) == bool(user)
+        assert "uid" not in done.out if user else "uid=0" in done.out
+    finally:
+        oci.call("delete", "-f", "c")
+
+
+def test_more_mappings_than_fit(oci: OciLab) -> None:
+    """CVE-2021-43784: what is too long for the way it is passed on must not become something shorter."""
+    config = own_users(oci.config("id"))
+    ids = [{"containerID": 2 * n, "hostID": 400_000 + 2 * n, "size": 1} for n in range(4000)]
+    config["linux"]["uidMappings"] = ids
+    done = oci.run(config)
+    assert done.code == 1
+    assert done.out == ""
+    assert oci.left() == []
+
+
+def test_annotations_ask_nobody(oci: OciLab) -> None:
+    """CVE-2024-3154: properties of a systemd unit in annotations, which run programs of the host."""
+    config = oci.config("true")
+    mark = oci.home / "mark"
+    config["annotations"] = {"org.systemd.property.ExecStartPre": f"('/bin/touch', ['touch', '{mark}'], false)"}
+    slice_ = f"joeytest{os.getpid()}.slice"
+    config["linux"]["cgroupsPath"] = f"{slice_}:joey:annotated"
+    oci.write(config)
+    assert oci.call("--systemd-cgroup", "run", "c").code == 0
+    assert not mark.exists()
+    for path in (*Path("/sys/fs/cgroup").glob(f"*/{slice_}"), *Path("/sys/fs/cgroup").glob(slice_)):
+        path.rmdir()
 
 
 def test_a_listener_gets_the_filters_questions(oci: OciLab) -> None:
