@@ -108,7 +108,7 @@ def test_a_process_that_moved_in_is_what_it_ends_with(client):
     start_init(client, 1, "-m")
     plan = [
         op("CHILD", 0, n=(1,)), op("CLONE", n=(FAST,)), op("SETNS", 0, n=(NEWPID,)), NO_STDIO, op("CLONE", n=(PARENT,)),
-        op("EXEC", s=("/bin/bash", ["bash", "-c", "bash -c 'kill -64 1; exit 7' & exit 0"], ["PATH=/bin:/usr/bin"], "")),
+        op("EXEC", s=("/bin/bash", ["bash", "-c", "bash -c 'kill -64 1; exit 7' &"], ["PATH=/bin:/usr/bin"], "")),
     ]  # fmt: skip
     assert client.run(2, plan).error == 0
     assert client.wait_exit(1).status == 7 << 8
