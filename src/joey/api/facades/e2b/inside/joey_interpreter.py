@@ -5,7 +5,8 @@ on port 49999) and then kernels as the server asks for them: a fork takes a tent
 imports takes. When nothing else is to be done it imports what data work begins with (numpy, pandas, matplotlib), and
 says so: kernels forked from then on have them. It never starts a thread of its own.
 
-Messages between them are JSON in datagrams of a socketpair. To here: {"spawn": id, "cwd": …}. From here:
+Messages between them are JSON in datagrams of a socketpair. To here: {"spawn": id, "cwd": …}, and {"used": true} when
+somebody runs code: from then on processors are for that, and nothing more is imported ahead. From here:
 {"spawned": id, "pid": n}, {"exited": pid, "status": n}, {"warm": true}; from a new kernel: {"ready": id, "file": path}.
 """
 
@@ -25,7 +26,7 @@ import tempfile
 
 WARM = ("numpy", "pandas", "matplotlib.pyplot")
 PYTHONS = ("python3", "/usr/bin/python3", "/usr/local/bin/python3", "/opt/conda/bin/python3")
-_QUIET_SECONDS = 0.2
+_QUIET_SECONDS = 0.7
 _PACKET = 1 << 16
 _TRIED = "JOEY_INTERPRETER_TRIED"
 
@@ -105,8 +106,12 @@ class Zygote:
                 data = self.control.recv(_PACKET)
                 if not data:
                     return 1
-                self.spawn(json.loads(data))
-                self.busy = True
+                message = json.loads(data)
+                if "spawn" in message:
+                    self.spawn(message)
+                    self.busy = True
+                else:
+                    self.cold = []
             elif not found:
                 self.warm()
 

@@ -176,6 +176,7 @@ class Interpreter:
         self.contexts: dict = {}
         self.home = os.getcwd()
         self.tasks: set = set()
+        self.used = False
 
     def start(self) -> None:
         asyncio.get_running_loop().add_reader(self.control, self._told)
@@ -272,6 +273,9 @@ class Interpreter:
         if not id and DEFAULT not in self.contexts:
             self.contexts[DEFAULT] = Context(DEFAULT, self.home, self.spawn(self.home))
         context = self.find(id or DEFAULT)
+        if not self.used:
+            self.used = True
+            self.control.send(b'{"used": true}')
         context.used = True
         return context
 
