@@ -234,6 +234,14 @@ def test_options_in_both_forms(oci: OciLab, sleeper: str) -> None:
     assert done.out == "123\n"
 
 
+@pytest.mark.parametrize("words", [("--bundle", "/nowhere"), ("--bundle", "/"), ("--config", "nothing.json")])
+def test_a_bundle_that_is_none(oci: OciLab, words: tuple[str, str]) -> None:
+    done = oci.call("create", *words, "c")
+    assert done.code == 1
+    assert "not found" in done.err
+    assert oci.left() == []
+
+
 def test_regex(oci: OciLab) -> None:
     oci.write(oci.config("sleep", "60"))
     for name in ("web-1", "web-2", "db"):

@@ -203,6 +203,8 @@ def test_resources_of_both_versions() -> None:
         ({"memory": {"swappiness": 101}}, 1), ({"memory": {"swappiness": 1}}, 2),
         ({"memory": {"limit": 9, "swap": 5}}, 2),
         ({"hugepageLimits": [{"pageSize": "x", "limit": 1}]}, 1), ({"cpu": {"realtimeRuntime": 1}}, 2),
+        ({"rdma": {"card": {}}}, 1), ({"blockIO": {"weightDevice": [{"major": 8, "minor": 0}]}}, 1),
+        ({"blockIO": {"weightDevice": [{"major": 8, "minor": 0}]}}, 2), ({"memory": {"useHierarchy": False}}, 1),
     ],
 )  # fmt: skip
 def test_what_a_version_cannot_do_is_refused(resources: dict[str, Any], version: int) -> None:

@@ -94,7 +94,7 @@ def features():
             "mountExtensions": {"idmap": {"enabled": True}},
         },
         "annotations": {"io.joey.version": _version()},
-        "potentiallyUnsafeConfigAnnotations": [],
+        "potentiallyUnsafeConfigAnnotations": ["run.oci.keep_original_groups"],
     }  # fmt: skip
     return jsontext.pretty(found)
 
