@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from joey.functions.pool import Deployed, StartFailed
-from joey.functions.wire import Answer, Failure, Head
+from joey.functions.wire import STOPPED, Answer, Failure, Head
 from joey.model.function import FunctionSpec, Version
 
 Handler = Callable[[Head, bytes], Awaitable[Answer]]
@@ -55,13 +55,25 @@ class FakeRunner:
         self.id = f"i{next(self.numbers):04}"
         self.gone: asyncio.Future[Failure] = asyncio.get_running_loop().create_future()
         self._lab = lab
+        self._work: dict[asyncio.Future[Answer], asyncio.Future[Answer]] = {}
 
     @property
     def ready(self) -> bool:
         return not self.gone.done()
 
-    async def invoke(self, head: Head, body: bytes, timeout: float) -> Answer:
+    @property
+    def in_flight(self) -> int:
+        return len(self._work)
+
+    def submit(self, head: Head, body: bytes, timeout: float) -> asyncio.Future[Answer]:
         assert not self.gone.done(), "asked of an instance that is gone"
+        answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        work = asyncio.ensure_future(self._do(head, body))
+        self._work[work] = answer
+        work.add_done_callback(self._done)
+        return answer
+
+    async def _do(self, head: Head, body: bytes) -> Answer:
         self._lab.under_way += 1
         self._lab.most_under_way = max(self._lab.most_under_way, self._lab.under_way)
         try:
@@ -69,7 +81,16 @@ class FakeRunner:
         finally:
             self._lab.under_way -= 1
 
-    async def stop(self) -> None:
+    def _done(self, work: asyncio.Future[Answer]) -> None:
+        answer = self._work.pop(work)
+        if not answer.done():
+            answer.set_result(Answer(failure=Failure(STOPPED, "ended")) if work.cancelled() else work.result())
+
+    async def stop(self, grace: float | None = None) -> None:
+        if self._work and grace != 0:
+            await asyncio.wait(list(self._work), timeout=grace)
+        for work in list(self._work):
+            work.cancel()
         self.end("stopped")
 
     def end(self, reason: str) -> None:

@@ -267,6 +267,7 @@ def test_a_stream_holds_its_place_to_its_end():
         assert pool.running == 0
         served = await invoke(dispatcher, one)
         await served.answer.chunks.aclose()
+        await asyncio.sleep(0.1)
         assert pool.running == 0
 
     run(work)
@@ -323,3 +324,26 @@ def test_a_full_node_takes_back_what_is_idle():
         assert len(lab.alive) <= 12
 
     run(work)
+
+
+def test_an_invocation_whose_caller_has_left_has_its_place_to_its_end():
+    async def work(dispatcher, lab):
+        one, loop = deployed(), asyncio.get_running_loop()
+        left = asyncio.ensure_future(invoke(dispatcher, one))
+        await asyncio.sleep(0.5)
+        left.cancel()
+        await asyncio.wait([left])
+        assert lab.under_way == 1
+        begun = loop.time()
+        await invoke(dispatcher, one)  # by another instance: that one is busy
+        assert loop.time() - begun < 5
+        assert len(lab.started) == 2
+        await asyncio.sleep(10)
+        pool = dispatcher.pools[one.key]
+        assert (lab.under_way, pool.running, dispatcher.functions["", "f"].running) == (0, 0, 0)
+
+    async def lasts(head, body):
+        return await lasting(4.0 if len(lab.started) > 1 else 8.0)(head, body)
+
+    lab = Lab(lasts)
+    run(work, lab)

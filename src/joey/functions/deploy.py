@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from joey.functions.warm import WarmFunctions
 
 log = logging.getLogger("joey.functions")
+_MOST_LOGS = 1000
+"""Functions of which output is kept."""
 CODE = "functions"
 """Folder of the code store, in the instance's."""
 
@@ -135,6 +137,8 @@ class Deployments(Functions):
         """Made if need be."""
         found = self._printed.get((owner, name))
         if found is None:
+            while len(self._printed) >= _MOST_LOGS:
+                del self._printed[next(iter(self._printed))]
             found = self._printed[owner, name] = Logs()
         return found
 

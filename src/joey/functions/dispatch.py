@@ -17,6 +17,9 @@ from joey.functions.stats import Stats
 from joey.functions.wire import Answer, Head
 from joey.model.errors import Busy, TooMany
 
+_NOTICE = 0.05
+"""Seconds between two looks at whether an instance has noticed that nobody reads."""
+
 
 @dataclass(slots=True)
 class Served:
@@ -75,8 +78,11 @@ class Dispatcher(Instances):
 
     # --- invocations -------------------------------------------------------------------------------------------------
 
-    async def invoke(self, deployed: Deployed, head: Head, body: bytes, timeout: float) -> Served:
-        """Have it answered. Raises TooMany, Busy, and what a start fails with: JoeyError, StartFailed."""
+    async def invoke(self, deployed: Deployed, head: Head, body: bytes, timeout: float, *, cut: bool = False) -> Served:
+        """Have it answered. Whoever leaves before that does not end it, as with AWS Lambda: it keeps its place; with
+        `cut` its instance is ended, unless others are in there. Raises TooMany, Busy, and what a start fails with:
+        JoeyError, StartFailed.
+        """
         pool = self.pools.get(deployed.key) or self.pool(deployed)
         function = self._enter(pool)
         clock = self._loop.time
@@ -98,19 +104,38 @@ class Dispatcher(Instances):
         pool.scaler.seen.set(ready, pool.running + pool.crowd)
         number = next(self._numbers)
         pool.begun[number] = ready
+
+        def over(_: object = None) -> None:
+            self._done(pool, function, member, number)
+
         kept = False
         try:
-            answer = await member.runner.invoke(head, body, timeout)
+            future = member.runner.submit(head, body, timeout)
+            try:
+                answer = await asyncio.shield(future)
+            except asyncio.CancelledError:
+                kept = True
+                future.add_done_callback(_unread)
+                future.add_done_callback(over)
+                if cut and pool.places == 1 and not future.done():
+                    pool.drop(member)
+                    self._spawn(self._stop(pool, member, "cut", 0.0))
+                raise
             if answer.failure is not None:
                 stats.failed(answer.failure.type)
             if answer.chunks is not None:
-                chunks = answer.chunks
-                answer.chunks = _Chunks(chunks, lambda: self._done(pool, function, member, number))
+                answer.chunks = _Chunks(answer.chunks, over, lambda: self._spawn(self._freed(member, over)))
                 kept = True
             return Served(answer, member.runner.id, cold)
         finally:
             if not kept:
-                self._done(pool, function, member, number)
+                over()
+
+    async def _freed(self, member: Member, over: Callable[[], None]) -> None:
+        """A stream that nobody reads: its place is free once the instance has noticed."""
+        while member.runner.in_flight >= member.running and not member.runner.gone.done():
+            await asyncio.sleep(_NOTICE)
+        over()
 
     def _enter(self, pool: Pool) -> Function:
         """One more invocation. Raises TooMany naming the limit."""
@@ -199,12 +224,12 @@ class Dispatcher(Instances):
 
 
 class _Chunks:
-    """A stream's pieces; its place is free at their end, whatever that is."""
+    """A stream's pieces. over: at their end, whatever that is; left: when nobody reads the rest."""
 
-    __slots__ = ("_chunks", "_done")
+    __slots__ = ("_chunks", "_left", "_over")
 
-    def __init__(self, chunks: AsyncIterator[bytes], done: Callable[[], None]) -> None:
-        self._chunks, self._done = chunks, done
+    def __init__(self, chunks: AsyncIterator[bytes], over: Callable[[], None], left: Callable[[], None]) -> None:
+        self._chunks, self._over, self._left = chunks, over, left
 
     def __aiter__(self) -> _Chunks:
         return self
@@ -212,26 +237,39 @@ class _Chunks:
     async def __anext__(self) -> bytes:
         try:
             return await self._chunks.__anext__()
+        except asyncio.CancelledError:
+            raise  # it may be read on; else it is closed
         except BaseException:
-            self._end()
+            self._end(self._over)
             raise
 
     async def aclose(self) -> None:
-        """Nobody wants the rest."""
+        """Nobody wants the rest. At its end, or done again: nothing."""
         try:
             close = getattr(self._chunks, "aclose", None)
             if close is not None:
                 await close()
         finally:
-            self._end()
+            self._end(self._left)
 
-    def _end(self) -> None:
-        done, self._done = self._done, _nothing
-        done()
+    def _end(self, what: Callable[[], None]) -> None:
+        self._over = self._left = _nothing
+        what()
 
 
 def _nothing() -> None:
     """It is done already."""
 
+
+def _unread(future: asyncio.Future[Answer]) -> None:
+    """An answer that nobody waits for."""
+    chunks = None if future.cancelled() or future.exception() else future.result().chunks
+    close = getattr(chunks, "aclose", None)
+    if close is not None:
+        _closing.add(task := asyncio.ensure_future(close()))
+        task.add_done_callback(_closing.discard)
+
+
+_closing: set[asyncio.Future[None]] = set()
 
 __all__ = ["Bounds", "Dispatcher", "Function", "Served"]

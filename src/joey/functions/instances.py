@@ -10,9 +10,10 @@ import asyncio
 import contextlib
 import heapq
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
 from itertools import count
+from typing import Any
 
 from joey.functions.histogram import IdleTimes, Windows
 from joey.functions.pool import Deployed, Member, Pool, Runner, StartFailed
@@ -286,9 +287,9 @@ class Instances:
         self._turns.remove(pool.deployed.owner, pool.deployed.key)
         self._due.pop(id(pool), None)
 
-    async def _stop(self, pool: Pool, member: Member, reason: str) -> None:
+    async def _stop(self, pool: Pool, member: Member, reason: str, grace: float | None = None) -> None:
         with contextlib.suppress(JoeyError):
-            await member.runner.stop()
+            await member.runner.stop(grace)
         self._happened("stopped", pool.deployed, instance=member.runner.id, reason=reason)
 
     async def kill(self, pool: Pool, instance: str) -> bool:
@@ -328,7 +329,7 @@ class Instances:
                     self._rescale(pool)
         self._arm()
 
-    def _spawn(self, work: Awaitable[None]) -> None:
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.ensure_future(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)

@@ -27,16 +27,21 @@ _LATELY = 0.2
 
 
 class Runner(Protocol):
-    """One instance, as `joey.functions.instance.Instance` is. gone: done, with the reason, once it can take no more."""
+    """One instance, as `joey.functions.instance.Instance` is. gone: done, with the reason, once it can take no more.
+    in_flight: what it works at, those included that nobody waits for any more. submit: the future never fails for what
+    the function does. stop: no more invocations, and its end once those it has are over; with grace 0 at once.
+    """
 
     id: str
     gone: asyncio.Future[Failure]
 
     @property
     def ready(self) -> bool: ...
+    @property
+    def in_flight(self) -> int: ...
+    def submit(self, head: Head, body: bytes, timeout: float) -> asyncio.Future[Answer]: ...
 
-    async def invoke(self, head: Head, body: bytes, timeout: float) -> Answer: ...
-    async def stop(self) -> None: ...
+    async def stop(self, grace: float | None = None) -> None: ...
 
 
 class StartFailed(Exception):

@@ -240,9 +240,10 @@ class Core:
         head = Head(id=request_id, http=http, client_context=client_context, arn=arn, trace=trace, stream=stream)
         return await self._now(entry, version, head, body)
 
-    async def _now(self, entry: Entry, version: Version, head: Head, body: bytes) -> Invocation:
+    async def _now(self, entry: Entry, version: Version, head: Head, body: bytes, *, cut: bool = False) -> Invocation:
+        deployed = self.deployed(entry, version)
         try:
-            served = await self._dispatcher.invoke(self.deployed(entry, version), head, body, version.spec.timeout)
+            served = await self._dispatcher.invoke(deployed, head, body, version.spec.timeout, cut=cut)
         except StartFailed as failed:
             failure = msgspec.structs.replace(failed.failure, request_id=head.id)
             return Invocation(200, head.id, version.version, failure=failure, logs=failed.logs, cold=True)
@@ -273,7 +274,7 @@ class Core:
             version = entry.resolve(task.qualifier)
             known = msgspec.json.decode(head)
             request = Head(id=task.id, client_context=known.get("client_context"), trace=known.get("trace", ""))
-            done = await self._now(entry, version, request, body)
+            done = await self._now(entry, version, request, body, cut=True)
             if done.chunks is not None:
                 done.body = await _joined(done)
         except NotFound as error:
