@@ -93,8 +93,8 @@ class Upstream(asyncio.Protocol):
             self._fail(refused)
 
     def _acknowledge(self) -> None:
-        """At once: of a program that sends head and body apart the kernel keeps the second back until then (Nagle), which
-        would take 40 ms (tcp(7), TCP_QUICKACK).
+        """At once: of a program that sends head and body apart the kernel keeps the second back until then (Nagle),
+        which would take 40 ms (tcp(7), TCP_QUICKACK).
         """
         with contextlib.suppress(OSError):
             self.transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
