@@ -43,6 +43,8 @@ def sync() -> None:
     assert run("os.environ.get('MORE'), os.environ['E2B_SANDBOX_ID']").text == f"(None, '{sandbox.sandbox_id}')"
     failed = run("print('before')\nimport sys\nprint('err', file=sys.stderr)\n1 / 0")
     assert failed.error is not None and failed.error.name == "ZeroDivisionError" and "1" in failed.error.traceback
+    sandbox.files.write("/home/user/module_of_mine.py", "V = 7")
+    assert run("import module_of_mine; module_of_mine.V").text == "7"
     assert failed.logs.stdout == ["before\n"] and failed.logs.stderr == ["err\n"]
     streaming(sandbox)
     results(sandbox)

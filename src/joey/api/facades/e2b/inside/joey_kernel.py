@@ -29,7 +29,8 @@ def run(message: dict, folder: str, control: socket.socket) -> None:
     os.chdir(message["cwd"])
     import joey_results
 
-    sys.path.remove(os.path.dirname(os.path.abspath(__file__)))  # its files are no modules of the user's
+    # This directory's files are no modules of the user's, those in its own are.
+    sys.path[:] = ["", *(path for path in sys.path if path not in ("", os.path.dirname(os.path.abspath(__file__))))]
     for name in [name for name in sys.modules if name.startswith("joey_")]:
         del sys.modules[name]
     random.seed()  # every fork would draw the same

@@ -62,6 +62,8 @@ def plain(value):
     """A value as JSON has it."""
     if value is None or isinstance(value, (bool, int, str)):
         return value
+    if type(value).__name__ == "MaskedConstant":
+        return None
     if isinstance(value, float):
         return value if value - value == 0 else None
     if hasattr(value, "isoformat"):
