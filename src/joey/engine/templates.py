@@ -54,6 +54,8 @@ HIDDEN = "template/"
 KEY_COUNT = 100
 """Templates of one API key."""
 WARM_SECONDS, HELLO_SECONDS = 300.0, 30.0
+_TIMES = 8
+"""The memory limit of a template's own sandbox, over that of an instance."""
 _AGAIN_SECONDS = (0.1, 1.0, 5.0, 30.0, 120.0)
 _LIVED_SECONDS = 60.0
 _ROOT = Identity(uid=0, gid=0)
@@ -546,11 +548,17 @@ def _inside(spec: TemplateSpec) -> SandboxSpec:
 
 
 def _outside(inside: SandboxSpec) -> SandboxSpec:
-    """The template's own sandbox: no network, no devices, no volumes, no power."""
+    """The template's own sandbox: no network, no devices, no volumes, no power. It may use more memory than one of its
+    children: what a child writes to before it has joined its cgroups is charged to it, of every child that lives.
+    """
     process = msgspec.structs.replace(inside.process, capabilities=(), user="", groups=(), cwd="")
+    resources = inside.resources
+    if resources.memory is not None:
+        resources = msgspec.structs.replace(resources, memory=_TIMES * resources.memory)
     return msgspec.structs.replace(
-        inside, network=NetworkSpec(mode="none"), devices=(), volumes=(), sysctls={}, process=process, labels={}
-    )
+        inside, network=NetworkSpec(mode="none"), devices=(), volumes=(), sysctls={}, process=process, labels={},
+        resources=resources,
+    )  # fmt: skip
 
 
 def _handed(request: Request, spec: SandboxSpec) -> SandboxSpec:
