@@ -262,6 +262,15 @@ def test_another_keys_functions_do_not_exist(client, served, fn):
     assert tenant("DELETE", f"/v1/functions/{fn}")[0] == 204
 
 
+def test_a_key_has_as_many_invocations_as_it_may(client, served):
+    made = client.json("POST", "/v1/keys", {"name": "small", "limits": {"invocations": 0}}, status=201)
+    small = Client(served, made["key"])
+    small.json("PUT", "/v1/functions/f", CODE, status=201)
+    status, headers, text = small("POST", "/v1/functions/f/invoke", raw=b"1")
+    assert (status, headers["Retry-After"], json.loads(text)["field"]) == (429, "1", "invocations")
+    assert client.json("GET", "/v1/functions")[0]["figures"]["throttles"] in ({}, {"owner": 1})
+
+
 def test_figures_and_the_page(client, fn):
     client("POST", f"/v1/functions/{fn}/invoke", raw=b"1")
     client("POST", f"/v1/functions/{fn}/invoke", {"fail": "E"})

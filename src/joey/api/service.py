@@ -24,7 +24,7 @@ from joey.api.light import web
 from joey.api.metrics import Counters
 from joey.api.routes import Call, NoSuchPath, Route, Router, WrongMethod, reply
 from joey.engine.interface import Engine
-from joey.functions.deploy import functions_of
+from joey.functions.deploy import Deployments
 from joey.functions.service import URLS
 from joey.model.errors import Busy, JoeyError, TooMany
 
@@ -46,7 +46,9 @@ class Service:
         self.documents: dict[str, bytes] = {}
         self.activity = Activity()
         self.doorway = Doorway(engine, settings or Settings(), database.parent if database else None)
-        self.functions = functions_of(engine, database.parent if database else None)
+        self.functions = Deployments(
+            engine, database.parent if database else None, lambda owner: self.access.limits(owner).invocations
+        )
         self.e2b = E2B(self, database.parent if database else None)
         self.aws_lambda = Lambda(self, database.parent if database else None)
         self.fc = FC(self, database.parent if database else None)

@@ -42,7 +42,7 @@ def limits(values):
     for text in values.get("limit", ()):
         for part in text.split(","):
             name, equals, value = part.partition("=")
-            if name not in ("sandboxes", "memory", "starts") or not equals:
+            if name not in ("sandboxes", "memory", "starts", "invocations") or not equals:
                 raise UsageError(f"--limit {part}: unknown", "--limit sandboxes=100,memory=16g,starts=20")
             found[name] = size(value, "--limit memory") if name == "memory" else whole(value, f"--limit {name}", 0)
     return found

@@ -8,7 +8,7 @@ import functools
 import logging
 import secrets
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,8 +38,8 @@ CODE = "functions"
 class Deployments(Functions):
     """All functions of an engine. home: of the instance; without one nothing outlives this."""
 
-    def __init__(self, engine: Engine, home: Path | None) -> None:
-        super().__init__(self._instance, home, happened=self._tell)
+    def __init__(self, engine: Engine, home: Path | None, limits: Callable[[str], int | None] | None = None) -> None:
+        super().__init__(self._instance, home, happened=self._tell, limits=limits)
         self._engine = engine
         self._printed: dict[tuple[str, str], Logs] = {}
         self._codes: CodeStore | None = None
@@ -260,9 +260,4 @@ def _code(made: StoredCode) -> Code:
     return Code(made.digest, made.sha256, made.size)
 
 
-def functions_of(engine: Engine, home: Path | None) -> Deployments:
-    """The functions of an engine."""
-    return Deployments(engine, home)
-
-
-__all__ = ["Deployments", "functions_of"]
+__all__ = ["Deployments"]

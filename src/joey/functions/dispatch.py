@@ -49,6 +49,8 @@ class Dispatcher(Instances):
     ) -> None:
         super().__init__(start, bounds=bounds, happened=happened)
         self.waiting = 0
+        self.limits: Callable[[str], int | None] = lambda owner: None
+        """Of a key: invocations at a time, None for key_running."""
         self._owners: dict[str, _Owner] = {}
 
     # --- what is set -------------------------------------------------------------------------------------------------
@@ -65,7 +67,10 @@ class Dispatcher(Instances):
 
     def most(self, owner: str) -> int:
         """Invocations of an owner at a time."""
-        return self.bounds.key_running if owner else self.bounds.admin_running
+        if not owner:
+            return self.bounds.admin_running
+        given = self.limits(owner)
+        return self.bounds.key_running if given is None else given
 
     def remove(self, owner: str, name: str) -> None:
         """The function is gone; what is under way ends as it ends."""

@@ -41,14 +41,17 @@ _LEARNED_SECONDS = 300.0
 class Core:
     """Registry, dispatcher, queue and timers of an instance, opened when they are first needed.
 
-    start: makes an instance of a version. home: where functions.db lies; without one nothing outlives this.
+    start: makes an instance of a version. home: where functions.db lies; without one nothing outlives this. limits: how
+    many invocations of an owner there may be at a time, None for as many as the bounds say.
     """
 
     def __init__(
         self, start: Callable[[Deployed], Any], home: Path | None, *, bounds: Bounds | None = None,
         happened: Callable[..., None] | None = None,
+        limits: Callable[[str], int | None] | None = None,
     ) -> None:  # fmt: skip
         self._start, self._home, self._bounds = start, home, bounds
+        self._limits = limits
         self._happened = happened or (lambda kind, deployed, **data: None)
         self._folder: tempfile.TemporaryDirectory[str] | None = None
         self._store: Store | None = None
@@ -123,6 +126,8 @@ class Core:
         self._store = store = Store(self.folder / FILE)
         self._registry = Registry(store)
         self._dispatcher = Dispatcher(self._start, bounds=self._bounds, happened=self._happened)
+        if self._limits is not None:
+            self._dispatcher.limits = self._limits
         self._queue = Queue(store, self._attempt, self._config, self._concluded)
         self._timers = Timers(store, self._fire)
         for entry in self._registry.entries.values():

@@ -10,15 +10,16 @@ class Limits(Value, frozen=True, kw_only=True):
     """What one key may use at a time; None for no limit of its own.
 
     sandboxes: that exist, warm ones of its pools included. memory: bytes, the sum of the memory limits of those that
-    run. starts: in flight.
+    run. starts: in flight. invocations: of its functions, under way or waiting; None: 1,000.
     """
 
     sandboxes: int | None = None
     memory: int | None = None
     starts: int | None = None
+    invocations: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("sandboxes", "memory", "starts"):
+        for name in ("sandboxes", "memory", "starts", "invocations"):
             value = getattr(self, name)
             if value is not None and not 0 <= value < 1 << 62:
                 raise Invalid(name, "must not be negative, or larger than any machine")
