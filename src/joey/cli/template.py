@@ -56,8 +56,8 @@ def _list(values, words):
         say_json(found)
         return
     rows = [
-        (one["name"], one["spec"]["image"] or one["spec"]["rootfs"], one["state"], format_size(one["memory"]), one["forks"],
-         one["instances"], one["owner"] or "-", one["reason"] or "-")
+        (one["name"], one["spec"]["image"] or one["spec"]["rootfs"], one["state"], format_size(one["memory"]),
+         one["forks"], one["instances"], one["owner"] or "-", one["reason"] or "-")
         for one in found
     ]  # fmt: skip
     say(table(("NAME", "IMAGE", "STATE", "MEMORY", "FORKS", "ALIVE", "KEY", "REASON"), rows))

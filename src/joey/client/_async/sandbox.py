@@ -92,7 +92,7 @@ class AsyncSandbox(Snapshots):
         image: "host" (this machine's own programs without its data), the name of an image, or an Image, which is built
             the first time
         pool: a Pool, or the name of one: a warm sandbox of it, which takes next to no time
-        template: the name of a template: forked from its warm Python; metadata, envs, name and timeouts are given with it
+        template: the name of a template: forked from its warm Python; metadata, envs, name, timeouts go with it
         cpus, memory, disk: limits; memory and disk in bytes or as "512m". Default: 1 CPU, 512 MiB
         timeout: seconds after which it ends (300), None for never; idle_timeout: without any request about it
         on_timeout: "kill" removes it then, "pause" freezes it
