@@ -34,6 +34,8 @@ _V2 = ("", "unified")
 _FORK = f.CLONE_VM | f.CLONE_VFORK
 STEP_HOOKS = 1
 """Everything is in place, the root not yet changed: prestart, createRuntime and createContainer hooks run now."""
+_CREATION = ("prestart", "createRuntime", "createContainer", "poststop")
+"""Hooks for whose sake the creation stops; poststop, because those run once it has come that far."""
 _SYSCTL_IPC = ("fs.mqueue.", "kernel.msg", "kernel.shm", "kernel.sem")
 _CHARACTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-./")
 _ROOT_PROPAGATION = {
@@ -238,7 +240,9 @@ def _root(files: Filesystems, config: Json, facts: Facts, kinds: list[str]) -> l
     ops += [op.Mount("", "/", "", f.MS_SLAVE | f.MS_REC)]
     ops += [op.MoveMount(ROOT, "."), op.Chdir(reg=ROOT)]
     done = len(files.inside)
-    ops += [*files.inside, op.Sync(SYNC, STEP_HOOKS, "hooks of the creation")]
+    ops += files.inside
+    if any(config.get("hooks", {}).get(kind) for kind in _CREATION):
+        ops += [op.Sync(SYNC, STEP_HOOKS, "hooks of the creation")]
     ops += [op.IfUp("lo")] if "network" in kinds and "network" not in facts.paths else []
     for name, value in linux.get("sysctl", {}).items():
         path = name if "/" in name else name.replace(".", "/")
