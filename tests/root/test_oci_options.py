@@ -15,6 +15,7 @@ import pytest
 
 from joey.client import jsontext
 from joey.native import binary
+from joey.oci import cgroups
 from root.oci_lab import Json, OciLab
 
 pytestmark = pytest.mark.leak_scope("module")
@@ -385,3 +386,19 @@ def test_a_limit_below_what_is_used_can_be_refused(oci: OciLab, sleeper: str) ->
         done = oci.call("update", "--resources", str(oci.home / "resources"), sleeper)
         assert done.code == code
         assert "memory limit 4096 is below" in done.err
+
+
+def test_a_writable_v2_cgroup_is_its_users(oci: OciLab) -> None:
+    """Its directory and the files that the kernel says are safe; nothing else."""
+    place = oci.home / "cgroup"
+    place.mkdir()
+    for name in ("cgroup.procs", "cgroup.threads", "memory.max"):
+        (place / name).touch()
+    config = with_users(oci.config("true", user={"uid": 5, "gid": 5}))
+    read_only = [{"destination": "/sys/fs/cgroup", "source": "cgroup", "type": "cgroup", "options": ["ro"]}]
+    cgroups.delegate(str(place), {**config, "mounts": read_only})
+    assert place.stat().st_uid == 0
+    cgroups.delegate(str(place), {**config, "mounts": [{**read_only[0], "options": []}]})
+    owners = {path.name: path.stat().st_uid for path in (place, *place.iterdir())}
+    assert owners == {"cgroup": 300_005, "cgroup.procs": 300_005, "cgroup.threads": 300_005, "memory.max": 0}
+    shutil.rmtree(place)

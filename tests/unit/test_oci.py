@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 import joey
 from joey.client import jsontext
-from joey.oci import command, info, prepare, schema
+from joey.oci import cgroups, command, info, prepare, schema
 from joey.oci.errors import Invalid, OciError
 from joey.oci.life import number, resources_of
 from joey.plan import oci, oci_cgroup
@@ -210,6 +210,24 @@ def test_resources_of_both_versions() -> None:
 def test_what_a_version_cannot_do_is_refused(resources: dict[str, Any], version: int) -> None:
     with pytest.raises(Refused):
         oci_cgroup.writes(resources, version)
+
+
+def test_huge_pages_are_limited_as_reservations_too(tmp_path: Path) -> None:
+    for name in ("limit_in_bytes", "rsvd.limit_in_bytes"):
+        (tmp_path / f"hugetlb.2MB.{name}").touch()
+    limits = {"hugepageLimits": [{"pageSize": "2MB", "limit": 4 << 20}]}
+    cgroups.apply([[1, "hugetlb", str(tmp_path)]], limits, devices=False)
+    assert {path.read_text() for path in tmp_path.iterdir()} == {str(4 << 20)}
+
+
+def test_file_systems_have_the_mount_label() -> None:
+    plan = oci.create(prepare.check(schema.decode(jsontext.dumps(base()))), oci.Facts(rootfs="/r", mount_label="a:b"))
+    kind, labelled = "", set()
+    for line in (op.describe() for op in plan.ops):
+        kind = line.split()[1] if line.startswith("fsopen") else kind
+        if "context=a:b" in line:
+            labelled.add(kind)
+    assert labelled == {"tmpfs", "devpts"}
 
 
 def test_update_flags() -> None:
