@@ -241,7 +241,9 @@ def test_a_circle_of_destinations_comes_to_an_end(tmp_path):
     run(work, tmp_path)
 
 
-def test_what_finds_no_place_waits_and_costs_no_attempt(tmp_path):
+def test_what_finds_no_place_waits_costs_no_attempt_and_is_tried_when_there_is_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(retries, "FIRST", 100.0)
+
     async def work(own, lab):
         await own.create(spec(reserved=0), owner="")
         queued = await own.invoke("f", b"1", owner="", kind="async")

@@ -219,12 +219,20 @@ class Queue:
     def _awake(self) -> None:
         now = self.clock()
         while self._later and self._later[0][0] <= now:
-            task = heapq.heappop(self._later)[2]
-            if self.tasks.get(task.id) is task and task.state == "queued":
+            due, _, task = heapq.heappop(self._later)
+            if self.tasks.get(task.id) is task and task.state == "queued" and task.due == due:
                 self._line(task.key).ready.append(task)
                 self._turns.add(task.owner, task.key)
         self._pump()
         self._arm()
+
+    def hurry(self, owner: str, name: str) -> None:
+        """The function may have more than it had: try again what found no place."""
+        now = self.clock()
+        for task in [task for task in self.tasks.values() if task.refusals and task.key == (owner, name)]:
+            if task.state == "queued" and task.due > now:
+                task.due = now
+                self._enqueue(task)
 
     # --- doing -------------------------------------------------------------------------------------------------------
 

@@ -108,6 +108,7 @@ class Functions(Core):
         kept = code or Code(latest.spec.code, latest.code_sha256, latest.code_size)
         self.registry.change(entry, self._checked(entry.owner, spec, kept), kept.sha256, kept.size)
         self.apply(entry)
+        self.queue.hurry(*entry.key)
         await self.saved()
         self._happened("updated", self.deployed(entry, entry.latest))
         return self.view(entry)
