@@ -105,6 +105,27 @@ def test_its_end_is_the_sandboxs_and_its_memory_its_own(lab: Lab) -> None:
     lab.do(ends())
 
 
+def test_nobody_waits_for_a_warm_process_that_has_ended(lab: Lab) -> None:
+    """Killed with nothing prepared, noticed or not: what is asked for is started plainly, under its name."""
+
+    async def meanwhile() -> None:
+        engine = lab.engine
+        view = await engine.template_create(template("gone", berths=0))
+        _, talk = await born(engine, "gone")
+        assert engine.template("gone").instances == 1
+        os.kill(view.pid, signal.SIGKILL)
+        box, channel = await engine.fork("gone", name="meanwhile")
+        seen = engine.template("gone")
+        assert box.name == "meanwhile" and seen.plain + seen.forks == 2
+        for one in (talk.channel, channel):
+            one.close()
+            await one.wait()
+        await engine.template_remove("gone")
+        await eventually(lambda: not engine.warm.boxes)
+
+    lab.do(meanwhile())
+
+
 def test_its_warm_process_may_end_and_comes_again(lab: Lab) -> None:
     async def again() -> None:
         engine = lab.engine

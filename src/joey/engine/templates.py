@@ -54,6 +54,7 @@ HIDDEN = "template/"
 KEY_COUNT = 100
 """Templates of one API key."""
 WARM_SECONDS, HELLO_SECONDS = 300.0, 30.0
+_GONE_SECONDS = 5.0
 _TIMES = 8
 """The memory limit of a template's own sandbox, over that of an instance."""
 _AGAIN_SECONDS = (0.1, 1.0, 5.0, 30.0, 120.0)
@@ -169,7 +170,7 @@ class Templates:
             name=spec.name, owner=template.owner, created=template.created, spec=spec.spec, python=spec.python,
             modules=spec.modules, state=template.state, reason=template.reason, memory=memory, forks=template.forks,
             plain=template.plain, berths=len(template.pool.ready) if template.pool else 0,
-            instances=len(template.children), pid=warm.channel.pid if warm else 0, seconds=template.seconds,
+            instances=sum(id not in self._engine.warm.boxes for id in template.children), pid=warm.channel.pid if warm else 0, seconds=template.seconds,
         )  # fmt: skip
 
     async def remove(self, name: str, owner: str | None) -> None:
@@ -199,13 +200,16 @@ class Templates:
                 template.inside.process, env={**template.inside.process.env, **(env or {})}
             ),
         )  # fmt: skip
-        if template.state != "ready" or template.pool is None:
-            template.plain += 1
-            return await self._plain(template, spec, owner, main=main)
-        berth = self.pools.take(template.pool)
-        if berth is None:
-            berth = await self.start_member(template.pool)
-        return await self._hand_out(template, berth, spec, main=main, durable=durable)
+        if template.state == "ready" and template.pool is not None:
+            try:
+                berth = self.pools.take(template.pool) or await self.start_member(template.pool)
+                return await self._hand_out(template, berth, spec, main=main, durable=durable)
+            except Broken as error:  # the warm process has ended, or the child at once
+                if template.over or self._closing:
+                    raise
+                _log.warning("template %s: %s", template.name, error)
+        template.plain += 1
+        return await self._plain(template, spec, owner, main=main)
 
     async def _hand_out(
         self, template: Template, berth: Berth, spec: SandboxSpec, *, main: bool, durable: bool
@@ -239,6 +243,7 @@ class Templates:
             channel.close()
             with contextlib.suppress(JoeyError):
                 box.apply(RemoveAsked(True))
+            await asyncio.wait((box.removed,), timeout=_GONE_SECONDS)  # its name is free then
             raise
         template.forks += 1
         box.tell("created", template=template.name)
