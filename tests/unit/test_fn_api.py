@@ -14,6 +14,7 @@ import pytest
 from fn_lab import FakeRunner, Lab, failed
 from joey.functions.deploy import Deployments
 from joey.functions.wire import Answer, Failure, StreamFailed
+from joey.functions.work import head_json
 from joey.testing.serving import Served, serving
 
 CODE = {"handler": "index.handler", "files": {"index.py": "def handler(event, context): return event\n"}}
@@ -21,6 +22,7 @@ CODE = {"handler": "index.handler", "files": {"index.py": "def handler(event, co
 
 async def handler(head, body):
     """Does what the event asks for."""
+    head_json(head, 1.0)  # as an instance's channel has it
     if head.http is not None:
         return Answer(
             body=b"made", head={"status": 201, "headers": [["X-Path", head.http["path"]], ["Set-Cookie", "a=b"]]}
@@ -239,7 +241,7 @@ def test_functions_have_addresses(client, served, fn):
 def test_a_function_that_speaks_http_gets_the_request_as_it_is(client, fn):
     web = fn + "-w"
     client.json("PUT", f"/v1/functions/{web}", CODE | {"kind": "wsgi"}, status=201)
-    status, headers, body = client("PUT", f"/fn/{web}/x/y?z", raw=b"1")
+    status, headers, body = client("PUT", f"/fn/{web}/x/y?z", raw=b"1", headers={"User-Agent": "x", "Accept": "*/*"})
     assert (status, headers["X-Path"], headers["Set-Cookie"], body) == (201, "/x/y", "a=b", b"made")
 
 

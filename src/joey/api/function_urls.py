@@ -112,7 +112,8 @@ async def _invoke(
     spec = own.version(name, owner=owner, qualifier=qualifier).spec
     body = await body_of(call) if given is None else given
     # A key that opened the door is ours: the function's code is not to have it.
-    headers = [(key, value) for key, value in request.headers.items() if public or key.lower() not in _SECRET]
+    # Names are plain strings: those that aiohttp knows come as a class of its own, which is no JSON.
+    headers = [(str(key), value) for key, value in request.headers.items() if public or key.lower() not in _SECRET]
     http: dict[str, Any] | None = None
     id = str(uuid.uuid4())
     if spec.kind == "event":

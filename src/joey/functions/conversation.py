@@ -53,8 +53,8 @@ class Conversation(Work):
 
     def submit(self, head: Head, body: bytes, timeout: float) -> Pending:
         """One write, as long as the channel takes it."""
+        start = head_json(head, timeout) + b"\n"  # before it counts: what cannot be said is not under way
         one = self.add(head, timeout)
-        start = head_json(head, timeout) + b"\n"
         size = len(start) + len(body)
         if size < 1 << 16:
             self._write(HEADER.pack(size, wire.INVOKE, one.number) + start + body)
