@@ -33,8 +33,17 @@ def write(path, text):
 # --- where ----------------------------------------------------------------------------------------------------------
 
 
+_hierarchies = []
+
+
 def hierarchies():
-    """(version, controllers, mount point) of every hierarchy that can be written to; where one is v2 alone, just it."""
+    """(version, controllers, mount point) of every hierarchy that can be written to, as they are at first asking."""
+    if not _hierarchies:
+        _hierarchies.extend(_look())
+    return _hierarchies
+
+
+def _look():
     found = []
     with open("/proc/self/mountinfo", "rb") as file:
         text = file.read()

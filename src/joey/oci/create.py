@@ -66,6 +66,7 @@ def _create(container, bundle, config, text, options, launcher):
         "ociVersion": state.SPEC, "id": container.id, "status": "creating", "bundle": bundle, "created": state.now(),
         "rootfs": _rootfs(bundle, config), "annotations": config.get("annotations", {}), "owner": "root",
         "terminal": bool(process.get("terminal")), "namespaces": [n["type"] for n in linux.get("namespaces", [])],
+        "hooks": [kind for kind, hooks in config.get("hooks", {}).items() if hooks],
     }  # fmt: skip
     state.replace(f"{container.directory}/config.json", text)
     if process.get("terminal") and not options.console and options.console_fd < 0:
@@ -239,9 +240,8 @@ def start(container):
         raise OciError("cannot start a container that has stopped")
     if status != "created":
         raise OciError("cannot start an already running container")
-    config = container.config()
-    wanted = config.get("hooks") or {}
-    if wanted.get("startContainer"):
+    wanted = container.data.get("hooks", ("startContainer", "poststart"))
+    if "startContainer" in wanted:
         _start_hooks(container)
     try:
         fd = os.open(container.fifo, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -252,9 +252,9 @@ def start(container):
     finally:
         os.close(fd)
     os.unlink(container.fifo)
-    if wanted.get("poststart"):
+    if "poststart" in wanted:
         try:
-            hooks.run(_checked(wanted), "poststart", container.report("running"))
+            hooks.run(_checked(container.config().get("hooks") or {}), "poststart", container.report("running"))
         except OciError:
             _end(container)
             raise
@@ -275,7 +275,7 @@ def _start_hooks(container):
     try:
         config = schema.decode(state.read(f"{container.directory}/config.json"))
         runner = execute.hooks_of(container, config, launcher)
-        hooks.run(config["hooks"], "startContainer", container.report("created"), runner)
+        hooks.run(config.get("hooks", {}), "startContainer", container.report("created"), runner)
     except OciError:
         _end(container)
         raise

@@ -99,6 +99,8 @@ def _wait_end(container, seconds=10.0):
 
 def _poststop(container):
     """runtime.md: a poststop hook that fails is a warning, and the others run all the same."""
+    if "poststop" not in container.data.get("hooks", ["poststop"]):  # one that was not made to its end has no list
+        return
     try:
         wanted = container.config().get("hooks") or {}
     except (OSError, ValueError):

@@ -149,8 +149,8 @@ class Container:
         """What the native front (native/oci.c) needs to know. "": it shall leave everything to Python."""
         from joey.oci import cgroups
 
-        wanted = jsontext.loads(read(f"{self.directory}/config.json")).get("hooks") or {}
-        hooks = sum(bit for bit, kind in ((1, "startContainer"), (2, "poststart"), (4, "poststop")) if wanted.get(kind))
+        wanted = self.data["hooks"]
+        hooks = sum(bit for bit, kind in ((1, "startContainer"), (2, "poststart"), (4, "poststop")) if kind in wanted)
         groups = self.data["cgroups"]
         pidns = int("pid" in self.data["namespaces"])
         lines = ["joey-oci 1", f"{self.pid} {self.data['started'] or 0} created {pidns} {hooks}"]
