@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import re
 import time
 from collections.abc import Coroutine
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 PREFIX = "e2b."
 IDLE_SECONDS = 600.0
 _SIZE, _HEAVY_SIZE = 4, 2
+_INTERPRETER_BYTES = 2 << 30
+"""Of the machine's memory, for each interpreter that waits, which takes some 130 MB."""
 _HEAVY_SECONDS = 2.0
 """After a cold start of a program: members would slow it down."""
 log = logging.getLogger("joey.daemon")
@@ -80,6 +83,9 @@ class Warmth:
         )  # fmt: skip
         name = _name(kind.key)
         size = _HEAVY_SIZE if kind.argv else _SIZE
+        if kind.interpreter:
+            memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+            size = min(_SIZE, max(1, memory // _INTERPRETER_BYTES))
         return PoolSpec(name=name, spec=plain, size=size, max_starting=min(size, 2), late_env=True)
 
     def _fitting(self, name: str, spec: SandboxSpec, owner: str) -> str:

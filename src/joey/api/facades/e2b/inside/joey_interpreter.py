@@ -26,7 +26,7 @@ import tempfile
 
 WARM = ("numpy", "pandas", "matplotlib.pyplot")
 PYTHONS = ("python3", "/usr/bin/python3", "/usr/local/bin/python3", "/opt/conda/bin/python3")
-_QUIET_SECONDS = 0.7
+_QUIET_SECONDS = 1.5
 _PACKET = 1 << 16
 _TRIED = "JOEY_INTERPRETER_TRIED"
 
