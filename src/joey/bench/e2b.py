@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
+import subprocess
+import sys
 import time
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import version
+from importlib.util import find_spec
 from typing import Any
 
 from joey.bench import machine
@@ -17,7 +22,7 @@ from joey.model.errors import JoeyError
 
 HELP = "the E2B SDK (the Python packages e2b and e2b-code-interpreter) against Joey"
 _CLIENTS = 20
-_PAUSE, _HEAVY_PAUSE = 0.08, 6.0
+_PAUSE, _HEAVY_PAUSE = 0.08, 8.0
 """Seconds in which a pool is filled again, between two uses that are to find it full."""
 _ANSWERS = 20
 
@@ -117,62 +122,62 @@ async def run(options: Namespace) -> dict[str, Any]:
     """cold_ms, warm_ms (one after the other: create → output), clients_ms, seconds, per_second (many at once),
     run_code, failed, leftovers, machine.
     """
-    try:
-        import e2b
-    except ImportError:
-        raise JoeyError("e2b", "the package e2b is not installed", "pip install 'e2b>=2.10,<3'") from None
-    bench = _Bench(e2b)
-    names = ("E2B_API_URL", "E2B_SANDBOX_URL", "E2B_API_KEY")
-    before = {name: os.environ.get(name) for name in names}
+    if find_spec("e2b") is None:
+        raise JoeyError("e2b", "the package e2b is not installed", "pip install 'e2b>=2.10,<3'")
     async with serving() as watch:
-        try:
-            await asyncio.to_thread(_variables, options.interpreter)
-            cold = await asyncio.to_thread(bench.single, "cold", options.single, allow_internet_access=False)
-            warm = await asyncio.to_thread(bench.single, "warm", options.single)
-            many, seconds = await asyncio.to_thread(bench.many, options.count)
-            code = await asyncio.to_thread(_code, bench) if options.interpreter else None
-        finally:
-            for name, value in before.items():
-                os.environ.pop(name, None)
-                if value is not None:
-                    os.environ[name] = value
+        result = await asyncio.to_thread(_beside, options)
     left = await watch.gone()
     return {
-        "cold_ms": quantiles(cold),
-        "warm_ms": quantiles(warm),
-        "clients_ms": quantiles(many),
-        "seconds": round(seconds, 2),
-        "per_second": round(len(many) / seconds, 1),
-        "run_code": code,
+        **result,
         "count": options.count,
-        "version": e2b.__version__ if hasattr(e2b, "__version__") else _version(),
-        "failed": bench.failed,
-        "failures": bench.failures,
+        "version": version("e2b"),
         "leftovers": sum(left.values()),
         "leftovers_by_kind": left,
         "machine": machine.machine(),
     }
 
 
-def _version() -> str:
-    from importlib.metadata import version
-
-    return version("e2b")
-
-
-def _variables(interpreter: str) -> None:
+def _beside(options: Namespace) -> dict[str, Any]:
+    """The clients, in a process of their own: threads of the SDK's HTTP library may abort when Python ends."""
     from joey.cli.connect import engine
 
     with engine() as connection:
         found = connection.call("POST", "/v1/facades/e2b")
-        if interpreter:
-            connection.call("PUT", "/v1/facades/e2b/code-interpreter", {"image": interpreter})
-    os.environ.update(E2B_API_URL=found["url"], E2B_SANDBOX_URL=found["url"], E2B_API_KEY=found["key"])
+        if options.interpreter:
+            connection.call("PUT", "/v1/facades/e2b/code-interpreter", {"image": options.interpreter})
+    env = {**os.environ, "E2B_API_URL": found["url"], "E2B_SANDBOX_URL": found["url"], "E2B_API_KEY": found["key"]}
+    words = [str(options.single), str(options.count), options.interpreter]
+    command = [sys.executable, "-P", "-m", "joey.bench.e2b", *words]
+    done = subprocess.run(command, env=env, stdout=subprocess.PIPE, check=False)
+    if done.returncode:
+        raise JoeyError("e2b", f"the clients ended with status {done.returncode}")
+    result: dict[str, Any] = json.loads(done.stdout)
+    return result
+
+
+def clients(single: int, count: int, code: bool) -> dict[str, Any]:
+    """What they have measured."""
+    import e2b
+
+    bench = _Bench(e2b)
+    cold = bench.single("cold", single, allow_internet_access=False)
+    warm = bench.single("warm", single)
+    many, seconds = bench.many(count)
+    return {
+        "cold_ms": quantiles(cold),
+        "warm_ms": quantiles(warm),
+        "clients_ms": quantiles(many),
+        "seconds": round(seconds, 2),
+        "per_second": round(len(many) / seconds, 1),
+        "run_code": _code(bench) if code else None,
+        "failed": bench.failed,
+        "failures": bench.failures,
+    }
 
 
 def _code(bench: _Bench) -> dict[str, float | None] | None:
     try:
-        from e2b_code_interpreter import Sandbox
+        from e2b_code_interpreter import Sandbox  # type: ignore[import-untyped]
     except ImportError:
         bench.fail(JoeyError("e2b", "the package e2b-code-interpreter is not installed"))
         return None
@@ -194,3 +199,8 @@ def rows(result: dict[str, Any]) -> list[Row]:
         found += [(f"run_code, {name}", number(code[key], "ms")) for name, key in shown]
     found += [("failed", str(result["failed"])), ("left over", str(result["leftovers"]))]
     return found + [("failure", text) for text in result["failures"]]
+
+
+if __name__ == "__main__":
+    print(json.dumps(clients(int(sys.argv[1]), int(sys.argv[2]), bool(sys.argv[3]))), flush=True)
+    os._exit(0)
