@@ -71,7 +71,7 @@ def test_run_streams_and_exit_codes(docker: Docker) -> None:
     assert "permission denied" in docker("run", "--rm", "bb:1", "/etc/passwd", code=126)
     assert "No such image: nosuch:1" in docker("run", "--pull", "never", "nosuch:1", code=125)
     assert "unknown flag" in docker("run", "--nosuch", "bb:1", code=125)
-    assert docker("run", "--name", "gone", "bb:1", "true") == ""
+    assert docker("run", "--name", "gone", "bb:1", "hostname") == docker("inspect", "-f", "{{.Id}}", "gone")[:12]
     assert "already in use" in docker("run", "--name", "gone", "bb:1", "true", code=125)
     assert docker("ps", "-aq", "--filter", "status=created") == ""
 
@@ -371,7 +371,13 @@ def test_stats_top_port(docker: Docker) -> None:
     shown = docker("stats", "--no-stream", "--format", "{{.Name}} {{.MemUsage}} {{.PIDs}}", "s")
     assert re.fullmatch(r"s [\d.]+\w+ / 64MiB 1", shown)
     assert docker("top", "s").split("\n")[0].split() == ["UID", "PID", "PPID", "C", "STIME", "TTY", "TIME", "CMD"]
-    assert docker("top", "s").endswith("sleep 100") and "ps_args" in docker("top", "s", "aux", code=1)
+    assert docker("top", "s").endswith("sleep 100")
+    lines = docker("top", "s", "-o", "pid,user,args").split("\n")
+    assert lines[0].split() == ["PID", "USER", "COMMAND"] and len(lines) == 2 and lines[1].endswith("sleep 100")
+    assert lines[1].split()[0] == docker("inspect", "-f", "{{.State.Pid}}", "s")
+    lines = docker("top", "s", "aux").split("\n")
+    assert lines[0].startswith("USER") and len(lines) == 2
+    assert "PID field" in docker("top", "s", "-o", "user", code=1) and "ps:" in docker("top", "s", "--nosuch", code=1)
     assert re.fullmatch(r"127\.0\.0\.1:\d+", docker("port", "s", "80"))
     assert re.search(r"81/udp -> 0\.0\.0\.0:\d+", docker("port", "s")) and docker("port", "s", "99", code=1)
 
@@ -447,6 +453,11 @@ def test_push_and_pull(docker: Docker, tmp_path: Path) -> None:
         assert "digest: sha256:" in docker("push", name)
         docker("rmi", name)
         assert f"Status: Downloaded newer image for {name}" in docker("pull", name)
+        assert f"Status: Image is up to date for {name}" in docker("pull", name)
+        assert "name its tag" in docker("pull", "-a", f"{host}/team/app", code=1)
+        docker("tag", "bb:1", f"{host}/team/app:2")
+        assert docker("push", "-a", f"{host}/team/app").count("digest: sha256:") == 2
+        docker("rmi", f"{host}/team/app:2")
         assert docker("run", "--rm", "--pull", "always", name, "echo", "pulled").endswith("pulled")
         assert "sha256:" in docker("images", "--digests", "--format", "{{.Digest}}", f"{host}/team/app")
         docker("rmi", name)

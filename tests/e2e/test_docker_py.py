@@ -279,6 +279,17 @@ def test_half_closed_streams_go_on_and_broken_ones_end(client: docker.DockerClie
     quiet.close()
 
 
+def test_short_execs_of_clients_that_send_nothing_end(client: docker.DockerClient, box: Container) -> None:
+    for number in range(60):
+        id = client.api.exec_create(box.id, ["echo", str(number)])["Id"]
+        with raw(client, "POST", f"/exec/{id}/start", b"{}") as stream:
+            stream.shutdown(socket.SHUT_WR)
+            found = b""
+            while piece := stream.recv(100):
+                found += piece
+        assert found[8:] == f"{number}\n".encode() and client.api.exec_inspect(id)["ExitCode"] == 0
+
+
 def test_detach_keys_end_the_stream(client: docker.DockerClient) -> None:
     box = client.containers.run("bb:1", "sh", detach=True, tty=True, stdin_open=True)
     for keys, typed in (("", b"\x10\x11"), ("ctrl-a,x", b"\1x"), ("q", b"q")):

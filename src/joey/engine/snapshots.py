@@ -15,7 +15,7 @@ import itertools
 import logging
 import secrets
 import time
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -267,9 +267,19 @@ class Snapshots:
         """A sandbox is gone, and does not need its image any more."""
         if images.local(box.spec):
             return
+        exchanged = self._library.held(box.id) in self._library.exchanged
         images.release(self._engine.instance, box.id)
-        if box.spec.image.startswith("sha256:"):
+        if exchanged or box.spec.image.startswith("sha256:"):
             self.collect()
+
+    @contextlib.contextmanager
+    def growing(self) -> Iterator[None]:
+        """Inside, what is made to be forked from stays, though nothing holds it yet."""
+        self._forking += 1
+        try:
+            yield
+        finally:
+            self._forking -= 1
 
     def collect(self) -> None:
         """Soon remove what was forked from and has no sandboxes any more."""

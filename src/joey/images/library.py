@@ -40,6 +40,8 @@ class Library:
         self._images: dict[str, Image] = {}
         self._names: dict[str, str] = {}
         self._held: dict[str, str] = {}
+        self.exchanged: set[str] = set()
+        """Images that sandboxes were given in the place of theirs, for as long as this engine runs."""
         self._seen: dict[tuple[str, str], str] = {}
         self._unwritten: dict[str, str | None] = {}
         self._writing: asyncio.TimerHandle | None = None
@@ -208,6 +210,7 @@ class Library:
     def release(self, owner: str) -> None:
         """A sandbox is gone. Nothing if it held nothing."""
         if (digest := self._held.pop(owner, None)) is not None:
+            self.exchanged.discard(digest)
             self.store.let_go(digest)
             self._note(owner, None)
 
@@ -217,6 +220,7 @@ class Library:
             raise ImageError("image", f"{digest} is not here")
         self.release(owner)
         self._held[owner] = digest
+        self.exchanged.add(digest)
         self._note(owner, digest)
 
     def _note(self, owner: str, digest: str | None) -> None:

@@ -18,6 +18,7 @@ from joey.api.facades.docker import (
     images,
     networks,
     system,
+    top,
     volumes,
 )
 from joey.api.facades.docker.base import VERSION, Req, Route, answer, described, error, split
@@ -31,7 +32,7 @@ from joey.model.errors import JoeyError
 
 ROUTES: tuple[Route, ...] = (
     *system.ROUTES, *containers.ROUTES, *execs.ROUTES, *data.ROUTES, *events.ROUTES, *files.ROUTES, *images.ROUTES,
-    *networks.ROUTES, *volumes.ROUTES, *build.ROUTES,
+    *networks.ROUTES, *top.ROUTES, *volumes.ROUTES, *build.ROUTES,
 )  # fmt: skip
 _COMPILED = tuple((route, route.pattern) for route in ROUTES)
 

@@ -9,6 +9,8 @@ import signal
 import time
 from typing import Any
 
+from msgspec import structs
+
 from joey.api.facades.docker import anonymous, networks, request, views
 from joey.api.facades.docker.base import Refused, Req, Route, answer, error
 from joey.api.facades.docker.fields import Fields
@@ -65,7 +67,12 @@ async def create(r: Req) -> web.Response:
 
 async def _create(r: Req, wanted: request.Wanted) -> Sandbox:
     async with anonymous.made(r.engine, r.state, wanted.spec, wanted.sources, wanted.anonymous):
-        return await r.engine.create(wanted.spec)
+        made = await r.engine.create(wanted.spec)
+        box = r.engine.find(made.id)  # type: ignore[attr-defined]
+        if not box.spec.hostname and made.network != "host" and ":" not in made.network:
+            # What runs inside finds itself by its host name.
+            box.exchange(structs.replace(box.spec, hostname=made.id[:12]))
+        return made
 
 
 async def start(r: Req) -> web.Response:

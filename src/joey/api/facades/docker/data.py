@@ -1,4 +1,4 @@
-"""What comes out of containers: attach, logs, stats, top."""
+"""What comes out of containers: attach, logs, stats."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from joey.model.errors import Conflict, Invalid, JoeyError, NotFound
 from joey.model.views import LogEntry, Stats
 
 _TICKS = 100
-_HELPER = "joey-files"
 
 
 async def attach(r: Req) -> web.StreamResponse:
@@ -210,46 +209,9 @@ def _cpus() -> int:
     return os.cpu_count() or 1
 
 
-async def top(r: Req) -> Any:
-    """What runs in a container, from its own /proc."""
-    if r.query.get("ps_args", "-ef") not in ("-ef", ""):
-        raise Refused("ps_args", "Joey shows what ps -ef shows, nothing else")
-    id = r.id
-    if (await r.engine.inspect(id)).sandbox.state not in ("running", "paused"):
-        raise Conflict("", f"container {id} is not running")
-    files, rows = r.engine.files(id), []
-    for entry in await files.list("/proc"):
-        if entry.name.isdigit() and (row := await _process(files, entry)):
-            rows.append(row)
-    rows.sort(key=lambda row: int(row[1]))
-    return {"Titles": ["UID", "PID", "PPID", "C", "STIME", "TTY", "TIME", "CMD"], "Processes": rows}
-
-
-async def _process(files: Any, entry: Any) -> list[str] | None:
-    """None if it has ended meanwhile, or is ours that looks."""
-    try:
-        stat = await _text(files, f"/proc/{entry.name}/stat")
-        words = (await _text(files, f"/proc/{entry.name}/cmdline")).split("\0")
-    except JoeyError:
-        return None
-    name, _, rest = stat.partition("(")[2].rpartition(")")
-    fields = rest.split()
-    if len(fields) < 22 or (words[0] == _HELPER and fields[1] == "0"):
-        return None
-    seconds = (int(fields[11]) + int(fields[12])) // _TICKS
-    spent = f"{seconds // 3600:02d}:{seconds // 60 % 60:02d}:{seconds % 60:02d}"
-    command = " ".join(words).strip() or f"[{name}]"
-    return [entry.user or str(entry.uid), entry.name, fields[1], "0", "-", "?", spent, command]
-
-
-async def _text(files: Any, path: str) -> str:
-    return b"".join([piece async for piece in files.read(path)]).decode("utf-8", "backslashreplace")
-
-
 ROUTES = (
     Route("POST", "/containers/{id}/attach", attach, "detachKeys logs stream stdin stdout stderr"),
     Route("POST", "/containers/{id}/resize", resize, "h w"),
     Route("GET", "/containers/{id}/logs", logs, "follow stdout stderr since until timestamps tail details"),
     Route("GET", "/containers/{id}/stats", stats, "stream one-shot"),
-    Route("GET", "/containers/{id}/top", top, "ps_args"),
 )

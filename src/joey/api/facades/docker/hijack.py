@@ -134,8 +134,9 @@ class Connection(asyncio.Protocol):
         while not self.gone.is_set():
             if (self._ended or self._paused) and hung_up(self._transport.get_extra_info("socket")):
                 return
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for((self.gone if self._ended else self._eof).wait(), _LOOK)
+            with contextlib.suppress(TimeoutError):  # wait_for of Python 3.11 can lose a cancellation
+                async with asyncio.timeout(_LOOK):
+                    await (self.gone if self._ended else self._eof).wait()
 
     def close(self) -> None:
         if not self._transport.is_closing():
@@ -253,8 +254,8 @@ async def serve(
     finally:
         for task in (output, feeder, gone):
             task.cancel()
-        await asyncio.gather(output, feeder, gone, return_exceptions=True)
         connection.close()
+        await asyncio.gather(output, feeder, gone, return_exceptions=True)
     return Taken()
 
 

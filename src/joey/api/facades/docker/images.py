@@ -18,7 +18,7 @@ from joey.api.light import web
 from joey.images import archive, archive_write, auth, index, instructions, reference
 from joey.images.store import StoredImage
 from joey.model import codec
-from joey.model.errors import Invalid, JoeyError
+from joey.model.errors import ImageError, Invalid, JoeyError
 from joey.model.image import Image, Layer
 
 _EVERY = 0.1
@@ -193,6 +193,8 @@ async def create(r: Req) -> web.StreamResponse:
     name = r.query.get("fromImage", "")
     if not name:
         raise Invalid("fromImage", "no image is given")
+    if not r.query.get("tag") and not (":" in name.rpartition("/")[2] or "@" in name):
+        raise Refused("tag", "one image at a time: name its tag")  # to Docker no tag means all of them
     if r.query.get("tag"):
         name += ("@" if ":" in r.query["tag"] else ":") + r.query["tag"]
     if name.partition(":")[0] == "host":
@@ -202,28 +204,52 @@ async def create(r: Req) -> web.StreamResponse:
     own, brought = r.images, _brought(r, name)
 
     async def work(listener: Callable[[Any], None]) -> list[dict[str, Any]]:
+        before = own.store.find(name).digest if own.exists and _is_here(r, name) else ""
         with brought:
             found = await own.obtain(name, "always", platform, listener)
         familiar = reference.parse(name).familiar
         r.tell("image", "pull", familiar, name=familiar)
-        return [{"status": f"Digest: {found.digest}"}, {"status": f"Status: Downloaded newer image for {name}"}]
+        said = "Image is up to date" if found.digest == before else "Downloaded newer image"
+        return [{"status": f"Digest: {found.digest}"}, {"status": f"Status: {said} for {name}"}]
 
     return await _reported(r, work)
+
+
+def _tags(r: Req, name: str) -> list[str]:
+    """All names of a repository: what a push without a tag is of. Raises ImageError."""
+    repository = reference.parse(name).repository
+    names = (reference.parse(text) for one in r.images.store.all() for text in one.names)
+    found = sorted(one.familiar for one in names if one.repository == repository and one.tag)
+    if not found:
+        raise ImageError("image", f"{name!r} is not here")
+    return found
+
+
+def _is_here(r: Req, name: str) -> bool:
+    with contextlib.suppress(JoeyError):
+        r.images.store.find(name)
+        return True
+    return False
 
 
 async def push(r: Req) -> web.StreamResponse:
     name, own = r.path["name"], r.images
     brought = _brought(r, name)
+    tagged = bool(r.query.get("tag")) or ":" in name.rpartition("/")[2]
     target = f"{name}:{r.query['tag']}" if r.query.get("tag") else name
     with said_as("image", target):
-        own.store.find(target)
+        targets = [target] if tagged else _tags(r, name)
+        own.store.find(targets[0])
 
     async def work(listener: Callable[[Any], None]) -> list[dict[str, Any]]:
+        lines = []
         with brought:
-            digest = await own.push(target, target, listener)
-        familiar = reference.parse(target).familiar
-        r.tell("image", "push", familiar, name=familiar)
-        return [{"status": f"{target}: digest: {digest}"}]
+            for one in targets:
+                digest = await own.push(one, one, listener)
+                familiar = reference.parse(one).familiar
+                r.tell("image", "push", familiar, name=familiar)
+                lines.append({"status": f"{one}: digest: {digest}"})
+        return lines
 
     return await _reported(r, work)
 

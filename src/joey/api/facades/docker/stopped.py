@@ -97,7 +97,7 @@ async def write(r: Req, id: str, path: str) -> None:
         own.exchange(id, image.digest)
         box.exchange(box.spec)
 
-    with own.store.busy(parent.digest, *parent.diff_ids):
+    with snapshots.growing(), own.store.busy(parent.digest, *parent.diff_ids):
         try:
             image = await transfer.received(r, own.store.root, "archive", work)
         except Invalid as error:
