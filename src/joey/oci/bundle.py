@@ -7,12 +7,12 @@ and the Python it was made of; otherwise the modules are imported as ever.
 from __future__ import annotations
 
 import marshal
-import os
+import posix
 import sys
 from _frozen_importlib import ModuleSpec
 
-_HERE = os.path.dirname(os.path.abspath(__file__))
-PACKAGE = os.path.dirname(_HERE)
+_HERE = __file__.rpartition("/")[0]
+PACKAGE = _HERE.rpartition("/")[0]
 PATH = f"{_HERE}/__pycache__/calls.{sys.implementation.cache_tag}"
 INTERPRETER = f"{PACKAGE}/native/bin/python.path"
 """Two lines for the native front: the interpreter itself, which starts 2 ms faster than by the link of a virtual
@@ -43,7 +43,7 @@ class Finder:
         spec = ModuleSpec(name, self, origin=f"{PACKAGE}/{file}", is_package=package)
         spec.has_location = True
         if package:
-            spec.submodule_search_locations.append(os.path.dirname(spec.origin))
+            spec.submodule_search_locations.append(spec.origin.rpartition("/")[0])
         return spec
 
     def create_module(self, spec):
@@ -60,7 +60,7 @@ def install(read):
     global installed
     stamps, modules = read
     for name, stamp in stamps.items():
-        found = os.stat(f"{PACKAGE}/{name}")
+        found = posix.stat(f"{PACKAGE}/{name}")
         if (found.st_mtime_ns, found.st_size) != stamp:
             return
     sys.meta_path.insert(0, Finder(modules))
@@ -69,6 +69,8 @@ def install(read):
 
 def make():
     """Write the file; nothing happens where that is not possible."""
+    import os
+
     directory = os.path.dirname(PATH)
     if not os.access(directory if os.path.isdir(directory) else _HERE, os.W_OK):
         return
@@ -100,6 +102,8 @@ def make():
 
 def _interpreter():
     """The lines of INTERPRETER; none of a Python that lacks the libraries: another one may have them."""
+    import os
+
     libraries()
     found = next((path for path in sys.path if os.path.isdir(f"{path}/msgspec")), "")
     return (os.path.realpath(sys.executable), found) if found else ()
@@ -114,6 +118,8 @@ def libraries():
             path = file.read().split("\n")[1]
     except (OSError, IndexError):
         path = ""
+    import os
+
     if os.path.isdir(f"{path}/msgspec"):
         sys.path.append(path)
         return

@@ -7,10 +7,10 @@ for v2. All of them are in state.json, so that later calls need not look for the
 from __future__ import annotations
 
 import errno
-import os
 import time
 
 from joey.oci import log
+from joey.oci import system as os
 from joey.oci.errors import OciError, Unsupported
 from joey.plan import oci_cgroup as plan
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import sys
 
 from joey.oci import log
+from joey.oci import system as os
 from joey.oci.errors import OciError
 from joey.plan.oci_process import Refused
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
-
 from joey.oci import cgroups, hooks, log, prepare, state
+from joey.oci import system as os
 from joey.oci.errors import Invalid, OciError
 from joey.oci.launch import Failed, Launcher, Steps, explain, follow
 from joey.oci.prepare import Descriptors
@@ -149,9 +148,9 @@ def _facts(container, bundle, config, options, fds, steps):
         raise Invalid(refused.field, refused.why) from None
     paths = {entry["type"]: fds.namespace(entry["type"], entry["path"]) for entry in joined}
     count = options.preserve
-    if os.environ.get("LISTEN_FDS", "").isdigit():
-        count += int(os.environ["LISTEN_FDS"])
-        process.setdefault("env", []).extend((f"LISTEN_FDS={os.environ['LISTEN_FDS']}", "LISTEN_PID=1"))
+    if (listening := os.variable("LISTEN_FDS")).isdigit():
+        count += int(listening)
+        process.setdefault("env", []).extend((f"LISTEN_FDS={listening}", "LISTEN_PID=1"))
     preserved = fds.preserve(count)
     kinds = {}
     for mount in config.get("mounts", []):

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
-
 from joey.oci import hooks, prepare, schema, state
+from joey.oci import system as os
 from joey.oci.cgroups import read_or, v2
 from joey.oci.create import seen
 from joey.oci.errors import Invalid, OciError

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import _signal
 import _socket
-import os
 import select
+
+from joey.oci import system as os
 
 _PASSED = (1, 2, 3, 10, 12, 15, 28)
 

@@ -5,11 +5,11 @@ Hooks"). Those of createContainer and startContainer run in the container's name
 from __future__ import annotations
 
 import _signal
-import os
 import select
 import time
 
 from joey.client import jsontext
+from joey.oci import system as os
 from joey.oci.errors import OciError
 
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
-
 from joey.client import jsontext
 from joey.model.capabilities import CAPABILITIES
 from joey.oci import prepare, seccomp, state
+from joey.oci import system as os
 from joey.plan import oci
 from joey.plan.oci_options import KNOWN
 

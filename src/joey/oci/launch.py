@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import _socket
 import errno
-import os
 import select
 
 from joey import oci
 from joey.host import packets as wire
 from joey.oci import log
+from joey.oci import system as os
 from joey.oci.errors import OciError
 from joey.plan.encode import encode
 

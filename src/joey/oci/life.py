@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import _signal
-import os
 import time
 
 from joey.client import jsontext
 from joey.oci import cgroups, hooks, log, schema, state
+from joey.oci import system as os
 from joey.oci.errors import Invalid, OciError
 from joey.oci.state import Container
 from joey.plan.oci_process import Refused

@@ -4,7 +4,7 @@ without one). JSON lines are as runc's, because containerd and Podman read the l
 
 from __future__ import annotations
 
-import os
+from joey.oci import system as os
 
 _target = {"fd": -1, "json": False, "debug": False}
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import _socket
 import errno
-import os
 
 from joey.oci import log, schema, seccomp
+from joey.oci import system as os
 from joey.oci.errors import Invalid, OciError, Unsupported
 from joey.plan import oci
 from joey.plan.oci_process import FIRST_MORE, capability_masks

@@ -4,10 +4,9 @@ been compiled is kept below --root, found by its text.
 
 from __future__ import annotations
 
-import os
-
 from joey.client import jsontext
 from joey.oci import state
+from joey.oci import system as os
 from joey.oci.bundle import libraries
 from joey.oci.errors import Invalid
 

@@ -13,10 +13,10 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import os
 import time
 
 from joey.client import jsontext
+from joey.oci import system as os
 from joey.oci.errors import OciError
 
 SPEC = "1.2.0"

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import sys
 
+from joey.oci import system as os
 from joey.oci.errors import OciError
 from joey.oci.state import Container
 
