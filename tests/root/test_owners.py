@@ -8,6 +8,7 @@ below, and one that has no variable must be named in LISTS (its answer is search
 import json
 import re
 import shutil
+import socket
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -62,6 +63,7 @@ class Scene:
     box: str
     process: str
     snapshot: str
+    task: str
     marks: list[bytes] = field(default_factory=list)
 
 
@@ -88,8 +90,23 @@ def scene(served: Served) -> Scene:
     box = prey("POST", "/v1/sandboxes", body)
     process = prey("POST", f"/v1/sandboxes/{box['id']}/processes?tag={WORD}", {"argv": ["sleep", "600"]})
     snapshot = prey("POST", f"/v1/sandboxes/{box['id']}/snapshot", {"name": f"{WORD}-files:1"})
+    # No instance of it may run: its event stays in the queue.
+    code = {"handler": "index.handler", "files": {"index.py": "def handler(event, context): return 1\n"}}
+    code |= {"reserved": 0, "async": {"on_failure": f"queue:{WORD}-queue"}}
+    prey("PUT", f"/v1/functions/{WORD}-function", code)
+    prey("POST", f"/v1/functions/{WORD}-function/versions")
+    prey("PUT", f"/v1/functions/{WORD}-function/aliases/{WORD}-alias", {"version": "1"})
+    prey("PUT", f"/v1/functions/{WORD}-function/triggers/{WORD}-trigger", {"kind": "url"})
+    prey("POST", f"/v1/functions/{WORD}-function/invoke?mode=async", 1)
+    [task] = prey("GET", f"/v1/functions/{WORD}-function/tasks")
+    layer = prey.raw("GET", f"/v1/functions/{WORD}-function/code")
+    head = f"PUT /v1/layers/{WORD}-layer HTTP/1.1\r\nHost: joey\r\n{prey.headers}Content-Length: {len(layer)}\r\n"
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.connect(served.path)
+        sock.sendall(f"{head}Connection: close\r\n\r\n".encode() + layer)
+        assert sock.recv(65536).startswith(b"HTTP/1.1 200")
     marks = [WORD.encode(), box["id"].encode(), snapshot["id"].encode(), keys[0]["id"].encode()]
-    return Scene(admin, prey, thief, keys[0]["id"], box["id"], process["id"], snapshot["id"], marks)
+    return Scene(admin, prey, thief, keys[0]["id"], box["id"], process["id"], snapshot["id"], task["id"], marks)
 
 
 VARIABLES = {
@@ -100,20 +117,35 @@ VARIABLES = {
     "/v1/snapshots/": {"name": f"{WORD}-files:1"},
     "/v1/images/": {"name": "{snapshot}"},
     "/v1/keys/": {"id": "{owner}"},
+    "/v1/functions/": {
+        "name": f"{WORD}-function",
+        "version": "1",
+        "alias": f"{WORD}-alias",
+        "trigger": f"{WORD}-trigger",
+        "qualifier": f"{WORD}-alias",
+        "instance": "0" * 24,
+    },
+    "/v1/tasks/": {"task": "{task}"},
+    "/v1/queues/": {"queue": f"{WORD}-queue"},
+    "/v1/layers/": {"layer": f"{WORD}-layer"},
 }
 """By how the path begins."""
 PARAMETERS = {
     "path": "/etc/hostname", "to": "/tmp/x", "mode": "644", "user": "0", "rows": "24", "cols": "80", "port": "80",
-    "name": "other", "from": "{snapshot}", "signal": "TERM",
+    "name": "other", "from": "{snapshot}", "signal": "TERM", "upto": "1",
 }  # fmt: skip
 BODIES = {
     "/v1/sandboxes/{ref}/run": {"argv": ["true"]},
     "/v1/sandboxes/{ref}/processes": {"argv": ["true"]},
     "/v1/sandboxes/{ref}": {"labels": {"a": "b"}},
+    "/v1/functions/{name}/aliases/{alias}": {"version": "1"},
+    "/v1/functions/{name}/triggers/{trigger}": {"kind": "url"},
+    "/v1/functions/{name}/provisioned/{qualifier}": {"instances": 1},
+    "/v1/functions/{name}/batch": {"events": [1]},
 }
 LISTS = {
     "/v1/sandboxes?all=1", "/v1/stats", "/v1/events", "/v1/pools", "/v1/images", "/v1/snapshots", "/v1/volumes",
-    "/v1/networks", "/v1/node",
+    "/v1/networks", "/v1/node", "/v1/functions", "/v1/layers",
 }  # fmt: skip
 """GET: what is not the caller's is not in the answer."""
 MAKES = {
@@ -121,14 +153,16 @@ MAKES = {
     "POST /v1/volumes/prune", "GET /v1/images/save",
 }  # fmt: skip
 """Tried below by name."""
-OWN = {"PUT /v1/pools/{name}"}
+OWN = {"PUT /v1/pools/{name}", "PUT /v1/functions/{name}", "PUT /v1/layers/{layer}"}
 """Makes one of the caller's own where another has one of that name."""
 
 ROUTES = [route for route in table() if not route.open]
 
 
 def _filled(text: str, scene: Scene) -> str:
-    return text.format(box=scene.box, process=scene.process, snapshot=scene.snapshot, owner=scene.owner)
+    return text.format(
+        box=scene.box, process=scene.process, snapshot=scene.snapshot, owner=scene.owner, task=scene.task
+    )
 
 
 def _path(route: Route, scene: Scene) -> str:
@@ -181,6 +215,10 @@ def test_the_scene_is_still_there(scene: Scene) -> None:
     assert scene.prey("GET", f"/v1/volumes/{WORD}-volume")["users"]
     assert scene.prey("GET", f"/v1/pools/{WORD}-pool")["size"] == 1
     assert scene.prey("GET", f"/v1/snapshots/{WORD}-files:1")["id"] == scene.snapshot
+    function = scene.prey("GET", f"/v1/functions/{WORD}-function")
+    assert (function["aliases"], function["triggers"]) == ([f"{WORD}-alias"], [f"{WORD}-trigger"])
+    assert function["spec"]["reserved"] == 0 and not function["provisioned"] and function["figures"]["queued"] == 1
+    assert scene.prey("GET", f"/v1/tasks/{scene.task}")["state"] in ("queued", "running")
 
 
 @pytest.mark.parametrize(

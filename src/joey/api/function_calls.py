@@ -235,8 +235,7 @@ async def read_queue(call: Call) -> Any:
     whose destination was gone. The administrator sees everybody's queues of that name.
     """
     own, query = functions(call), call.query
-    if own.known:
-        await own.saved()  # what is told of a task is to be found here
+    await own.check_queue(call.path["queue"], owner=call.visible)
     return own.messages(
         call.path["queue"], owner=call.visible, after=query.get("after", 0), limit=query.get("limit", 100)
     )
@@ -244,6 +243,7 @@ async def read_queue(call: Call) -> Any:
 
 async def clear_queue(call: Call) -> None:
     """Remove messages that have been dealt with: up to this id."""
+    await functions(call).check_queue(call.path["queue"], owner=call.visible)
     await call.whole(functions(call).remove_messages(call.path["queue"], call.query["upto"], owner=call.visible))
 
 

@@ -17,7 +17,7 @@ from msgspec.structs import replace
 from joey.functions import cron
 from joey.functions.pool import Pool
 from joey.functions.registry import Entry
-from joey.functions.running import Core
+from joey.functions.running import UNDELIVERED, Core
 from joey.functions.stats import Stats
 from joey.model import codec
 from joey.model.errors import Conflict, Invalid, NotFound
@@ -316,6 +316,20 @@ class Functions(Core):
         """Asynchronous invocations, newest first, and where to go on (0: nowhere). Raises NotFound."""
         entry = self.registry.find(name, owner)
         return self.queue.list(*entry.key, state=state, limit=limit, before=cursor)
+
+    async def check_queue(self, queue: str, *, owner: str | None) -> None:
+        """Raises NotFound for one that is nobody's destination and has no messages. What is told of a task that is over
+        is in it when this returns.
+        """
+        if self.known:
+            await self.saved()
+        target = f"queue:{queue}"
+        mine = self.registry.list(owner) if self.known else []
+        configs = [config for entry in mine for config in entry.configs.values()]
+        configs += [version.spec.async_ for entry in mine for version in entry.all()]
+        if queue != UNDELIVERED and not any(target in (one.on_success, one.on_failure) for one in configs):
+            if not self.messages(queue, owner=owner, limit=1):
+                raise NotFound("queue", f"nothing goes to {target} of yours", "set it as a function's on_failure")
 
     def messages(self, queue: str, *, owner: str | None, after: int = 0, limit: int = 100) -> Sequence[Message]:
         """What went to the destination `queue:NAME`, oldest first."""
