@@ -1,6 +1,6 @@
 """joey-oci beside runc and crun in one run: `python -m joey.bench.oci [N]`. Needs root and busybox.
 
-Whole processes, medians of N (15), in milliseconds. crun refuses a hybrid cgroup layout; it runs with the unified
+Whole processes, in turn, medians of N (15), in milliseconds. crun refuses a hybrid cgroup layout; it runs with the unified
 hierarchy unmounted in a mount namespace of its own, whose making is measured with it and shown.
 """
 
@@ -44,21 +44,31 @@ def _bundle(directory: Path) -> None:
     (directory / "config.json").write_text(json.dumps(config))
 
 
-def measure(name: str, command: tuple[str, ...], bundle: Path, count: int) -> str:
-    """One line: `run`, and `create`, `start`, `delete` of one container."""
-    try:
-        run = statistics.median(_timed(*command, "run", f"r{os.getpid()}", cwd=bundle) for _ in range(count))
-        parts: dict[str, list[float]] = {"create": [], "start": [], "delete": []}
-        for _ in range(count):
-            for verb, times in parts.items():
+class Peer:
+    """One runtime and its times in milliseconds: of `run`, and of `create`, `start` and `delete` of one container."""
+
+    def __init__(self, name: str, command: tuple[str, ...]) -> None:
+        self.name, self.command, self.failed = name, command, ""
+        self.times: dict[str, list[float]] = {"run": [], "create": [], "start": [], "delete": []}
+
+    def round(self, bundle: Path) -> None:
+        try:
+            self.times["run"].append(_timed(*self.command, "run", f"r{os.getpid()}", cwd=bundle))
+            for verb in ("create", "start", "delete"):
                 if verb == "delete":
                     time.sleep(0.02)  # until the program has ended
-                times.append(_timed(*command, verb, f"c{os.getpid()}", cwd=bundle))
-    except subprocess.CalledProcessError as error:
-        return f"{name:10} failed: {error}"
-    medians = {verb: statistics.median(times) for verb, times in parts.items()}
-    words = " + ".join(f"{verb} {value:.1f}" for verb, value in medians.items())
-    return f"{name:10} run {run:6.1f}   {words} = {sum(medians.values()):.1f}"
+                self.times[verb].append(_timed(*self.command, verb, f"c{os.getpid()}", cwd=bundle))
+        except subprocess.CalledProcessError as error:
+            self.failed = str(error)
+
+    def line(self) -> str:
+        if self.failed:
+            return f"{self.name:10} failed: {self.failed}"
+        run, *parts = (statistics.median(times) for times in self.times.values())
+        words = " + ".join(
+            f"{verb} {value:.1f}" for verb, value in zip(("create", "start", "delete"), parts, strict=True)
+        )
+        return f"{self.name:10} run {run:6.1f} (least {min(self.times['run']):.1f})   {words} = {sum(parts):.1f}"
 
 
 def main() -> None:
@@ -67,11 +77,23 @@ def main() -> None:
         bundle = Path(home) / "bundle"
         _bundle(bundle)
         commands = {"joey-oci": (str(binary("joey-oci")),), "runc": ("runc",), "crun": (*_APART, "crun")}
-        for name, command in commands.items():
-            if shutil.which(command[-1]):
-                print(measure(name, (*command, "--root", f"{home}/{name}"), bundle, count), flush=True)
-        apart = statistics.median(_timed(*_APART, "true", cwd=bundle) for _ in range(count))
-        print(f"of crun's, each: {apart:.1f} for its mount namespace")
+        peers = [
+            Peer(name, (*command, "--root", f"{home}/{name}"))
+            for name, command in commands.items()
+            if shutil.which(command[-1])
+        ]
+        apart = []
+        for number in range(count + 1):  # in turn, so that what else the machine does meets all alike
+            for peer in peers:
+                if not peer.failed:
+                    peer.round(bundle)
+            apart.append(_timed(*_APART, "true", cwd=bundle))
+            if not number:  # files are read for the first time
+                for peer in peers:
+                    peer.times = {verb: [] for verb in peer.times}
+        for peer in peers:
+            print(peer.line())
+        print(f"of crun's, each: {statistics.median(apart):.1f} for its mount namespace; load {os.getloadavg()[0]:.1f}")
 
 
 if __name__ == "__main__":
