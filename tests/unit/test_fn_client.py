@@ -14,6 +14,7 @@ import pytest
 
 import joey
 from joey.bench.functions_load import Reply, parse
+from joey.cli import fn, fn_deploy, main
 from joey.cli.fn_deploy import _handled, settings
 from joey.cli.options import UsageError
 from joey.client._async.function import failure
@@ -144,6 +145,27 @@ def test_failures_are_exceptions() -> None:
     assert isinstance(error, joey.RemoteError) and (error.type, error.traceback) == ("KeyError", "a\nb\n")
     assert isinstance(failure("Sandbox.Timedout", b'{"errorMessage": "late"}'), joey.Timeout)
     assert "no json" in str(failure("Unhandled", b"no json"))
+
+
+def test_every_option_of_deploy_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What `joey fn deploy` takes from the command line arrives in what is asked for, under the name the parser gives."""
+    sent: list[dict[str, object]] = []
+    monkeypatch.setattr(fn_deploy, "deploy", lambda values, words: sent.append(settings(values)))
+    monkeypatch.setitem(fn.VERBS, "deploy", (fn_deploy.deploy, *fn.VERBS["deploy"][1:]))
+    elsewhere = {"--requirements", "--publish"}  # of the code, and afterwards
+    values = {
+        "--kind": "http", "--port": "9000", "--env": "A=1", "--env-file": os.devnull, "--secret": "A=1", "--cpus": "2",
+        "--memory": "256m", "--disk": "50m", "--timeout": "9", "--concurrency": "2", "--network": "nat",
+        "--allow": "10.0.0.0/8", "--deny": "10.0.0.0/8", "--internet": "no", "--bandwidth-in": "1m",
+        "--bandwidth-out": "1m", "--connections": "9", "--label": "a=b", "--retries": "1", "--on-success": "queue:q",
+        "--on-failure": "queue:q", "--no-template": None,
+    }  # fmt: skip
+    for option in fn_deploy.OPTIONS:
+        names = set() if isinstance(option, str) else {name for name in option[0].split() if name.startswith("--")}
+        for name in sorted(names - elsewhere):
+            value = values.get("--network" if name == "--net" else name, "word")
+            main(["fn", "deploy", "name", name, *([value] if value is not None else [])])
+            assert sent.pop(), f"{name} asks for nothing"
 
 
 def test_options_of_deploy(tmp_path: Path) -> None:

@@ -40,7 +40,7 @@ OPTIONS = (
     ("--disk", "SIZE", "What it may write"),
     ("--timeout", "SECONDS", "An invocation that takes longer is ended, with its instance (3)"),
     ("--concurrency", "NUMBER", "Invocations an instance takes at a time (1)"),
-    ("--network", "MODE", "none (the default), nat, or a network of joey network"),
+    ("--network --net", "MODE", "none (the default), nat, or a network of joey network"),
     *POLICY,
     ("--description", "TEXT", "Whatever you like"),
     ("-l --label", "NAME[=VALUE]…", "Tag it"),
