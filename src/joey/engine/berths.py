@@ -6,15 +6,21 @@ import contextlib
 import os
 from collections.abc import Mapping
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+import msgspec
+
+import joey
 from joey.engine.launching import Launched, Request, Within
 from joey.engine.slots import Prepared, Special
 from joey.host import sys
 from joey.model.errors import JoeyError, from_os
 from joey.model.facts import HostFacts
 from joey.model.image import Identity
-from joey.model.spec import SandboxSpec
+from joey.model.network import NetworkSpec
+from joey.model.spec import Mount, SandboxSpec
+from joey.model.template import TemplateSpec
 from joey.plan import berth as plans
 from joey.plan import flags as f
 from joey.plan import process as run
@@ -27,6 +33,10 @@ if TYPE_CHECKING:
 _NAMESPACES = ("pid", "cgroup", "ipc", "uts", "net", "mnt", "user")
 """In the order in which the warm process is given them (functions/runtime/zygote.py)."""
 _READ = os.O_RDONLY | os.O_CLOEXEC
+_TIMES = 8
+"""The memory limit of a template's own sandbox, over that of an instance."""
+RUNTIME = Path(joey.__file__).parent / "functions" / "runtime"
+"""What is shown inside as /opt/joey-runtime."""
 
 
 class Outer:
@@ -115,3 +125,40 @@ def become(spec: SandboxSpec, identity: Identity, facts: HostFacts) -> dict[str,
         "oom_score_adj": spec.oom_score_adj,
         "filter": plans.filter_of_child(wanted, facts.arch).hex(),
     }  # fmt: skip
+
+
+# --- what each of them is ----------------------------------------------------------------------------------------
+
+
+def inside(spec: TemplateSpec) -> SandboxSpec:
+    """What is forked from it: with the runtime and the code, unless it has brought its own."""
+    one = spec.spec
+    taken = {mount.target for mount in one.mounts}
+    more = [("/opt/joey-runtime", str(RUNTIME)), *([("/code", spec.code)] if spec.code else [])]
+    mounts = [Mount(source=source, target=target, read_only=True) for target, source in more if target not in taken]
+    return msgspec.structs.replace(
+        one, init=True, entrypoint=(), remove=True, mounts=(*one.mounts, *mounts),
+        process=msgspec.structs.replace(one.process, argv=()),
+    )  # fmt: skip
+
+
+def outside(inside: SandboxSpec) -> SandboxSpec:
+    """The template's own sandbox: no network, no devices, no volumes, no power. It may use more memory than one of its
+    children: what a child writes to before it has joined its cgroups is charged to it, of every child that lives.
+    """
+    process = msgspec.structs.replace(inside.process, capabilities=(), user="", groups=(), cwd="")
+    resources = inside.resources
+    if resources.memory is not None:
+        resources = msgspec.structs.replace(resources, memory=_TIMES * resources.memory)
+    return msgspec.structs.replace(
+        inside, network=NetworkSpec(mode="none"), devices=(), volumes=(), sysctls={}, process=process, labels={},
+        resources=resources,
+    )  # fmt: skip
+
+
+def handed(request: Request, spec: SandboxSpec) -> SandboxSpec:
+    """What a berth was started with, as what it is handed out as."""
+    return msgspec.structs.replace(
+        request.spec, name=spec.name, labels={**request.spec.labels, **spec.labels}, process=spec.process,
+        timeout=spec.timeout, idle_timeout=spec.idle_timeout, on_timeout=spec.on_timeout,
+    )  # fmt: skip

@@ -18,27 +18,24 @@ import secrets
 import socket
 import time
 from collections.abc import Coroutine, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-import joey
 from joey.engine import berths, zygote
 from joey.engine.berths import Berth, Inner, Outer
 from joey.engine.box import Box
 from joey.engine.channels import Channel
-from joey.engine.launching import Request, Within
+from joey.engine.launching import Within
 from joey.engine.pools import Pool, Pools
 from joey.engine.record import SIGKILL, Phase, RemoveAsked, Run, SignalAsked, StartAsked
 from joey.engine.zygote import Zygote
 from joey.model import codec
 from joey.model.errors import Broken, Invalid, JoeyError, NotFound, TooMany
 from joey.model.image import Identity
-from joey.model.network import NetworkSpec
 from joey.model.pool import PoolSpec
 from joey.model.pool import warm as as_member
-from joey.model.spec import Mount, Process, SandboxSpec
+from joey.model.spec import Process, SandboxSpec
 from joey.model.template import State, TemplateSpec, TemplateView
 from joey.model.views import Exit, Sandbox
 from joey.plan import berth as plans
@@ -47,16 +44,12 @@ from joey.plan import process as run
 if TYPE_CHECKING:
     from joey.engine.supervisor import Engine
 
-RUNTIME = Path(joey.__file__).parent / "functions" / "runtime"
-"""What is shown inside as /opt/joey-runtime."""
 HIDDEN = "template/"
 """How the pool of a box begins that is a template's: no pool has such a name, so the next engine removes it."""
 KEY_COUNT = 100
 """Templates of one API key."""
 WARM_SECONDS, HELLO_SECONDS = 300.0, 30.0
 _GONE_SECONDS = 5.0
-_TIMES = 8
-"""The memory limit of a template's own sandbox, over that of an instance."""
 _AGAIN_SECONDS = (0.1, 1.0, 5.0, 30.0, 120.0)
 _LIVED_SECONDS = 60.0
 _ROOT = Identity(uid=0, gid=0)
@@ -69,7 +62,7 @@ class Template:
 
     def __init__(self, spec: TemplateSpec, owner: str, created: float) -> None:
         self.spec, self.owner, self.created = spec, owner, created
-        self.inside = _inside(spec)
+        self.inside = berths.inside(spec)
         self.state: State = "cold"
         self.reason = ""
         self.settled = asyncio.Event()
@@ -139,8 +132,8 @@ class Templates:
         if spec.code and not os.path.isdir(spec.code):
             raise Invalid("code", f"{spec.code} is no directory")
         try:
-            plans.check(_inside(spec))
-            engine.networks.check(_inside(spec), owner)
+            plans.check(berths.inside(spec))
+            engine.networks.check(berths.inside(spec), owner)
         except JoeyError as error:
             error.where = f"spec.{error.where}"
             raise
@@ -166,11 +159,12 @@ class Templates:
             with contextlib.suppress(OSError, JoeyError):
                 memory = self._engine.machine.cgroup.usage(box.slot.name).memory_current or 0
         spec, warm = template.spec, template.zygote
+        alive = sum(id not in self._engine.warm.boxes for id in template.children)
         return TemplateView(
             name=spec.name, owner=template.owner, created=template.created, spec=spec.spec, python=spec.python,
             modules=spec.modules, state=template.state, reason=template.reason, memory=memory, forks=template.forks,
             plain=template.plain, berths=len(template.pool.ready) if template.pool else 0,
-            instances=sum(id not in self._engine.warm.boxes for id in template.children), pid=warm.channel.pid if warm else 0, seconds=template.seconds,
+            instances=alive, pid=warm.channel.pid if warm else 0, seconds=template.seconds,
         )  # fmt: skip
 
     async def remove(self, name: str, owner: str | None) -> None:
@@ -221,7 +215,7 @@ class Templates:
         except JoeyError:
             self.discard(berth)
             raise
-        request = dataclasses.replace(box.request, spec=_handed(box.request, spec))
+        request = dataclasses.replace(box.request, spec=berths.handed(box.request, spec))
         engine.warm.boxes.pop(box.id, None)
         box.pool, box.created = "", time.time()
         template.children.add(box.id)
@@ -365,7 +359,7 @@ class Templates:
         template.set("ready")
 
     async def _start_box(self, template: Template) -> Box:
-        spec = as_member(_outside(template.inside))
+        spec = as_member(berths.outside(template.inside))
         box = self._box(template, spec)
         box.place = Outer(self._engine)
         return await self._launch(box)
@@ -538,40 +532,6 @@ class Templates:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
-
-
-def _inside(spec: TemplateSpec) -> SandboxSpec:
-    """What is forked from it: with the runtime and the code, unless it has brought its own."""
-    one = spec.spec
-    taken = {mount.target for mount in one.mounts}
-    more = [("/opt/joey-runtime", str(RUNTIME)), *([("/code", spec.code)] if spec.code else [])]
-    mounts = [Mount(source=source, target=target, read_only=True) for target, source in more if target not in taken]
-    return msgspec.structs.replace(
-        one, init=True, entrypoint=(), remove=True, mounts=(*one.mounts, *mounts),
-        process=msgspec.structs.replace(one.process, argv=()),
-    )  # fmt: skip
-
-
-def _outside(inside: SandboxSpec) -> SandboxSpec:
-    """The template's own sandbox: no network, no devices, no volumes, no power. It may use more memory than one of its
-    children: what a child writes to before it has joined its cgroups is charged to it, of every child that lives.
-    """
-    process = msgspec.structs.replace(inside.process, capabilities=(), user="", groups=(), cwd="")
-    resources = inside.resources
-    if resources.memory is not None:
-        resources = msgspec.structs.replace(resources, memory=_TIMES * resources.memory)
-    return msgspec.structs.replace(
-        inside, network=NetworkSpec(mode="none"), devices=(), volumes=(), sysctls={}, process=process, labels={},
-        resources=resources,
-    )  # fmt: skip
-
-
-def _handed(request: Request, spec: SandboxSpec) -> SandboxSpec:
-    """What a berth was started with, as what it is handed out as."""
-    return msgspec.structs.replace(
-        request.spec, name=spec.name, labels={**request.spec.labels, **spec.labels}, process=spec.process,
-        timeout=spec.timeout, idle_timeout=spec.idle_timeout, on_timeout=spec.on_timeout,
-    )  # fmt: skip
 
 
 def _runs(box: Box) -> bool:
