@@ -148,7 +148,7 @@ def test_failures_are_exceptions() -> None:
 
 
 def test_every_option_of_deploy_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What `joey fn deploy` takes from the command line arrives in what is asked for, under the name the parser gives."""
+    """Under the name that the parser gives to its value."""
     sent: list[dict[str, object]] = []
     monkeypatch.setattr(fn_deploy, "deploy", lambda values, words: sent.append(settings(values)))
     monkeypatch.setitem(fn.VERBS, "deploy", (fn_deploy.deploy, *fn.VERBS["deploy"][1:]))
