@@ -134,6 +134,8 @@ REFUSED = {
     "MacAddress": ["--mac-address", "02:00:00:00:00:01"],
     "IPAMConfig": ["--network", "n", "--ip", "10.0.0.1"],
     "host-gateway": ["--add-host", "h:host-gateway"],
+    "'nosuch'": ["--network", "nosuch"],
+    "'nobody'": ["--network", "container:nobody"],
     "has no ports to publish": ["--network", "none", "-p", "80"],
     "StorageOpt": ["--storage-opt", "dm.x=1"],
     "no check of its own": ["--health-interval", "1s"],

@@ -54,6 +54,8 @@ async def create(r: Req) -> web.Response:
         if failure.status == 404:
             raise NotFound("", f"No such image: {spec.image}") from None
         raise
+    except NotFound as failure:  # a network, or whose it is to share: 404 would be the image, which clients then pull
+        raise Invalid("", str(failure)) from None
     except Conflict as failure:
         if spec.name and "name" in str(failure):
             text = f'Conflict. The container name "/{spec.name}" is already in use: remove or rename that container'
