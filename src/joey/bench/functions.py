@@ -222,7 +222,7 @@ class _Bench:
             with Progress("instances", count) as progress:
                 while there < count and time.monotonic() < deadline and not self.over:
                     time.sleep(0.2)
-                    there = sum(one.state in ("idle", "busy") for one in function.instances())
+                    there = function.info().figures.instances
                     progress.set(there)
             # All at once, so that each has one: an instance that has not answered does not count.
             wave = min(there, 4000)
@@ -235,9 +235,6 @@ class _Bench:
             if there < count and not self.over:
                 self.fail(f"alive: {there} of {count} instances")
             each = round((before - taken) / max(there, 1), 1)
-            begin = time.monotonic()
-            function.scale(provisioned=0)
-            self._stop_many(function, begin + _PATIENCE)
         return {"instances_alive": alive, "memory_per_instance_kib": each}
 
     def _burst(self, count: int) -> float | None:
@@ -295,10 +292,6 @@ class _Bench:
             for one in there:
                 function.stop_instance(one.id)
             time.sleep(0.002)
-
-    def _stop_many(self, function: Function, deadline: float) -> None:
-        while function.instances() and time.monotonic() < deadline and not self.over:
-            self._stop_all(function)
 
     def _good(self, name: str, replies: list[Reply]) -> int:
         good = 0
