@@ -113,6 +113,9 @@ class WarmFunctions:
             )
         except JoeyError as error:
             warm.state, warm.reason = "plain", str(error)
+        except Exception as error:  # a defect of ours costs this function its template, no more
+            log.exception("template of function %s", deployed.version.name)
+            warm.state, warm.reason = "plain", f"{type(error).__name__}: {error}"
         else:
             warm.state, warm.reason = ("ready", "") if view.state == "ready" else ("plain", view.reason)
         if warm.state == "plain":
