@@ -57,7 +57,6 @@ class TemplateSpec(Value, frozen=True, kw_only=True):
         if self.code and not self.code.startswith("/"):
             raise Invalid("code", f"{self.code!r} is not an absolute path")
 
-
     def of(self, spec: SandboxSpec) -> TemplateSpec:
         """The same for other sandboxes."""
         return msgspec.structs.replace(self, spec=spec)
