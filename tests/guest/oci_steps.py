@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -44,21 +45,37 @@ def main() -> None:
     disk = "mknod /disk b 254 0 && head -c 1 /disk"
     process["args"] = ["sh", "-c", f"{words}; {disk}; head -c 1 /dev/zero | wc -c; cat /proc/self/cgroup"]
 
-    def run() -> subprocess.CompletedProcess[str]:
+    def call(*words: str) -> subprocess.CompletedProcess[str]:
         (home / "config.json").write_text(jsontext.dumps(config))
-        command = [str(binary("joey-oci")), "--root", f"{home}/state", "run", "c"]
-        return subprocess.run(command, cwd=home, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+        argv = [str(binary("joey-oci")), "--root", f"{home}/state", *words]
+        with (home / "out").open("w+") as out, (home / "err").open("w+") as err:
+            done = subprocess.run(argv, cwd=home, stdout=out, stderr=err, stdin=subprocess.DEVNULL)
+        texts = ((home / name).read_text() for name in ("out", "err"))
+        return subprocess.CompletedProcess(argv, done.returncode, *texts)
 
-    done = run()
+    done = call("run", "c")
     assert done.stdout.split("\n")[: len(FILES)] == list(FILES.values()), (done.stdout, done.stderr)
     assert "not permitted" in done.stderr, done.stderr
     assert done.stdout.endswith("1\n0::/\n"), done.stdout
     del linux["resources"]["unified"]
     linux["resources"]["memory"] = {"limit": 16 * MIB, "swap": 16 * MIB}
     process["args"] = ["dd", "if=/dev/zero", "of=/dev/null", "bs=64M", "count=1"]
-    done = run()
+    done = call("run", "c")
     assert done.returncode == 137, (done.returncode, done.stderr)
     assert not os.path.exists("/sys/fs/cgroup/joey-oci-guest/c")
+    del linux["resources"]["memory"]
+    for mount in config["mounts"]:
+        if mount["destination"] == "/sys/fs/cgroup":
+            mount["options"] = ["rw"]
+    down = "cd /sys/fs/cgroup; mkdir in; echo 1 > in/cgroup.procs; echo +pids > cgroup.subtree_control; touch /ready"
+    process["args"] = ["sh", "-c", f"{down}; sleep 99"]
+    done = call("run", "-d", "c")
+    assert done.returncode == 0, done.stderr
+    while not (home / "rootfs/ready").exists():
+        time.sleep(0.05)
+    done = call("exec", "c", "cat", "/proc/self/cgroup")
+    assert done.stdout == "0::/in\n", (done.stdout, done.stderr)
+    assert call("delete", "-f", "c").returncode == 0
     print("all well")
 
 

@@ -5,8 +5,8 @@ import sys
 import pytest
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(240)
 def test_limits_hold(guest):
-    done = guest.run(f"{sys.executable} tests/guest/oci_steps.py", timeout=90)
+    done = guest.run(f"{sys.executable} tests/guest/oci_steps.py", timeout=180)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "all well" in done.stdout

@@ -343,6 +343,11 @@ REFUSED: dict[str, tuple[Edit, str]] = {
     ),
     "masked path relative": (lambda c, _: c["linux"]["maskedPaths"].append("proc/keys"), "maskedPaths"),
     "seccomp action": (lambda c, _: seccomp(c, defaultAction="SCMP_ACT_MAYBE"), "SCMP_ACT_MAYBE"),
+    "seccomp notify by default": (lambda c, _: seccomp(c, defaultAction="SCMP_ACT_NOTIFY"), "default action"),
+    "seccomp notify for write": (
+        lambda c, _: seccomp(c, {"names": ["write"], "action": "SCMP_ACT_NOTIFY"}, listenerPath="/x"),
+        "cannot be used for the write syscall",
+    ),
     "seccomp flag": (lambda c, _: seccomp(c, flags=["X"]), "linux.seccomp.flags"),
     "apparmor": (lambda c, _: c["process"].update(apparmorProfile="nosuch-profile"), "nosuch-profile"),
     "selinux": (lambda c, _: c["process"].update(selinuxLabel="u:r:t:s0"), "u:r:t:s0"),

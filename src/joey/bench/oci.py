@@ -1,7 +1,7 @@
 """joey-oci beside runc and crun in one run: `python -m joey.bench.oci [N]`. Needs root and busybox.
 
-Whole processes, in turn, medians of N (15), in milliseconds. crun refuses a hybrid cgroup layout; it runs with the unified
-hierarchy unmounted in a mount namespace of its own, whose making is measured with it and shown.
+Whole processes, in turn, medians of N (15), in milliseconds. crun refuses a hybrid cgroup layout; it runs with the
+unified hierarchy unmounted in a mount namespace of its own, whose making is measured with it and shown.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from joey.oci import hooks, prepare, schema, state
 from joey.oci import system as os
-from joey.oci.cgroups import read_or, v2
+from joey.oci.cgroups import hierarchies, read_or, v2
 from joey.oci.create import seen
 from joey.oci.errors import Invalid, OciError
 from joey.oci.launch import Failed, Steps, explain, follow
@@ -177,7 +177,7 @@ def _facts(container, process, linux, options, fds, steps):
     held = prepare.held()
     prepare.warn_capabilities(process, held)
     filter_, listen = prepare.filter_of(linux, container.root)
-    groups = container.data["cgroups"]
+    groups = container.data["cgroups"] if options.cgroup else _entered(container)
     for wanted in options.cgroup:
         groups = _below(groups, wanted)
     user = process.get("user", {}).get("uid", 0)
@@ -199,6 +199,22 @@ def _different(pid):
         if theirs.st_ino != ours.st_ino:
             found.append(kind)
     return found
+
+
+def _entered(container):
+    """The container's cgroups, or the one its first process is in: where a container has made cgroups with controllers
+    (systemd does), v2 lets nobody into the one above them.
+    """
+    groups = container.data["cgroups"]
+    unified = v2(groups)
+    if not unified or not read_or(f"{unified}/cgroup.subtree_control"):
+        return groups
+    point = next(point for version, _, point in hierarchies() if version == 2)
+    for line in read_or(f"/proc/{container.pid}/cgroup").splitlines():
+        inside = point + line.removeprefix("0::")
+        if line.startswith("0::") and f"{inside}/".startswith(f"{unified}/"):
+            return [[2, groups[0][1], inside]]
+    return groups
 
 
 def _below(groups, wanted):

@@ -12,6 +12,8 @@ from joey.oci.errors import Invalid
 
 KEEP = 64
 _WAIT_KILLABLE = 1 << 5
+_NEEDED = ("write", "sendmsg")
+"""By these whoever shall answer is told: they cannot wait for him."""
 FLAGS = {
     "SECCOMP_FILTER_FLAG_TSYNC": 0,  # there is one thread only
     "SECCOMP_FILTER_FLAG_LOG": 2,
@@ -29,7 +31,13 @@ def build(profile, root):
         flags |= FLAGS[flag]
     if profile.get("listenerMetadata") and not profile.get("listenerPath"):
         raise Invalid("linux.seccomp.listenerMetadata", "given without listenerPath")
-    asks = any(rule["action"] == "SCMP_ACT_NOTIFY" for rule in profile.get("syscalls", ()))
+    if profile["defaultAction"] == "SCMP_ACT_NOTIFY":
+        raise Invalid("linux.seccomp.defaultAction", "SCMP_ACT_NOTIFY cannot be used as default action")
+    asking = [rule for rule in profile.get("syscalls", ()) if rule["action"] == "SCMP_ACT_NOTIFY"]
+    for name in _NEEDED:
+        if any(name in rule["names"] for rule in asking):
+            raise Invalid("linux.seccomp.syscalls", f"SCMP_ACT_NOTIFY cannot be used for the {name} syscall")
+    asks = bool(asking)
     if flags & _WAIT_KILLABLE and not asks:
         flags &= ~_WAIT_KILLABLE  # the kernel knows it only together with a listener
     text = jsontext.dumps({**profile, "flags": [], "version": _version()})
