@@ -361,6 +361,8 @@ def tell_listener(profile, report, fd):
         rights = [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, fd.to_bytes(4, "little"))]
         client.sendmsg([jsontext.dumps(message).encode()], rights)
     except OSError as error:
-        raise OciError(f"failed to connect with seccomp agent {profile['listenerPath']}: {error.strerror.lower()}") from None
+        raise OciError(
+            f"failed to connect with seccomp agent {profile['listenerPath']}: {error.strerror.lower()}"
+        ) from None
     finally:
         client.close()
