@@ -74,6 +74,7 @@ class Lab:
     def _netns(self) -> int:
         fd = new_netns()
         self.open.append(fd)
+        self.run(fd, "echo 0 > /proc/sys/net/ipv4/ip_forward")  # a new one has the machine's setting
         return fd
 
     def join(self, netns: int, name: str, address: str, host_address: str) -> None:
