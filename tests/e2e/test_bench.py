@@ -172,7 +172,7 @@ FUNCTIONS = {
 
 
 def test_functions(environment):
-    words = ["--cold", "3", "--plain", "1", "--modules", "json", "--warm", "20", "--seconds", "0.2", "--clients", "4"]
+    words = ["--cold", "2", "--plain", "1", "--modules", "json", "--warm", "20", "--seconds", "0.2", "--clients", "4"]
     command = [*joey(), "bench", "functions", *words, "--alive", "3", "--burst", "5", "--json"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr + done.stdout
@@ -184,8 +184,8 @@ def test_functions(environment):
 
 
 def test_functions_queued(environment):
-    command = [*joey(), "bench", "functions", "--queue", "60", "--kills", "2", "--json"]
+    command = [*joey(), "bench", "functions", "--queue", "30", "--kills", "1", "--json"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr + done.stdout
     result = json.loads(done.stdout)
-    assert (result["queued"], result["done"], result["lost"], result["kills"]) == (60, 60, 0, 2)
+    assert (result["queued"], result["done"], result["lost"], result["kills"]) == (30, 30, 0, 1)

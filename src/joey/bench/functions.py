@@ -226,10 +226,11 @@ class _Bench:
                     progress.set(there)
             # All at once, so that each has one: an instance that has not answered does not count.
             wave = min(there, 4000)
+            hold = min(2.0, 0.3 + wave / 500)
             with Load(_socket(), wave) as load:
-                replies, _ = load.each("/v1/functions/alive/invoke", b"2", wave)
+                replies, _ = load.each("/v1/functions/alive/invoke", str(hold).encode(), wave)
             self._good("alive", replies)
-            time.sleep(1.0)
+            time.sleep(hold / 2)  # what is freed late
             alive = sum(1 for one in function.instances() if one.served)
             taken = mem_available_kib()
             if there < count and not self.over:
