@@ -9,13 +9,16 @@ from __future__ import annotations
 
 import hashlib
 import io
+import lzma
 import os
 import stat
 import tarfile
 import zipfile
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import IO, Literal, NamedTuple
+from tarfile import GNUTYPE_LONGLINK, GNUTYPE_LONGNAME, GNUTYPE_SPARSE, SOLARIS_XHDTYPE, XGLTYPE, XHDTYPE
+from typing import IO, Literal, NamedTuple, NoReturn
 
 from joey.model.errors import Invalid
 
@@ -23,9 +26,18 @@ MAX_ARCHIVE = 50 << 20
 MAX_UNPACKED = 250 << 20
 """As of AWS Lambda."""
 MAX_ENTRIES = 50_000
+MAX_DEPTH = 100
+"""Directories one in the other."""
 _PIECE = 1 << 20
+_LONGEST_LINK = 4096
+_CENTRAL = b"PK\1\2"
+"""How an entry of a zip's directory begins: all of it is read before the first file is."""
+_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+"""Those of which no more is unpacked at a time than is asked for (zipfile does that for no other one)."""
 _IGNORED = frozenset((".git", "__pycache__", ".venv", ".mypy_cache", ".pytest_cache"))
 """Of a folder: what is made anew, or belongs to its author."""
+_BEFORE = (XHDTYPE, XGLTYPE, SOLARIS_XHDTYPE, GNUTYPE_LONGNAME, GNUTYPE_LONGLINK)
+_LONGEST_BEFORE = 1 << 20
 _EPOCH = 315_532_800
 """1980-01-01, the first moment of a zip: every file is that old, so that the same code is the same bytes."""
 
@@ -44,6 +56,7 @@ def from_zip(source: bytes | Path) -> Iterator[Entry]:
     """Raises Invalid (field code) for what is no zip."""
     if isinstance(source, bytes):
         _check_size(len(source))
+    _check_count(source)
     try:
         archive = zipfile.ZipFile(io.BytesIO(source) if isinstance(source, bytes) else source)
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
@@ -53,12 +66,12 @@ def from_zip(source: bytes | Path) -> Iterator[Entry]:
             mode = info.external_attr >> 16 if info.create_system == 3 else 0  # 3: Unix
             if info.flag_bits & 1:
                 raise Invalid("code", f"{info.filename!r} is encrypted")
+            if info.compress_type not in _METHODS:
+                raise Invalid("code", f"{info.filename!r} is neither stored nor deflated", "pack it with zip")
             if info.is_dir():
                 yield Entry(info.filename, "folder")
             elif stat.S_ISLNK(mode):
-                if info.file_size > 4096:
-                    raise Invalid("code", f"{info.filename!r} is a link to too long a path")
-                yield Entry(info.filename, "link", target=_link(archive.read(info)))
+                yield Entry(info.filename, "link", target=_link(archive, info))
             elif stat.S_IFMT(mode) not in (0, stat.S_IFREG):
                 raise Invalid("code", f"{info.filename!r} is neither a file nor a directory")
             else:
@@ -71,7 +84,10 @@ def from_tar(source: bytes | Path) -> Iterator[Entry]:
         _check_size(len(source))
     try:
         with tarfile.open(
-            source if isinstance(source, Path) else None, "r:*", io.BytesIO(source) if isinstance(source, bytes) else None
+            source if isinstance(source, Path) else None,
+            "r:*",
+            io.BytesIO(source) if isinstance(source, bytes) else None,
+            tarinfo=_Member,
         ) as archive:
             for info in archive:
                 if info.isdir():
@@ -82,8 +98,29 @@ def from_tar(source: bytes | Path) -> Iterator[Entry]:
                     yield Entry(info.name, "file", bool(info.mode & 0o111), lambda info=info: _member(archive, info))  # type: ignore[misc]
                 else:
                     raise Invalid("code", f"{info.name!r} is neither a file nor a directory nor a symbolic link")
-    except (tarfile.TarError, EOFError, OSError) as error:
+    except Invalid:
+        raise
+    except (tarfile.TarError, EOFError, OSError, zlib.error, lzma.LZMAError, ValueError) as error:
         raise Invalid("code", f"is no tar archive: {error}") from error
+
+
+class _Member(tarfile.TarInfo):
+    """A header of a stranger's: what stands before a file (long names, attributes) is read as a whole, and the map of a
+    sparse file too.
+    """
+
+    def _proc_member(self, archive: tarfile.TarFile) -> tarfile.TarInfo:
+        if self.type in _BEFORE and not 0 <= self.size <= _LONGEST_BEFORE:
+            raise Invalid("code", f"a name or its attributes have {self.size} bytes, at most {_LONGEST_BEFORE}")
+        if self.type == GNUTYPE_SPARSE:
+            raise Invalid("code", f"{self.name!r} is sparse", "pack it without -S")
+        member: tarfile.TarInfo = super()._proc_member(archive)  # type: ignore[misc]
+        return member
+
+    def _sparse(self, *_: object) -> NoReturn:
+        raise Invalid("code", f"{self.name!r} is sparse", "pack it without -S")
+
+    _proc_gnusparse_00 = _proc_gnusparse_01 = _proc_gnusparse_10 = _sparse
 
 
 def from_folder(folder: Path, *, everything: bool = False) -> Iterator[Entry]:
@@ -184,12 +221,32 @@ def _checked(path: str) -> str:
     parts = [part for part in path.split("/") if part not in ("", ".")]
     if path.startswith("/") or ".." in parts:
         raise Invalid("code", f"{path!r} leads out of the archive")
+    if len(parts) > MAX_DEPTH:
+        raise Invalid("code", f"{path[:100]!r}…: more than {MAX_DEPTH} directories, one in the other")
+    if not path.isascii() and _unspeakable(path):
+        raise Invalid("code", f"{path[:100]!a}: is no name for a file")
     if any(len(os.fsencode(part)) > 255 for part in parts):
         raise Invalid("code", f"{path[:100]!r}…: a name is too long")
     return "/".join(parts)
 
 
-def _link(data: bytes) -> str:
+def _unspeakable(path: str) -> bool:
+    try:
+        os.fsencode(path)
+    except UnicodeEncodeError:
+        return True
+    return False
+
+
+def _link(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> str:
+    """Where it leads; of the size that the archive claims nothing is believed."""
+    try:
+        with archive.open(info) as file:
+            data = file.read(_LONGEST_LINK + 1)
+    except (zipfile.BadZipFile, EOFError, RuntimeError, zlib.error) as error:
+        raise Invalid("code", f"{info.filename!r} cannot be unpacked: {error}") from error
+    if len(data) > _LONGEST_LINK:
+        raise Invalid("code", f"{info.filename!r} is a link to too long a path")
     return os.fsdecode(data)
 
 
@@ -201,6 +258,17 @@ def _check_target(path: str, target: str) -> None:
         up += 1
     if not target or "\0" in target or target.startswith("/") or ".." in parts[up:] or up > path.count("/"):
         raise Invalid("code", f"the link {path!r} leads out of the archive, to {target!r}")
+
+
+def _check_count(source: bytes | Path) -> None:
+    """A zip of a million empty files is 45 MiB, and half a gigabyte once it has been looked through."""
+    if isinstance(source, bytes):
+        count = source.count(_CENTRAL)
+    else:
+        with source.open("rb") as file:
+            count = sum(piece.count(_CENTRAL) for piece in iter(lambda: file.read(_PIECE), b""))
+    if count > 2 * MAX_ENTRIES:
+        raise Invalid("code", f"more than {MAX_ENTRIES} files")
 
 
 def _check_size(size: int) -> None:
