@@ -379,6 +379,15 @@ def test_a_frozen_cgroup_is_an_error(oci: OciLab, sleeper: str) -> None:
     assert oci.call("resume", sleeper).code == 0
 
 
+def test_a_cgroup_that_was_there_is_there_after_a_failure(oci: OciLab) -> None:
+    place = next(path for path in (Path("/sys/fs/cgroup/pids"), Path("/sys/fs/cgroup")) if path.is_dir())
+    before = Path(f"{place}{oci.cgroup}/c")
+    before.mkdir(parents=True)
+    assert oci.run(oci.config("nosuch")).code == 1
+    assert [path for path in oci.left() if Path(path) != before] == []
+    before.rmdir()
+
+
 def test_a_limit_below_what_is_used_can_be_refused(oci: OciLab, sleeper: str) -> None:
     for check, code in ((True, 1),):
         resources = {"memory": {"limit": 4096, "checkBeforeUpdate": check}}

@@ -91,8 +91,8 @@ def path_of(cgroups_path, name, systemd):
 
 
 def make(path):
-    """(the container's cgroups on all hierarchies, whether others are in one). Raises OciError; then none that it made
-    is left.
+    """(the container's cgroups on all hierarchies, those that were not there before, whether others are in one). Raises
+    OciError; then none that it made is left.
     """
     found, made, shared = hierarchies(), [], False
     if not found:
@@ -117,7 +117,7 @@ def make(path):
         raise OciError(f"unable to make cgroup {error.filename}: {error.strerror.lower()}") from None
     if shared:
         log.warning(f"container's cgroup is not empty: {path}: whoever else is in it shares its limits and its end")
-    return [group[:3] for group in made], shared
+    return [group[:3] for group in made], [group[:3] for group in made if group[3]], shared
 
 
 def delegate(directory, config):

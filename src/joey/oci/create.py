@@ -51,7 +51,7 @@ def _undo(container, config):
     groups = container.data.get("cgroups", []) if not container.data.get("shared") else []
     try:
         cgroups.kill(groups)
-        cgroups.remove(groups)
+        cgroups.remove(container.fresh if groups else [])
         if container.data.get("hooked"):
             hooks.run(config.get("hooks", {}), "poststop", container.report("stopped"))
     except OciError as error:
@@ -75,10 +75,10 @@ def _create(container, bundle, config, text, options, launcher):
     container.data["cgroups"] = _planned(config, container.id, options)
     container.save()
     if options.cgroups:
-        container.data["cgroups"], shared = cgroups.make(_path(config, container.id, options))
+        container.data["cgroups"], container.fresh, shared = cgroups.make(_path(config, container.id, options))
         container.data |= {"shared": True} if shared else {}
         if cgroups.is_frozen(container.data["cgroups"]):  # whoever enters it would wait for ever
-            raise OciError("container's cgroup is unexpectedly frozen")
+            raise OciError("container's cgroup unexpectedly frozen")
         cgroups.apply(container.data["cgroups"], linux.get("resources", {}))
         if unified := cgroups.v2(container.data["cgroups"]):
             cgroups.delegate(unified, config)

@@ -64,6 +64,7 @@ class Container:
         self.directory = f"{root}/{name}"
         self.fifo = f"{self.directory}/start"
         self.data = {}
+        self.fresh = []  # of its cgroups, those that `create` has made
         self._lock = -1
 
     # --- finding and making
