@@ -85,6 +85,7 @@ def scene(served: Served) -> Scene:
     prey("POST", "/v1/volumes", {"name": f"{WORD}-volume", "labels": {WORD: WORD}})
     prey("POST", "/v1/networks", {"name": f"{WORD}-network"})
     prey("PUT", f"/v1/pools/{WORD}-pool?filled=1", {"size": 1, "spec": IDLE})
+    prey("PUT", f"/v1/templates/{WORD}-template", {"berths": 0, "spec": {"image": "host"}})
     body = {**IDLE, "name": f"{WORD}-box", "labels": {WORD: WORD}}
     body["volumes"] = [{"name": f"{WORD}-volume", "target": "/v"}]
     box = prey("POST", "/v1/sandboxes", body)
@@ -114,6 +115,7 @@ VARIABLES = {
     "/v1/volumes/": {"name": f"{WORD}-volume"},
     "/v1/networks/": {"network": f"{WORD}-network"},
     "/v1/pools/": {"name": f"{WORD}-pool"},
+    "/v1/templates/": {"name": f"{WORD}-template"},
     "/v1/snapshots/": {"name": f"{WORD}-files:1"},
     "/v1/images/": {"name": "{snapshot}"},
     "/v1/keys/": {"id": "{owner}"},
@@ -144,8 +146,8 @@ BODIES = {
     "/v1/functions/{name}/batch": {"events": [1]},
 }
 LISTS = {
-    "/v1/sandboxes?all=1", "/v1/stats", "/v1/events", "/v1/pools", "/v1/images", "/v1/snapshots", "/v1/volumes",
-    "/v1/networks", "/v1/node", "/v1/functions", "/v1/layers",
+    "/v1/sandboxes?all=1", "/v1/stats", "/v1/events", "/v1/pools", "/v1/templates", "/v1/images", "/v1/snapshots",
+    "/v1/volumes", "/v1/networks", "/v1/node", "/v1/functions", "/v1/layers",
 }  # fmt: skip
 """GET: what is not the caller's is not in the answer."""
 MAKES = {
@@ -153,7 +155,7 @@ MAKES = {
     "POST /v1/volumes/prune", "GET /v1/images/save",
 }  # fmt: skip
 """Tried below by name."""
-OWN = {"PUT /v1/pools/{name}", "PUT /v1/functions/{name}", "PUT /v1/layers/{layer}"}
+OWN = {"PUT /v1/pools/{name}", "PUT /v1/templates/{name}", "PUT /v1/functions/{name}", "PUT /v1/layers/{layer}"}
 """Makes one of the caller's own where another has one of that name."""
 
 ROUTES = [route for route in table() if not route.open]
@@ -214,6 +216,7 @@ def test_the_scene_is_still_there(scene: Scene) -> None:
     assert scene.prey("GET", f"/v1/sandboxes/{scene.box}/processes/{scene.process}")["exit"] is None
     assert scene.prey("GET", f"/v1/volumes/{WORD}-volume")["users"]
     assert scene.prey("GET", f"/v1/pools/{WORD}-pool")["size"] == 1
+    assert scene.prey("GET", f"/v1/templates/{WORD}-template")["state"] == "ready"
     assert scene.prey("GET", f"/v1/snapshots/{WORD}-files:1")["id"] == scene.snapshot
     function = scene.prey("GET", f"/v1/functions/{WORD}-function")
     assert (function["aliases"], function["triggers"]) == ([f"{WORD}-alias"], [f"{WORD}-trigger"])
@@ -228,6 +231,7 @@ def test_the_scene_is_still_there(scene: Scene) -> None:
         ({"network": "container:{box}"}, 404),
         ({"network": f"container:{WORD}-box"}, 404),
         ({"pool": f"{WORD}-pool"}, 404),
+        ({"template": f"{WORD}-template"}, 404),
         ({"image": f"{WORD}-files:1", "pull": "never"}, 422),
         ({"image": "{snapshot}", "pull": "never"}, 422),
         ({"image": "{snapshot}"}, 422),
@@ -257,12 +261,15 @@ def test_a_name_of_anothers_is_free(scene: Scene) -> None:
     assert box["id"] != scene.box and scene.thief("GET", f"/v1/sandboxes/{WORD}-box")["sandbox"]["id"] == box["id"]
     assert scene.thief("GET", f"/v1/sandboxes/{box['id']}/files/list?path=/v") == []
     assert scene.thief("PUT", f"/v1/pools/{WORD}-pool", {"size": 0, "spec": IDLE})["owner"] != scene.owner
+    theirs = {"berths": 0, "init": "import nowhere", "spec": {"image": "host"}}
+    assert scene.thief("PUT", f"/v1/templates/{WORD}-template", theirs)["owner"] != scene.owner
+    assert scene.prey("GET", f"/v1/templates/{WORD}-template")["state"] == "ready"
     scene.thief("POST", "/v1/networks", {"name": f"{WORD}-network"})
     assert scene.thief("GET", f"/v1/networks/{WORD}-network")["members"] == []
     scene.thief("DELETE", f"/v1/sandboxes/{box['id']}?force=1")
     assert scene.thief("POST", "/v1/volumes/prune")["names"] == [f"{WORD}-volume"]
     assert scene.prey("GET", f"/v1/volumes/{WORD}-volume")["users"]
-    for kind in ("pool", "network"):
+    for kind in ("pool", "network", "template"):
         scene.thief("DELETE", f"/v1/{kind}s/{WORD}-{kind}")
 
 
