@@ -52,7 +52,7 @@ class Runner:
     """An instance."""
 
     def __init__(self, deployed: Deployed, code: Path, layers: Path | None, loop: asyncio.AbstractEventLoop) -> None:
-        self.deployed, self.id = deployed, "instance"
+        self.deployed, self.id, self.in_flight = deployed, "instance", 0
         self.gone: asyncio.Future[Failure] = loop.create_future()
         module, _, name = deployed.version.spec.handler.rpartition(".")
         space: dict[str, Any] = {"__name__": module}
@@ -64,7 +64,16 @@ class Runner:
         except Exception as error:
             raise StartFailed(Failure("Runtime.ImportModuleError", str(error))) from None
 
-    async def invoke(self, head: Head, body: bytes, timeout: float) -> Answer:
+    def submit(self, head: Head, body: bytes, timeout: float) -> asyncio.Future[Answer]:
+        self.in_flight += 1
+        work = asyncio.ensure_future(self._answer(head, body))
+        work.add_done_callback(self._answered)
+        return work
+
+    def _answered(self, _: object) -> None:
+        self.in_flight -= 1
+
+    async def _answer(self, head: Head, body: bytes) -> Answer:
         as_json = self.deployed.version.spec.event_format == "json"
         begun = time.monotonic()
         try:
@@ -89,7 +98,7 @@ class Runner:
     def ready(self) -> bool:
         return not self.gone.done()
 
-    async def stop(self) -> None:
+    async def stop(self, grace: float | None = None) -> None:
         if not self.gone.done():
             self.gone.set_result(Failure("Sandbox.Stopped", "stopped"))
 

@@ -132,7 +132,7 @@ def handler(event, context):
         "left": context.get_remaining_time_in_millis(), "name": context.function_name, "fc": context.function.name,
         "memory": context.memory_limit_in_mb, "client": context.client_context and context.client_context.custom,
         "env": os.environ["A"], "secret": os.environ["B"], "handler": os.environ["_HANDLER"],
-        "fd": os.environ.get("JOEY_CHANNEL_FD"),
+        "fd": os.environ.get("JOEY_CHANNEL_FD"), "fc_more": [repr(context.function.timeout), context.service.name],
     }
 """
 
@@ -142,7 +142,7 @@ def handler(event, context):
             assert found["event"] == {"x": "ü"} and found["id"] is True and 4000 < found["left"] <= 5000
             assert (found["name"], found["fc"], found["memory"]) == ("f", "f", 128)
             assert (found["client"], found["env"], found["secret"]) == ({"k": 1}, "1", "2")
-            assert (found["handler"], found["fd"]) == ("app.handler", None)
+            assert (found["handler"], found["fd"], found["fc_more"]) == ("app.handler", None, ["3", ""])
             assert (await lab.result([])) and lab.close() == 0
 
     run(work())

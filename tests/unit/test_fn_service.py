@@ -132,6 +132,15 @@ def test_scaling_leaves_instances_alone_and_code_replaces_them(tmp_path):
     run(work, tmp_path)
 
 
+def test_a_program_needs_a_command_unless_an_image_may_have_one(tmp_path):
+    async def work(own, lab):
+        with pytest.raises(Invalid, match="command: is required"):
+            await own.create(spec(kind="http"), owner="")
+        await own.create(spec("g", kind="http", image="nginx"), owner="")
+
+    run(work, tmp_path)
+
+
 def test_provisioned_instances_follow_an_alias(tmp_path):
     async def work(own, lab):
         await own.create(spec(), owner="")
@@ -144,6 +153,9 @@ def test_provisioned_instances_follow_an_alias(tmp_path):
         await own.set_alias("f", Alias(name="live", version="2"), owner="")
         await until(lambda: own.provisioned("f", owner="") == {"live": (3, 3)})
         await until(lambda: sum(one.version == "2" for one in own.instances("f", owner="")) == 3)
+        await own.set_scaling("f", {"reserved": 5}, owner="")
+        with pytest.raises(Invalid, match="6 in all are more than reserved"):
+            await own.set_provisioned("f", "", 3, owner="")
         await own.set_provisioned("f", "live", 0, owner="")
         assert own.provisioned("f", owner="") == {}
 

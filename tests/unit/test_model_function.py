@@ -37,6 +37,13 @@ def test_what_is_wrong_is_named(fields: dict[str, Any], where: str) -> None:
     assert caught.value.where == where
 
 
+def test_limits_are_told_exactly() -> None:
+    with pytest.raises(Invalid, match=r"is 1, not from 16777216 to 1125899906842624$"):
+        FunctionSpec(**FINE, memory=1)
+    with pytest.raises(Invalid, match=r"is 0, not from 0\.001 to 86400$"):
+        FunctionSpec(**FINE, timeout=0)
+
+
 def test_it_comes_back_as_it_was() -> None:
     spec = FunctionSpec(name="f", handler="a.b", async_=AsyncConfig(on_success="function:g:live"), env={"A": "1"})
     data = codec.encode(spec)

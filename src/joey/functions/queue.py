@@ -365,7 +365,7 @@ class Queue:
             rows = self._store.read(f"{_SELECT} WHERE id = ?", id)
             found = _of_row(rows[0]) if rows else None
         if found is None or owner not in (None, found.owner):
-            raise NotFound("task", f"there is no task {id!r}", "joey fn ls")
+            raise NotFound("task", f"there is no task {id!r}", "joey fn tasks NAME")
         return found
 
     def list(

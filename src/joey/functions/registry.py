@@ -65,7 +65,7 @@ class Entry:
             return self.latest
         found = self.versions.get(version)
         if found is None:
-            raise NotFound("version", f"function {self.name} has no version {version}", "joey fn ls")
+            raise NotFound("version", f"function {self.name} has no version {version}", f"joey fn versions {self.name}")
         return found
 
     def resolve(self, qualifier: str, chance: float | None = None) -> Version:
@@ -81,7 +81,7 @@ class Entry:
         return self.version(pick(alias, random.random() if chance is None else chance))
 
     def _no_alias(self, name: str) -> Version:
-        raise NotFound("alias", f"function {self.name} has no alias {name!r}", "joey fn ls")
+        raise NotFound("alias", f"function {self.name} has no alias {name!r}", f"joey fn alias {self.name}")
 
 
 def pick(alias: Alias, chance: float) -> str:
@@ -250,9 +250,13 @@ class Registry:
         self._part(entry, "config", qualifier, config)
 
     def set_provisioned(self, entry: Entry, qualifier: str, instances: int) -> None:
-        """So many instances of what the qualifier stands for are kept; 0: none. Raises NotFound."""
+        """So many instances of what the qualifier stands for are kept; 0: none. Raises NotFound, Invalid."""
         entry.resolve(qualifier, 0.0)
         qualifier = qualifier or LATEST
+        reserved = entry.latest.spec.reserved
+        kept = instances + sum(count for other, count in entry.provisioned.items() if other != qualifier)
+        if instances and reserved is not None and kept > reserved:
+            raise Invalid("provisioned", f"{kept} in all are more than reserved allows ({reserved})", "reserve more")
         if instances:
             entry.provisioned[qualifier] = instances
         else:
@@ -279,7 +283,7 @@ class Registry:
         """Raises NotFound."""
         found = self._layers.get((owner, name))
         if found is None:
-            raise NotFound("layer", f"there is no layer {name!r}", "PUT /v1/layers/NAME")
+            raise NotFound("layer", f"there is no layer {name!r}", "joey fn layer, PUT /v1/layers/NAME")
         return found
 
     def set_layer(self, layer: LayerView) -> None:
@@ -360,7 +364,10 @@ def _revision() -> str:
     return secrets.token_hex(8)
 
 
+_LISTED = {"alias": "joey fn alias FUNCTION", "trigger": "joey fn trigger FUNCTION", "layer": "joey fn layer"}
+
+
 def _taken(parts: dict[str, T], name: str, kind: str) -> T:
     if name not in parts:
-        raise NotFound(kind, f"there is no {kind} {name!r}", "joey fn ls")
+        raise NotFound(kind, f"there is no {kind} {name!r}", _LISTED.get(kind, "joey fn ls"))
     return parts.pop(name)

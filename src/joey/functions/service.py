@@ -115,9 +115,11 @@ class Functions(Core):
 
     def _checked(self, owner: str, spec: FunctionSpec, code: Code) -> FunctionSpec:
         spec = replace(spec, code=code.digest)
+        if spec.kind == "http" and not spec.command and spec.image in ("", "host"):
+            raise Invalid("command", "is required for kind http, unless its image has one", "what serves HTTP on $PORT")
         for layer in spec.layers:
             if not self.registry.may_use(owner, layer):
-                raise NotFound("layers", f"there is no layer of yours with the digest {layer}", "PUT /v1/layers/NAME")
+                raise NotFound("layers", f"there is no layer of yours with the digest {layer}", "joey fn layer")
         if spec.reserved is not None:
             others = sum(
                 entry.latest.spec.reserved or 0
@@ -211,7 +213,7 @@ class Functions(Core):
         """Raises NotFound."""
         found = self.registry.find(name, owner).aliases.get(alias)
         if found is None:
-            raise NotFound("alias", f"function {name} has no alias {alias!r}", "joey fn ls")
+            raise NotFound("alias", f"function {name} has no alias {alias!r}", f"joey fn alias {name}")
         return found
 
     def aliases(self, name: str, *, owner: str | None) -> Sequence[Alias]:
@@ -286,7 +288,7 @@ class Functions(Core):
         """Raises NotFound."""
         entry = self.registry.find(name, owner)
         if trigger not in entry.triggers:
-            raise NotFound("trigger", f"function {name} has no trigger {trigger!r}", "joey fn ls")
+            raise NotFound("trigger", f"function {name} has no trigger {trigger!r}", f"joey fn trigger {name}")
         return self.trigger_view(entry, entry.triggers[trigger])
 
     def triggers(self, name: str, *, owner: str | None) -> Sequence[TriggerView]:
@@ -393,7 +395,7 @@ class Functions(Core):
         for pool in self.pools(entry):
             if await self.dispatcher.kill(pool, id):
                 return
-        raise NotFound("instance", f"function {name} has no instance {id!r}", "joey fn ls")
+        raise NotFound("instance", f"function {name} has no instance {id!r}", f"joey fn instances {name}")
 
     def all_pools(self) -> Sequence[Pool]:
         """For figures."""

@@ -309,7 +309,11 @@ def shown(env: Mapping[str, str]) -> dict[str, str]:
 
 def _range(name: str, value: float, low: float, high: float) -> None:
     if not low <= value <= high:  # also for what is not a number
-        raise Invalid(name, f"is {value:g}, not from {low:g} to {high:g}")
+        raise Invalid(name, f"is {_number(value)}, not from {_number(low)} to {_number(high)}")
+
+
+def _number(value: float) -> str:
+    return str(int(value)) if float(value).is_integer() else str(value)
 
 
 def _text(name: str, value: str, longest: int) -> None:

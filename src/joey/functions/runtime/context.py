@@ -40,6 +40,11 @@ class Credentials:
         return "Credentials(none)"
 
 
+def _whole(seconds):
+    """Clouds have timeouts of whole seconds, and handlers that print or compare them."""
+    return int(seconds) if seconds == int(seconds) else seconds
+
+
 class Context:
     """Of one invocation; of an initializer and a pre-stop hook with an empty request."""
 
@@ -85,16 +90,15 @@ class Context:
             name=static["name"],
             handler=static["handler"],
             memory=static["memory_mb"],
-            timeout=static["timeout"],
+            timeout=_whole(static["timeout"]),
             version=static["version"],
         )
 
     @property
     def service(self):
         """Function Compute before 3.0: of the service."""
-        return Service(
-            log_project="", log_store="", qualifier=self._static["version"], version_id=self._static["version"]
-        )
+        version = self._static["version"]
+        return Service(name="", log_project="", log_store="", qualifier=version, version_id=version)
 
     credentials = Credentials()
     tenant_id = None
