@@ -199,7 +199,21 @@ def test_descriptors_are_passed_on_request_only(oci: OciLab) -> None:
 
     assert "through" in run("--preserve-fds", "1")[0]
     assert run()[0].split() == ["0", "1", "2", "3"]  # 3 is the directory that ls reads
-    assert "is not open" in oci.call("run", "--preserve-fds", "7", "c").err
+    for count in range(1, 9):  # none of the runtime's own is taken for one of the caller's
+        assert "file descriptor 3 is not open" in oci.call("create", "--preserve-fds", str(count), "c").err
+    assert "file descriptor 4 is not open" in run("--preserve-fds", "2")[1]
+
+
+def test_closed_standard_streams_are_no_descriptors_of_the_runtime(oci: OciLab) -> None:
+    oci.write(oci.config("sh", "-c", "for n in 0 1 2 3 4; do readlink /proc/self/fd/$n; done > /links"))
+    words = [binary("joey-oci"), "--root", oci.root, "run", "c"]
+    shell = ["sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", *map(str, words)]
+    assert subprocess.run(shell, cwd=oci.bundle, timeout=20).returncode == 0
+    links = (oci.rootfs / "links").read_text().split()
+    assert links[0] == links[2] == "/dev/null"
+    assert links[1] == "/links"
+    assert all("state" not in link and "socket" not in link for link in links)
+    (oci.rootfs / "links").unlink()
 
 
 def test_console_socket(oci: OciLab) -> None:

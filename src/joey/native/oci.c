@@ -264,7 +264,10 @@ int main(int argc, char **argv)
 {
 	static struct container c;
 	const char *root = "/run/joey-oci";
-	int i = 1;
+	int i = 1, null;
+	/* what is opened from here on must not become the standard input of a container whose caller has closed his */
+	while ((null = open("/dev/null", O_RDWR)) >= 0 && null <= 2) {}
+	if (null > 2) close(null);
 	for (; i < argc && argv[i][0] == '-'; i++) {
 		static const char *const with_value[] = {"--root", "--log", "--log-format", "--rootless", "--cgroup-manager"};
 		bool known = !strcmp(argv[i], "--systemd-cgroup") || !strncmp(argv[i], "--log=", 6) || !strncmp(argv[i], "--log-format=", 13);

@@ -260,9 +260,11 @@ class Descriptors:
         found = []
         for fd in range(3, 3 + count):
             try:
-                os.fstat(fd)
+                theirs = os.get_inheritable(fd)  # or it is one of our own, which nobody shall have
             except OSError:
-                raise OciError(f"--preserve-fds: file descriptor {fd} is not open") from None
+                theirs = False
+            if not theirs:
+                raise OciError(f"--preserve-fds: file descriptor {fd} is not open")
             found.append(self.add(fd))
         return tuple(found)
 

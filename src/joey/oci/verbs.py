@@ -228,6 +228,9 @@ def console():
     from joey.oci import bundle
     from joey.oci.command import main
 
+    while (null := os.open("/dev/null", os.O_RDWR)) <= 2:  # as native/oci.c
+        os.set_inheritable(null, True)
+    os.close(null)
     code = main()
     if not bundle.installed:
         bundle.make()
