@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from fn_lab import FakeRunner, Lab, failed
+from joey.cli import main
 from joey.functions.deploy import Deployments
 from joey.functions.wire import Answer, Failure, StreamFailed
 from joey.functions.work import head_json
@@ -243,6 +244,30 @@ def test_a_function_that_speaks_http_gets_the_request_as_it_is(client, fn):
     client.json("PUT", f"/v1/functions/{web}", CODE | {"kind": "wsgi"}, status=201)
     status, headers, body = client("PUT", f"/fn/{web}/x/y?z", raw=b"1", headers={"User-Agent": "x", "Accept": "*/*"})
     assert (status, headers["X-Path"], headers["Set-Cookie"], body) == (201, "/x/y", "a=b", b"made")
+
+
+def test_the_command_line(client, served, fn, monkeypatch, capfd):
+    monkeypatch.setenv("JOEY_URL", f"unix://{served.path}")
+
+    def said(*words, code=0):
+        assert main(["fn", *words]) == code
+        return capfd.readouterr()
+
+    found = json.loads(said("invoke", "--json", fn, '{"answer": [1]}').out)
+    assert found["result"] == [1] and found["error"] is None and found["version"] == "$LATEST"
+    found = json.loads(said("invoke", "--json", fn, '{"fail": "KeyError"}', code=1).out)
+    assert found["error"] == found["result"]["errorType"] == "KeyError"
+    broken = said("invoke", fn, '{"pieces": ["a", null]}', code=1)
+    assert broken.out == "a" and "failed in the middle" in broken.err and f"joey fn logs {fn}" in broken.err
+    said("publish", fn)
+    assert json.loads(said("scale", f"{fn}:1", "--provisioned", "1", "--json").out) == {"provisioned": 1}
+    assert client.json("GET", f"/v1/functions/{fn}")["provisioned"] == {"1": 1}
+    said("deploy", fn, "--on-success", f"queue:{fn}")
+    said("invoke", "--async", fn, '{"answer": 2}')
+    until = time.monotonic() + 5
+    while not (found := json.loads(said("queue", fn, "--json").out)) and time.monotonic() < until:
+        time.sleep(0.05)
+    assert [one["responsePayload"] for one in found] == [2]
 
 
 def test_another_keys_functions_do_not_exist(client, served, fn):

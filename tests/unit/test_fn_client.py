@@ -168,6 +168,21 @@ def test_every_option_of_deploy_is_looked_at(monkeypatch: pytest.MonkeyPatch) ->
             assert sent.pop(), f"{name} asks for nothing"
 
 
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("invoke f --async --logs", "--async does not wait"), ("invoke f --async --json", "--async does not wait"),
+        ("trigger f t --qualifier 1", "--qualifier goes with"), ("trigger f t --url --payload 1", "--payload goes"),
+        ("trigger f t --schedule rate(1minute) --auth none", "--auth goes with"),
+        ("alias f live --weight 2=0.1", "--weight goes"), ("alias f live --remove --weight 2=0.1", "--weight goes"),
+        ("tasks t --stop --state failed", "--stop takes ids"), ("scale f:1 --reserved 2", "--reserved is the whole"),
+    ],
+)  # fmt: skip
+def test_options_that_would_do_nothing_are_refused(line: str, said: str, capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["fn", *line.split()]) == 2
+    assert said in capfd.readouterr().err
+
+
 def test_options_of_deploy(tmp_path: Path) -> None:
     given = {
         "memory": "256m", "cpus": "0.5", "timeout": "10", "env": ["A=1"], "secret": ["S=2"], "module": ["numpy"],
@@ -187,6 +202,12 @@ def test_options_of_deploy(tmp_path: Path) -> None:
     assert _handled({"kind": "asgi"}, "-")["handler"] == "app.app"
     (tmp_path / "lambda_function.py").touch()
     assert _handled({}, str(tmp_path))["handler"] == "lambda_function.lambda_handler"
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
+        archive.writestr("lib/app.py", "")
+        archive.writestr("main.py", "")
+    assert _handled({}, str(tmp_path / "x.zip"))["handler"] == "main.handler"
+    (tmp_path / "no.zip").touch()
+    assert _handled({}, str(tmp_path / "no.zip")) == {}
     assert _handled({"handler": "a.b"}, str(tmp_path)) == {"handler": "a.b"}
     assert _handled({"kind": "http"}, str(tmp_path)) == {"kind": "http"}
 

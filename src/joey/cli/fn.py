@@ -10,7 +10,7 @@ from joey.cli.fn_parts import path_of
 from joey.cli.options import UsageError, closest, key, listed
 from joey.cli.output import ago, complain, is_terminal, say, say_json, table, write
 from joey.client import jsontext
-from joey.client.transport import Problem, query, quote
+from joey.client.transport import Lost, Problem, query, quote
 
 
 def ls(values, words):
@@ -74,8 +74,12 @@ def invoke(values, words):
     """The result to standard output; a failure to standard error, and 1."""
     name, _, qualifier = words[0].partition(":")
     data = _event(words[1] if len(words) > 1 else None)
-    later = values.get("async", False)
-    asked = {"qualifier": qualifier or None, "mode": "async" if later else None, "stream": not later}
+    later, document = values.get("async", False), values.get("json", False)
+    if later and (values.get("logs") or document):
+        raise UsageError(
+            "--async does not wait for what --logs and --json show", "joey fn task TASK, joey fn logs NAME"
+        )
+    asked = {"qualifier": qualifier or None, "mode": "async" if later else None, "stream": not (later or document)}
     if values.get("logs"):
         asked["logs"] = "tail"
     with engine() as connection:
@@ -88,15 +92,37 @@ def invoke(values, words):
             import base64
 
             write(2, base64.b64decode(response.headers.get("joey-log-tail", "")))
+        if document:
+            say_json(_answer(response, error))
+            return 1 if error else 0
         if error:
             return _failed(words[0], error, response.body())
         last = b""
-        for piece in response.stream():  # as it comes: a function may stream
-            write(1, piece)
-            last = piece[-1:] or last
+        try:
+            for piece in response.stream():  # as it comes: a function may stream
+                write(1, piece)
+                last = piece[-1:] or last
+        except Lost:
+            complain(f"{words[0]} has failed in the middle of its answer", f"joey fn logs {name}")
+            return 1
         if is_terminal(1) and last != b"\n":
             write(1, b"\n")
     return 0
+
+
+def _answer(response, error):
+    """Of --json: how it went, and the result, text where it is no JSON."""
+    body = response.body()
+    try:
+        result = jsontext.loads(body) if body else None
+    except ValueError:
+        result = body.decode("utf-8", "replace")
+    heads = response.headers
+    return {
+        "request_id": heads.get("joey-request-id"), "version": heads.get("joey-function-version"),
+        "seconds": float(heads.get("joey-duration-ms", 0)) / 1000, "cold": "joey-cold-start" in heads,
+        "error": error or None, "result": result,
+    }  # fmt: skip
 
 
 def _event(text):
@@ -173,22 +199,22 @@ VERBS = {
         "NAME[:QUALIFIER] [EVENT|@FILE|-]",
         "Call it, print its result",
         (1, 2),
-        ("async", "logs"),
+        ("async", "logs", "json"),
     ),
     "ls": (ls, "", "List functions", (0, 0), ("quiet", "json")),
-    "inspect": (inspect, "NAME[:VERSION]…", "Everything about functions, as JSON", (1, None), ()),
+    "inspect": (inspect, "NAME[:VERSION]…", "Everything about functions, as JSON", (1, None), ("json",)),
     "logs": (logs, "NAME", "What it has printed", (1, 1), ("follow", "tail", "since", "json")),
     "rm": (rm, "NAME[:VERSION]…", "Remove functions, or versions", (1, None), ("force",)),
-    "scale": (parts.scale, "NAME", "Show or change how many instances", (1, 1), _SCALING),
+    "scale": (parts.scale, "NAME[:QUALIFIER]", "Show or change how many instances", (1, 1), _SCALING),
     "instances": (parts.instances, "NAME", "Those that run", (1, 1), ("json",)),
     "publish": (parts.publish, "NAME", "Keep it as a version", (1, 1), ("description", "json")),
     "versions": (parts.versions, "NAME", "List versions", (1, 1), ("json",)),
     "alias": (parts.alias, "NAME [ALIAS [VERSION]]", "Other names of versions", (1, 3), ("weight", "remove", "json")),
     "trigger": (parts.trigger, "NAME [TRIGGER]", "What invokes it by itself", (1, 2), _TRIGGER),
     "layer": (parts.layer, "[NAME CODE]", "List layers, or make one", (0, 2), ("remove", "json")),
-    "queue": (parts.queue, "NAME", "What went to the destination queue:NAME", (1, 1), ("remove",)),
+    "queue": (parts.queue, "NAME", "What went to the destination queue:NAME", (1, 1), ("remove", "json")),
     "tasks": (parts.tasks, "NAME", "List asynchronous invocations", (1, None), ("state", "tail", "stop", "json")),
-    "task": (parts.task, "TASK…", "Everything about some of them, as JSON", (1, None), ()),
+    "task": (parts.task, "TASK…", "Everything about some of them, as JSON", (1, None), ("json",)),
 }
 """verb -> function, arguments, summary, how many arguments, its options."""
 
@@ -228,7 +254,7 @@ COMMANDS = {
             ("--logs", "", "invoke: what it prints, to standard error"),
             ("--force", "", "rm: one that is not there is no error"),
             "scale",
-            ("--provisioned", "NUMBER", "Instances that are kept ready"),
+            ("--provisioned", "NUMBER", "Instances that are kept ready, of a version or alias too"),
             ("--reserved", "NUMBER|none", "Instances that are its own, and as many as it may have"),
             ("--max-instances", "NUMBER|none", "As many as it may have"),
             ("--keep-alive", "SECONDS|auto", "How long an idle instance stays; auto: as it has learned"),

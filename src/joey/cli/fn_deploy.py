@@ -142,13 +142,26 @@ def _handled(body, code):
     if "handler" in body or kind not in ("event", "wsgi", "asgi"):
         return body
     named = [os.path.splitext(os.path.basename(code))[0]] if code.endswith(".py") else _USUAL
+    zipped = _names(code) if code.endswith(".zip") else ()
     for module in named:
-        if code.endswith(".py") or os.path.isfile(os.path.join(code, f"{module}.py")):
+        file = f"{module}.py"
+        if code.endswith(".py") or file in zipped or os.path.isfile(os.path.join(code, file)):
             called = _APPLICATIONS.get(kind) or _HANDLERS.get(module, "handler")
             return {**body, "handler": f"{module}.{called}"}
     if code == "-":
         return {**body, "handler": f"app.{_APPLICATIONS.get(kind, 'handler')}"}
     return body
+
+
+def _names(code):
+    """Of the files in a zip; of none, where it is none: `packed` says so."""
+    import zipfile
+
+    try:
+        with zipfile.ZipFile(code) as archive:
+            return archive.namelist()
+    except (OSError, zipfile.BadZipFile):
+        return ()
 
 
 def _check(there, body, code):

@@ -6,6 +6,7 @@ from joey.cli.connect import engine
 from joey.cli.options import UsageError
 from joey.cli.output import ago, clip, say, say_json, span, table, write
 from joey.cli.values import decimal, whole
+from joey.client import jsontext
 from joey.client.transport import query, quote
 
 
@@ -38,7 +39,10 @@ def versions(values, words):
 
 
 def scale(values, words):
-    """Change what is given, and say how it is."""
+    """Change what is given, and say how it is. Of a version or an alias: how many are provisioned."""
+    name, _, qualifier = words[0].partition(":")
+    if qualifier:
+        return _scale_qualified(values, name, qualifier)
     body = {}
     if "provisioned" in values:
         body["provisioned"] = whole(values["provisioned"], "--provisioned", 0)
@@ -60,6 +64,20 @@ def scale(values, words):
     say(table(("SETTING", "VALUE"), [(name, words.get(name) if at is None else at) for name, at in now.items()]))
 
 
+def _scale_qualified(values, name, qualifier):
+    if others := [option for option in ("reserved", "max_instances", "keep_alive") if option in values]:
+        option = "--" + others[0].replace("_", "-")
+        raise UsageError(f"{option} is the whole function's", f"joey fn scale {name} {option} …")
+    with engine() as connection:
+        if "provisioned" in values:
+            body = {"instances": whole(values["provisioned"], "--provisioned", 0)}
+            found = connection.call("PUT", f"{path_of(name)}/provisioned/{quote(qualifier)}", body)
+        else:
+            found = connection.call("GET", path_of(name))
+    now = {"provisioned": found["provisioned"].get(qualifier, 0)}
+    say_json(now) if values.get("json") else say(table(("SETTING", "VALUE"), list(now.items())))
+
+
 def _or_none(text, option, word, number):
     return None if text == word else number(text, "--" + option.replace("_", "-"))
 
@@ -71,6 +89,8 @@ def alias(values, words):
     """Of a function: list; of a function and an alias: show; with a version too: set."""
     name, *rest = words
     path = f"{path_of(name)}/aliases"
+    if "weight" in values and (values.get("remove") or len(rest) != 2):
+        raise UsageError("--weight goes with a version", f"joey fn alias {name} ALIAS VERSION --weight 2=0.1")
     with engine() as connection:
         if values.get("remove"):
             _need(rest, "alias", f"joey fn alias --remove {name} ALIAS")
@@ -149,16 +169,20 @@ def _trigger(values):
         raise UsageError("--schedule and --url are two triggers", "one of them")
     if "schedule" in values:
         body = {"kind": "timer", "schedule": values["schedule"]}
+        if "auth" in values:
+            raise UsageError("--auth goes with --url")
         if "payload" in values:
             body["payload"] = values["payload"]
     elif values.get("url"):
         body = {"kind": "url"}
+        if "payload" in values:
+            raise UsageError("--payload goes with --schedule: what calls a URL sends its own")
         if "auth" in values:
             if values["auth"] not in ("key", "none"):
                 raise UsageError(f"--auth: {values['auth']!r} is neither key nor none")
             body["auth"] = values["auth"]
     else:
-        for option in ("payload", "auth", "off"):
+        for option in ("payload", "auth", "off", "qualifier"):
             if option in values:
                 raise UsageError(f"--{option} goes with --schedule or --url")
         return None
@@ -174,6 +198,8 @@ def _trigger(values):
 
 def tasks(values, words):
     """Of a function: the newest first; --stop ID…"""
+    if values.get("stop") and ("state" in values or "tail" in values):
+        raise UsageError("--stop takes ids, and neither --state nor --tail", "joey fn tasks --stop TASK")
     with engine() as connection:
         if values.get("stop"):
             for id in words:
@@ -252,14 +278,17 @@ def layer(values, words):
 
 
 def queue(values, words):
-    """Its records, a line of JSON each; --remove takes them out."""
+    """Its records, a line of JSON each, with --json an array; --remove takes them out."""
     import base64
 
-    path, after = f"/v1/queues/{quote(words[0])}", 0
+    path, after, records = f"/v1/queues/{quote(words[0])}", 0, []
     with engine() as connection:
         while found := connection.call("GET", path + query({"after": after or None, "limit": 1000})):
             for one in found:
-                write(1, base64.b64decode(one["body"]) + b"\n")
+                record = base64.b64decode(one["body"])
+                records.append(jsontext.loads(record)) if values.get("json") else write(1, record + b"\n")
             after = found[-1]["id"]
+        if values.get("json"):
+            say_json(records)
         if after and values.get("remove"):
             connection.call("DELETE", path + query({"upto": after}))
