@@ -426,6 +426,21 @@ def test_every_parameter_of_the_sdk_is_honoured_or_refused(fc: Any) -> None:
         refused("InvalidArgument", lambda request=request: fc.create_function(request), name, "supported by Joey")
 
 
+def test_the_id_of_a_task_is_taken_for_its_own_key_only(served: Lab, fc: Any) -> None:
+    another = client(served.another("namesake"))
+    for one, body in ((fc, b"mine"), (another, b"theirs")):
+        make(one)
+        assert call(one, "f", body, invocation_type="Async", async_task_id="job").status_code == 202
+    for one, body in ((fc, "mine"), (another, "theirs")):
+        end = time.monotonic() + 10
+        while (found := one.get_async_task("f", "job", models.GetAsyncTaskRequest()).body).status != "Succeeded":
+            assert time.monotonic() < end
+            time.sleep(0.01)
+        assert (found.task_id, found.return_payload) == ("job", f"got {body}")
+        assert [row.task_id for row in one.list_async_tasks("f", models.ListAsyncTasksRequest()).body.tasks] == ["job"]
+    another.delete_function("f")
+
+
 def test_operations_that_there_are_not_and_strangers(served: Lab, fc: Any) -> None:
     refused("PathNotSupported", lambda: fc.describe_regions(models.DescribeRegionsRequest()), "supported by Joey")
     make(fc)

@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 import io
 import struct
 import tarfile
 import tracemalloc
 import zipfile
-from collections.abc import Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from pathlib import Path
 
+import msgspec
 import pytest
 
-from joey.functions import archives
+from fn_lab import FakeRunner, Lab, deployed, virtual
+from joey.functions import archives, queue, wire
+from joey.functions import code as code_store
 from joey.functions.archives import MAX_ENTRIES, Entry
-from joey.model.errors import Invalid
+from joey.functions.dispatch import Dispatcher
+from joey.functions.invocation import json_or_text
+from joey.functions.pool import Deployed
+from joey.functions.service import Functions
+from joey.functions.wire import Answer, Head
+from joey.model.errors import Conflict, Invalid, TooMany
+from joey.model.function import AsyncConfig, FunctionSpec
 
 MIB = 1 << 20
 
@@ -90,3 +100,179 @@ def test_an_archive_takes_no_more_memory_than_it_is_worth(
     finally:
         tracemalloc.stop()
     assert refused.value.where == "code"
+
+
+# --- what one key can take from others -------------------------------------------------------------------------------
+
+
+def test_starts_that_hang_leave_others_room() -> None:
+    class Hanging(Lab):
+        async def start(self, deployed: Deployed) -> FakeRunner:
+            if deployed.owner == "evil":
+                await asyncio.sleep(86_400)
+            return await super().start(deployed)
+
+    async def main() -> None:
+        lab = Hanging()
+        dispatcher = Dispatcher(lab.start)
+        loop = asyncio.get_running_loop()
+        tasks = [
+            asyncio.ensure_future(dispatcher.invoke(deployed(f"f{number}", "evil"), Head("id"), b"", 3.0))
+            for number in range(100)
+        ]
+        await asyncio.sleep(1.0)
+        begun = loop.time()
+        await dispatcher.invoke(deployed("g", "good"), Head("id"), b"", 3.0)
+        assert loop.time() - begun < 0.1
+        await asyncio.sleep(30)
+        assert not dispatcher.starts, "who has hung for long does not count"
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+        await dispatcher.close()
+
+    virtual(main)
+
+
+def test_asynchronous_ones_that_last_leave_others_room(tmp_path: Path) -> None:
+    async def handler(head: Head, body: bytes) -> Answer:
+        if body == b"evil":
+            await asyncio.sleep(86_400)
+        return Answer(body=body)
+
+    async def main() -> None:
+        own = Functions(Lab(handler).start, tmp_path)
+        await own.open()
+        for number in range(80):
+            await own.create(FunctionSpec(name=f"f{number}", handler="a.b"), owner="evil")
+        await own.create(FunctionSpec(name="g", handler="a.b"), owner="good")
+        for number in range(800):
+            await own.invoke(f"f{number % 80}", b"evil", owner="evil", kind="async")
+        await asyncio.sleep(0.2)
+        done = await own.invoke("g", b"", owner="good", kind="async")
+        for _ in range(100):
+            if own.task(done.request_id, "good").state == "succeeded":
+                break
+            await asyncio.sleep(0.02)
+        assert own.task(done.request_id, "good").state == "succeeded"
+        await own.delete("f0", owner="evil")
+        await own.close()
+
+    asyncio.run(main())
+
+
+def test_one_that_is_called_off_before_it_begins_takes_no_place(tmp_path: Path) -> None:
+    async def main() -> None:
+        own = Functions(Lab().start, tmp_path)
+        await own.open()
+        await own.create(FunctionSpec(name="f", handler="a.b"), owner="k")
+        task = await own.queue.put("one", "k", "f", "", b"{}", b"", "api")
+        assert task.work is not None  # and has not run yet
+        await own.queue.stop("one", "k")
+        await asyncio.sleep(0)
+        assert own.queue._running == 0
+        await own.close()
+
+    asyncio.run(main())
+
+
+def test_tasks_without_an_event_count_too_and_an_id_is_taken_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(queue, "MOST_BYTES", 10 * queue.TASK_COST)
+
+    async def main() -> None:
+        own = Functions(Lab().start, tmp_path)
+        await own.open()
+        for owner in ("k", "other"):
+            await own.create(FunctionSpec(name="f", handler="a.b", reserved=0), owner=owner)
+        with pytest.raises(TooMany):
+            for _ in range(11):
+                await own.invoke("f", b"", owner="k", kind="async")
+        mine = await own.invoke("f", b"", owner="other", kind="async", request_id="job")
+        with pytest.raises(Conflict):
+            await own.invoke("f", b"", owner="k", kind="async", request_id="job")
+        assert own.task(mine.request_id, "other").owner == "other"
+        await own.close()
+
+    asyncio.run(main())
+
+
+def test_records_that_nobody_reads_have_an_end_in_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(queue, "MOST_RECORDS", 10_000)
+
+    async def main() -> None:
+        own = Functions(Lab().start, tmp_path)
+        await own.open()
+        spec = FunctionSpec(name="f", handler="a.b", async_=AsyncConfig(on_success="queue:q"))
+        await own.create(spec, owner="k")
+        for _ in range(6):
+            done = await own.invoke("f", b"x" * 3000, owner="k", kind="async")
+            while own.task(done.request_id, "k").finished is None:
+                await asyncio.sleep(0.002)
+        own.queue.prune()
+        await own.saved()
+        assert len(own.messages("q", owner="k")) == 1
+        await own.close()
+
+    asyncio.run(main())
+
+
+def test_a_stream_that_nobody_asked_for_is_no_longer_than_an_answer(tmp_path: Path) -> None:
+    given = 0
+
+    async def endless() -> AsyncIterator[bytes]:
+        nonlocal given
+        while given < 64 * MIB:
+            given += MIB
+            yield bytes(MIB)
+
+    async def handler(head: Head, body: bytes) -> Answer:
+        return Answer(head={}, chunks=endless())
+
+    async def main() -> None:
+        own = Functions(Lab(handler).start, tmp_path)
+        await own.open()
+        spec = FunctionSpec(name="f", handler="a.b", async_=AsyncConfig(max_retries=0))
+        await own.create(spec, owner="k")
+        done = await own.invoke("f", b"", owner="k")
+        assert done.chunks is None and done.error_type == "Function.ResponseSizeTooLarge" and given < 8 * MIB
+        queued = await own.invoke("f", b"", owner="k", kind="async")
+        while (task := own.task(queued.request_id, "k")).finished is None:
+            await asyncio.sleep(0.002)
+        assert task.error == "Function.ResponseSizeTooLarge" and given < 16 * MIB
+        assert own.dispatcher.functions["k", "f"].running == 0
+        await own.close()
+
+    asyncio.run(main())
+
+
+def test_what_pip_installed_for_one_owner_is_no_other_owners(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """His own code is what pip runs among, and he says what his image is called."""
+
+    async def installed(engine: object, code: Path, text: str, image: str, python: str, owner: str, to: Path) -> Path:
+        made = to / f".making-{owner}.tar"
+        with tarfile.open(made, "w") as archive:
+            info = tarfile.TarInfo("packages/numpy.py")
+            info.size = len(owner)
+            archive.addfile(info, io.BytesIO(owner.encode()))
+        return made
+
+    monkeypatch.setattr(code_store, "install", installed)
+
+    async def main() -> None:
+        codes = code_store.CodeStore(tmp_path, engine=object())  # type: ignore[arg-type]
+        codes.open()
+        mine = await codes.add_inline({"app.py": "import numpy"})
+        for owner in ("evil", "good"):
+            made = await codes.with_requirements(mine.digest, "numpy", owner=owner)
+            assert await codes.read(made.digest, "numpy.py") == owner.encode()
+
+    asyncio.run(main())
+
+
+def test_json_that_is_too_deep_is_a_strangers_word_like_any_other() -> None:
+    deep = b"[" * 100_000 + b"]" * 100_000
+    with pytest.raises(msgspec.MsgspecError):
+        wire.read_failure(b'{"errorType": "a", "errorMessage": "b", "more": ' + deep + b"}", "id")
+    assert json_or_text(deep) == deep.decode()

@@ -411,6 +411,7 @@ def test_what_a_key_may_queue_and_what_is_kept_is_bounded(tmp_path, monkeypatch)
     from joey.functions import queue
 
     monkeypatch.setattr(queue, "MOST_BYTES", 1000)
+    monkeypatch.setattr(queue, "TASK_COST", 0)
     monkeypatch.setattr(queue, "KEEP_MESSAGE_ROWS", 3)
 
     async def work(own, lab):

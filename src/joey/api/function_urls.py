@@ -244,7 +244,7 @@ def _lambda_answer(done: Invocation) -> web.Response:
     body = done.body or b""
     try:
         value = json.loads(body)
-    except ValueError:
+    except (ValueError, RecursionError):
         return web.Response(body=body, content_type="application/octet-stream", headers=_APART)
     if not isinstance(value, dict) or "statusCode" not in value:
         return web.Response(body=body, content_type="application/json", headers=_APART)

@@ -18,6 +18,9 @@ from joey.model.errors import Broken
 
 _LONGEST = 64 << 10
 _PRINTED = 4096
+_PIECE, _PAUSE = 1 << 16, 0.05
+"""So much of its output at a time is read at most, and after as much no more for so many seconds."""
+_TAKEN_SECONDS = 10.0
 _SIZE = struct.Struct(">I")
 _HELLO = b"\1"
 
@@ -37,6 +40,7 @@ class Zygote:
     def __init__(self, channel: Channel) -> None:
         self.channel = channel
         self.printed = b""
+        self._owed = 0
         self._loop = asyncio.get_running_loop()
         self._reading = {channel.out, channel.err}
         for fd in tuple(self._reading):
@@ -44,13 +48,22 @@ class Zygote:
 
     def _read(self, fd: int) -> None:
         try:
-            piece = os.read(fd, 1 << 16)
+            piece = os.read(fd, _PIECE)
         except BlockingIOError:
             return
-        if piece:
-            self.printed = (self.printed + piece)[-_PRINTED:]
-        else:
+        if not piece:
             self._leave(fd)
+            return
+        self.printed = (self.printed + piece)[-_PRINTED:]
+        self._owed += len(piece) + 256
+        if self._owed >= _PIECE:
+            self._owed = 0
+            self._loop.remove_reader(fd)
+            self._loop.call_later(_PAUSE, self._resume, fd)
+
+    def _resume(self, fd: int) -> None:
+        if fd in self._reading:
+            self._loop.add_reader(fd, self._read, fd)
 
     def _leave(self, fd: int) -> None:
         if fd in self._reading:
@@ -72,7 +85,7 @@ class Zygote:
             raise Broken("template", f"its process is not warm after {seconds:.0f} seconds{self.why}") from None
         except (OSError, EOFError):
             raise Broken("template", f"its process ended while it was warmed{self.why}") from None
-        except msgspec.MsgspecError as error:
+        except (msgspec.MsgspecError, RecursionError) as error:
             raise Broken("template", f"its process answers nonsense: {error}") from None
 
     async def _exactly(self, size: int) -> bytes:
@@ -125,6 +138,9 @@ async def tell(channel: Channel, env: dict[str, str], *, main: bool) -> None:
     """Tell a child on its own channel what it is for. main: its sandbox ends with it. Raises Broken if it is gone."""
     data = json.dumps({"env": env, "main": main}).encode()
     try:
-        await asyncio.get_running_loop().sock_sendall(channel.sock, _SIZE.pack(len(data)) + data)
+        async with asyncio.timeout(_TAKEN_SECONDS):
+            await asyncio.get_running_loop().sock_sendall(channel.sock, _SIZE.pack(len(data)) + data)
+    except TimeoutError:
+        raise Broken("fork", "the template's child does not take what it is for", "try again") from None
     except OSError as error:
         raise Broken("fork", f"the template's child has ended: {error.strerror}", "try again") from None

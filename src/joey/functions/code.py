@@ -136,7 +136,8 @@ class CodeStore:
         if not text.strip():
             return await self._describe(digest)
         local = any(line.strip().startswith((".", "/", "-")) for line in text.splitlines())
-        key = hashlib.sha256("\0".join((text, image, python, digest if local else "")).encode()).hexdigest()
+        # An owner's own: his code lies in the sandbox that installs, and what his image is called he decides.
+        key = hashlib.sha256("\0".join((owner, text, image, python, digest if local else "")).encode()).hexdigest()
         installed = self.path / f"requirements-{key}"
         if not installed.is_dir():
             await self._install(digest, text, installed, image, python, owner)

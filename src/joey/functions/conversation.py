@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 
 _CHUNK = memoryview(bytearray(256 << 10))
 """What is read lands here first: fresh memory is dear."""
-_LAST_READS = 64
+_LAST_READS, _LAST_SECONDS = 64, 0.05
+_SMALL = 1024
+"""A piece of a stream below this costs more than its bytes."""
 
 
 class Conversation(Work):
@@ -188,6 +190,8 @@ class Conversation(Work):
             raise ValueError("it sends more than it may")
         else:
             one.stream.feed(payload)
+            if len(payload) < _SMALL:
+                self._intake.spend(0)
 
     def _open_streams(self) -> None:
         heads, self._heads = self._heads, {}
@@ -225,11 +229,16 @@ class Conversation(Work):
             self.channel.close()
 
     def last_words(self) -> None:
-        """Its process has ended: read what it has said. A child of it may hold its channel open."""
+        """Its process has ended: read what it has said, which is a socket's full. A child of it may hold its channel
+        open, and go on.
+        """
+        begun = self._loop.time()
         for _ in range(_LAST_READS):
             if not self._open:
                 return
             self._readable()
+            if self._loop.time() - begun > _LAST_SECONDS:
+                break
         self._end(None)
 
 

@@ -37,7 +37,8 @@ _LONGEST_PAUSE = 10.0
 @dataclass(frozen=True, slots=True)
 class Bounds:
     """running: invocations of one key under way or waiting, of the administrator; waiting: of one function, of all.
-    seconds: that one waits at most. starts: of instances in flight.
+    seconds: that one waits at most. starts: of instances in flight; key_starts: of one key's; start_seconds: one that
+    takes longer is not counted any more, since initializers may take a day.
     """
 
     key_running: int = 1000
@@ -46,6 +47,8 @@ class Bounds:
     waiting: int = 20_000
     seconds: float = 60.0
     starts: int = 32
+    key_starts: int = 24
+    start_seconds: float = 5.0
 
 
 @dataclass(slots=True)
@@ -82,6 +85,9 @@ class Instances:
         self.functions: dict[tuple[str, str], Function] = {}
         self.pools: dict[tuple[str, str, str, str], Pool] = {}
         self.starts = 0
+        self._starts_of: dict[str, int] = {}
+        self._put_by: set[tuple[str, str, str, str]] = set()
+        """Versions of keys that have as many starts in flight as they may."""
         self._start, self._happened = start, happened
         self._turns: Turns[tuple[str, str, str, str]] = Turns()
         self._looks: list[tuple[float, int, Pool]] = []
@@ -153,16 +159,44 @@ class Instances:
             key = self._turns.next()
             if key is None:
                 return
-            pool = self.pools.get(key)
+            pool, owner = self.pools.get(key), key[0]
             if pool is None or pool.missing <= 0:
-                self._turns.remove(key[0], key)
+                self._turns.remove(owner, key)
+                continue
+            if owner and self._starts_of.get(owner, 0) >= self.bounds.key_starts:
+                self._turns.remove(owner, key)
+                self._put_by.add(key)
                 continue
             pool.missing -= 1
             pool.starting += 1
-            self.starts += 1
-            self._spawn(self._begin(pool))
+            self._spawn(self._begin(pool, self._taken(owner)))
 
-    async def _begin(self, pool: Pool) -> None:
+    def _taken(self, owner: str) -> Callable[[], None]:
+        """A start is in flight until what this gives is called, or it has taken long."""
+        self.starts += 1
+        self._starts_of[owner] = self._starts_of.get(owner, 0) + 1
+        held = True
+
+        def free() -> None:
+            nonlocal held
+            timer.cancel()
+            if not held:
+                return
+            held = False
+            self.starts -= 1
+            self._starts_of[owner] -= 1
+            if not self._starts_of[owner]:
+                del self._starts_of[owner]
+            for key in [key for key in self._put_by if key[0] == owner]:
+                self._put_by.discard(key)
+                self._turns.add(owner, key)
+            if not self._closing:
+                self._start_more()
+
+        timer = self._loop.call_later(self.bounds.start_seconds, free)
+        return free
+
+    async def _begin(self, pool: Pool, free: Callable[[], None]) -> None:
         begun = self._loop.time()
         try:
             runner = await self._start(pool.deployed)
@@ -189,10 +223,9 @@ class Instances:
             self._started(pool, runner, begun)
         finally:
             pool.starting -= 1
-            self.starts -= 1
             if not self._closing:
                 self._rescale(pool)
-                self._start_more()
+            free()
 
     def _make_room(self, owner: str | None) -> None:
         """The node is full, or what this owner may have of it: idle instances that nobody has reserved go, of those

@@ -59,7 +59,7 @@ def json_or_text(data: bytes) -> Any:
     """What is JSON as what it says, else as text."""
     try:
         return json.loads(data) if data else None
-    except ValueError:
+    except (ValueError, RecursionError):
         return data.decode(errors="replace")
 
 

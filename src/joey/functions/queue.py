@@ -17,6 +17,7 @@ import time
 from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from joey.functions import retries
@@ -34,8 +35,12 @@ MOST_OPEN = 100_000
 """Tasks of one function that are not over."""
 MOST_BYTES = 256 << 20
 """Of the events of one key that are not over, and of the answers that are kept for one owner."""
-AT_ONCE = 512
-"""Tasks under way, all functions together."""
+MOST_RECORDS = 256 << 20
+"""Bytes of messages that are kept for one owner."""
+TASK_COST = 1024
+"""What a task that is not over takes beside its event."""
+AT_ONCE, KEY_AT_ONCE = 512, 128
+"""Tasks under way, all functions together, and of one key: each may take a day."""
 KEPT_RESULT = 256 << 10
 KEEP_SECONDS, KEEP_ROWS = 86_400.0, 200_000
 """Tasks that are over."""
@@ -51,6 +56,10 @@ _INSERT = (
 _SHORTEN_MESSAGES = (
     "DELETE FROM messages WHERE id IN (SELECT id FROM (SELECT id, row_number() OVER (PARTITION BY owner ORDER BY id"
     " DESC) AS place FROM messages) WHERE place > ?)"
+)
+_SHORTEN_RECORDS = (
+    "DELETE FROM messages WHERE id IN (SELECT id FROM (SELECT id, sum(length(body)) OVER (PARTITION BY owner ORDER BY"
+    " id DESC) AS so_far FROM messages) WHERE so_far > ?)"
 )
 _SHORTEN_RESULTS = (
     "UPDATE tasks SET result = NULL WHERE number IN (SELECT number FROM (SELECT number, sum(length(result)) OVER"
@@ -130,6 +139,9 @@ class Queue:
         self._kept = 0
         """Bytes of answers and records since `prune`."""
         self._running = 0
+        self._running_of: dict[str, int] = {}
+        self._put_by: dict[str, set[tuple[str, str]]] = {}
+        """Functions of keys that have as many tasks under way as they may."""
         self._timer: asyncio.TimerHandle | None = None
         self._closing = False
         found = store.read("SELECT max(number) FROM tasks")[0][0] or 0
@@ -141,7 +153,8 @@ class Queue:
     def open(self) -> None:
         """Take up what an earlier engine left: what was under way counts as not tried."""
         rows = self._store.read(
-            "SELECT number, id, owner, name, qualifier, created, due, length(body), attempts, state, source FROM tasks"
+            "SELECT number, id, owner, name, qualifier, created, due, length(head) + ifnull(length(body), 0), attempts,"
+            " state, source FROM tasks"
             " WHERE finished IS NULL ORDER BY number"
         )
         for number, id, owner, name, qualifier, created, due, size, attempts, state, source in rows:
@@ -152,20 +165,23 @@ class Queue:
     def prepared(
         self, id: str, owner: str, name: str, qualifier: str, head: bytes, body: bytes, source: str, due: float = 0.0
     ) -> tuple[Task, Statement]:
-        """A task and what writes it; `add` it once that is on disk. Raises TooMany."""
+        """A task and what writes it; `add` it once that is on disk. Raises TooMany, Conflict."""
+        if id in self.tasks:
+            raise Conflict("task", f"there is a task {id!r} already", "choose another id")
         line = self._lines.get((owner, name))
         if line is not None and line.open >= MOST_OPEN:
             text = f"{line.open} asynchronous invocations of {name} wait already"
             raise TooMany("invocations", text, "come back later", retry_after=5)
-        if owner and self._bytes.get(owner, 0) + len(body) > MOST_BYTES:
-            text = f"events of this key that wait take {self._bytes[owner] >> 20} MiB, of {MOST_BYTES >> 20}"
+        size = len(head) + len(body)
+        if owner and self._bytes.get(owner, 0) + size + TASK_COST > MOST_BYTES:
+            text = f"events of this key that wait take {self._bytes.get(owner, 0) >> 20} MiB, of {MOST_BYTES >> 20}"
             raise TooMany("invocations", text, "come back later", retry_after=5)
         now = self.clock()
-        task = Task(self._next, id, owner, name, qualifier, now, max(now, due), len(body), source=source)
+        task = Task(self._next, id, owner, name, qualifier, now, max(now, due), size, source=source)
         self._next += 1
-        if self._cached + len(body) <= _CACHE:
+        if self._cached + size + TASK_COST <= _CACHE:
             self._cache[task.number] = head, body
-            self._cached += len(body)
+            self._cached += size + TASK_COST
         values = (task.number, id, owner, name, qualifier, now, task.due, source, head, body)
         return task, (_INSERT, values)
 
@@ -188,7 +204,7 @@ class Queue:
         """It is to be done."""
         self.tasks[task.id] = task
         self._line(task.key).open += 1
-        self._bytes[task.owner] = self._bytes.get(task.owner, 0) + task.size
+        self._bytes[task.owner] = self._bytes.get(task.owner, 0) + task.size + TASK_COST
         self._enqueue(task)
 
     def _line(self, key: tuple[str, str]) -> _Line:
@@ -247,11 +263,36 @@ class Queue:
             if not line.ready or line.running >= int(line.window.size):
                 self._turns.remove(key[0], key)  # again when one of it ends
                 continue
+            if key[0] and self._running_of.get(key[0], 0) >= KEY_AT_ONCE:
+                self._turns.remove(key[0], key)
+                self._put_by.setdefault(key[0], set()).add(key)
+                continue
             task = line.ready.popleft()
             line.running += 1
             self._running += 1
+            self._running_of[key[0]] = self._running_of.get(key[0], 0) + 1
             task.state = "running"
-            task.work = asyncio.ensure_future(self._do(task, line))
+            work = task.work = asyncio.ensure_future(self._do(task, line))
+            work.add_done_callback(partial(self._left, task, line))
+
+    def _left(self, task: Task, line: _Line, work: asyncio.Task[None]) -> None:
+        """An attempt is over, or was called off before it began."""
+        line.running -= 1
+        self._running -= 1
+        self._running_of[task.owner] -= 1
+        if not self._running_of[task.owner]:
+            del self._running_of[task.owner]
+        for key in self._put_by.pop(task.owner, ()):
+            if key in self._lines:
+                self._turns.add(task.owner, key)
+        if task.work is work:
+            task.work = None
+        if line.ready:
+            self._turns.add(task.owner, task.key)
+        elif not line.open and not line.running:
+            self._lines.pop(task.key, None)
+            self._turns.remove(task.owner, task.key)
+        self._pump()
 
     async def _do(self, task: Task, line: _Line) -> None:
         outcome: Outcome | None = None
@@ -278,16 +319,6 @@ class Queue:
             log.exception("task %s", task.id)
             task.due = self.clock() + retries.LONGEST
             self._enqueue(task)
-        finally:
-            line.running -= 1
-            self._running -= 1
-            task.work = None
-            if line.ready:
-                self._turns.add(task.owner, task.key)
-            elif not line.open and not line.running:
-                self._lines.pop(task.key, None)
-                self._turns.remove(task.owner, task.key)
-            self._pump()
 
     def _judged(self, task: Task, outcome: Outcome, line: _Line, config: AsyncConfig) -> Next:
         if outcome.result == "refused":
@@ -328,7 +359,7 @@ class Queue:
         self._uncache(task.number)
         self.tasks.pop(task.id, None)
         self._line(task.key).open -= 1
-        self._bytes[task.owner] -= task.size
+        self._bytes[task.owner] -= task.size + TASK_COST
         if not self._bytes[task.owner]:
             del self._bytes[task.owner]
         self._kept += len(result or b"") + sum(len(value) for _, values in statements for value in values[-1:])
@@ -348,7 +379,7 @@ class Queue:
     def _uncache(self, number: int) -> None:
         found = self._cache.pop(number, None)
         if found is not None:
-            self._cached -= len(found[1])
+            self._cached -= len(found[0]) + len(found[1]) + TASK_COST
 
     # --- asked for ---------------------------------------------------------------------------------------------------
 
@@ -420,6 +451,7 @@ class Queue:
         write("DELETE FROM tasks WHERE finished IS NOT NULL AND number < ?", max(0, self._next - KEEP_ROWS))
         write("DELETE FROM messages WHERE at < ?", now - KEEP_MESSAGES)
         write(_SHORTEN_MESSAGES, KEEP_MESSAGE_ROWS)
+        write(_SHORTEN_RECORDS, MOST_RECORDS)
         write(_SHORTEN_RESULTS, MOST_BYTES)
 
     async def close(self) -> None:

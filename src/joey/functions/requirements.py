@@ -32,11 +32,10 @@ mkdir -p /tmp/packages
 """
 
 
-async def install(
-    engine: Engine, code: Path, text: str, image: str, python: str, owner: str, temporary: Path
-) -> Path:
+async def install(engine: Engine, code: Path, text: str, image: str, python: str, owner: str, temporary: Path) -> Path:
     """A tar of what `text` asks for, in a new file in `temporary`. Raises Invalid (field requirements), JoeyError."""
     settings = {name: value for name, value in os.environ.items() if name.startswith("PIP_")}
+    settings["PYTHONSAFEPATH"] = "1"  # the code lies where pip runs, and may have modules of the same names
     spec = SandboxSpec(
         image=image or "host",
         init=True,

@@ -22,7 +22,7 @@ from joey.functions.registry import Entry, Registry
 from joey.functions.retries import Next
 from joey.functions.store import Store
 from joey.functions.timers import Key, Timers
-from joey.functions.wire import MAX_BODY, STOPPED, Head
+from joey.functions.wire import MAX_BODY, RESPONSE_TOO_LARGE, STOPPED, Answer, Failure, Head, StreamFailed
 from joey.model.errors import Busy, Invalid, JoeyError, NotFound
 from joey.model.function import LATEST, AsyncConfig, Trigger, Version
 from joey.model.function_views import TaskView
@@ -253,6 +253,8 @@ class Core:
             failure = msgspec.structs.replace(failed.failure, request_id=head.id)
             return Invocation(200, head.id, version.version, failure=failure, logs=failed.logs, cold=True)
         answer = served.answer
+        if answer.chunks is not None and not head.stream and head.http is None:
+            await _whole(answer, head.id)
         return Invocation(
             200, head.id, version.version, answer.body, answer.chunks, answer.head, answer.failure, answer.logs,
             answer.seconds, served.cold, served.instance,
@@ -280,8 +282,6 @@ class Core:
             known = msgspec.json.decode(head)
             request = Head(id=task.id, client_context=known.get("client_context"), trace=known.get("trace", ""))
             done = await self._now(entry, version, request, body, cut=True)
-            if done.chunks is not None:
-                done.body = await _joined(done)
         except NotFound as error:
             return Outcome("failed", _failure("ResourceNotFound", error), "ResourceNotFound")
         except JoeyError as error:
@@ -359,9 +359,23 @@ def _failure(type: str, error: Exception) -> bytes:
     return msgspec.json.encode({"errorType": type, "errorMessage": str(error)})
 
 
-async def _joined(done: Invocation) -> bytes:
-    assert done.chunks is not None
-    return b"".join([piece async for piece in done.chunks])
+async def _whole(answer: Answer, id: str) -> None:
+    """Of one who streams unasked, as much as any answer may be."""
+    chunks, answer.chunks = answer.chunks, None
+    assert chunks is not None
+    made = bytearray()
+    try:
+        async for piece in chunks:
+            made += piece
+            if len(made) > MAX_BODY:
+                text = f"Response payload size exceeded maximum allowed payload size ({MAX_BODY} bytes)."
+                answer.failure = Failure(RESPONSE_TOO_LARGE, text, request_id=id)
+                return
+        answer.body = bytes(made)
+    except StreamFailed as failed:
+        answer.failure = failed.failure
+    finally:
+        await chunks.aclose()  # type: ignore[attr-defined]
 
 
 __all__ = ["FILE", "LATEST", "MAX_ASYNC", "UNDELIVERED", "Core"]

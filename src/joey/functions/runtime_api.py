@@ -297,7 +297,7 @@ def _failure(body: bytes | None, request: http.Request, id: str) -> Failure:
     named = next((v.decode("latin-1") for name, _, v in request.fields if name == _ERROR_TYPE), "")
     try:
         said: Any = msgspec.json.decode(body or b"{}")
-    except msgspec.MsgspecError:
+    except (msgspec.MsgspecError, RecursionError):
         said = {"errorMessage": (body or b"")[:4096].decode("utf-8", "replace")}
     if not isinstance(said, dict):
         said = {"errorMessage": str(said)}

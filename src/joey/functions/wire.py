@@ -85,7 +85,10 @@ def said(type: object, message: object, trace: object, request_id: str) -> Failu
 
 def read_failure(data: bytes, request_id: str) -> Failure:
     """The JSON of one. Raises msgspec.MsgspecError."""
-    found = msgspec.json.decode(data, type=Failure)
+    try:
+        found = msgspec.json.decode(data, type=Failure)
+    except RecursionError:
+        raise msgspec.DecodeError("one in the other, too deep") from None
     return said(found.type, found.message, found.trace, request_id)
 
 

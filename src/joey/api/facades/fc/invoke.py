@@ -90,16 +90,26 @@ async def _later(call: SignedCall, name: str, qualifier: str, id: str) -> Any:
     if id and not _TASK_ID.fullmatch(id):
         raise Invalid("x-fc-async-task-id", "is letters, digits, _ and -, from a letter or _, 128 at most")
     if id:
+        id = _inner(call, id)
         try:
-            functions(call).task(id, call.visible)
+            functions(call).task(id, None)
         except NotFound:
             pass
         else:
-            raise Failure(409, "AsyncTaskAlreadyExists", f"there is a task {id!r} already")
+            raise Failure(409, "AsyncTaskAlreadyExists", f"there is a task {_outer(id)!r} already")
     done = await functions(call).invoke(
         name, call.content, owner=call.visible, qualifier=qualifier, kind="async", request_id=id or call.id
     )
-    return web.Response(status=202, headers={"x-fc-request-id": call.id, "x-fc-async-task-id": done.request_id})
+    return web.Response(status=202, headers={"x-fc-request-id": call.id, "x-fc-async-task-id": _outer(done.request_id)})
+
+
+def _inner(call: SignedCall, id: str) -> str:
+    """A task's id that its client has chosen is one of its key's only."""
+    return f"{id}@{call.owner}" if call.owner else id
+
+
+def _outer(id: str) -> str:
+    return id.partition("@")[0]
 
 
 # --- tasks -----------------------------------------------------------------------------------------------------------
@@ -108,8 +118,8 @@ async def _later(call: SignedCall, name: str, qualifier: str, id: str) -> Any:
 def _view(found: TaskView, whole: bool) -> Message:
     status = "Retrying" if found.state == "queued" and found.attempts else _STATES[found.state]
     shown: Message = {
-        "taskId": found.id,
-        "requestId": found.id,
+        "taskId": _outer(found.id),
+        "requestId": _outer(found.id),
         "functionArn": arn(found.function, outward(found.qualifier)),
         "qualifier": outward(found.qualifier),
         "status": status,
@@ -127,7 +137,11 @@ def _view(found: TaskView, whole: bool) -> Message:
 
 
 def _task(call: SignedCall) -> TaskView:
-    found = functions(call).task(call.path["task"], call.visible)
+    id = call.path["task"]
+    try:
+        found = functions(call).task(_inner(call, id), call.visible)
+    except NotFound:
+        found = functions(call).task(id, call.visible)
     chosen = inward(call.param("qualifier"))
     if found.function != name_of(call) or chosen not in ("", inward(outward(found.qualifier))):
         raise NotFound("task", f"the function has no task {call.path['task'][:128]!r}")
