@@ -437,7 +437,7 @@ def test_the_id_of_a_task_is_taken_for_its_own_key_only(served: Lab, fc: Any) ->
             assert time.monotonic() < end
             time.sleep(0.01)
         assert (found.task_id, found.return_payload) == ("job", f"got {body}")
-        assert [row.task_id for row in one.list_async_tasks("f", models.ListAsyncTasksRequest()).body.tasks] == ["job"]
+        assert one.list_async_tasks("f", models.ListAsyncTasksRequest()).body.tasks[0].task_id == "job"
     another.delete_function("f")
 
 
