@@ -84,9 +84,11 @@ def test_what_cannot_be_forked_says_why_and_is_tried_again_later(monkeypatch):
     async def main():
         engine = Engine()
         engine.state = "unsafe"
-        own, one = WarmFunctions(engine), deployed()
+        told = []
+        own, one = WarmFunctions(engine, lambda function, reason: told.append((function.function, reason))), deployed()
         own.make(one, Paths())
         await settle()
+        assert told == [(one.function, "threads")]
         assert (own.name(one, Paths()), own.why_not(one)) == ("", "threads")
         monkeypatch.setattr(warm, "AGAIN_SECONDS", 0.0)
         engine.state = "ready"

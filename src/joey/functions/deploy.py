@@ -17,6 +17,7 @@ from msgspec.structs import replace
 from joey.functions.logs import Logs
 from joey.functions.pool import Deployed, Runner, StartFailed
 from joey.functions.service import Code, Functions
+from joey.functions.wire import STDERR
 from joey.model.errors import Broken, Invalid, JoeyError, NotFound, Unenforceable, from_os
 from joey.model.function import FunctionSpec, check_name
 from joey.model.function_views import InstanceView, LayerView
@@ -67,8 +68,15 @@ class Deployments(Functions):
         if self._warm is None:
             from joey.functions.warm import WarmFunctions
 
-            self._warm = WarmFunctions(self._engine)
+            self._warm = WarmFunctions(self._engine, self._not_forked)
         return self._warm
+
+    def _not_forked(self, deployed: Deployed, reason: str) -> None:
+        """What its author asked for costs more than it should: said where he looks."""
+        version = deployed.version.version
+        text = f"[joey] instances are not forked from a template, and start slower: {reason}\n"
+        self.logs_of(*deployed.function).add("", version, "", STDERR, text.encode())
+        self._tell("unforked", deployed, reason=reason)
 
     # --- instances ---------------------------------------------------------------------------------------------------
 

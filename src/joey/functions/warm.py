@@ -13,6 +13,7 @@ import asyncio
 import logging
 import secrets
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -44,10 +45,13 @@ class _Warm:
 
 
 class WarmFunctions:
-    """Templates of an engine's functions. engine: one that has templates."""
+    """Templates of an engine's functions. engine: one that has templates; plain: told of functions whose instances
+    cannot be forked, and why.
+    """
 
-    def __init__(self, engine: Any) -> None:
+    def __init__(self, engine: Any, plain: Callable[[Deployed, str], None] | None = None) -> None:
         self._engine = engine
+        self._plain = plain
         self._all: dict[Key, _Warm] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -120,6 +124,8 @@ class WarmFunctions:
             warm.state, warm.reason = ("ready", "") if view.state == "ready" else ("plain", view.reason)
         if warm.state == "plain":
             log.info("function %s: instances are not forked: %s", deployed.version.name, warm.reason)
+            if self._plain is not None and self._all.get(deployed.key) is warm:
+                self._plain(deployed, warm.reason)
         if self._all.get(deployed.key) is not warm:  # dropped meanwhile
             await self._remove(warm.name, warm.owner)
 
