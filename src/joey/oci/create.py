@@ -147,11 +147,11 @@ def _facts(container, bundle, config, options, fds, steps):
     except oci.Refused as refused:
         raise Invalid(refused.field, refused.why) from None
     paths = {entry["type"]: fds.namespace(entry["type"], entry["path"]) for entry in joined}
-    count = options.preserve
+    count = 0
     if (listening := os.variable("LISTEN_FDS")).isdigit():
-        count += int(listening)
+        count = int(listening)
         process.setdefault("env", []).extend((f"LISTEN_FDS={listening}", "LISTEN_PID=1"))
-    preserved = fds.preserve(count)
+    preserved = fds.preserve(count + options.preserve, count)
     kinds = {}
     for mount in config.get("mounts", []):
         words = mount.get("options", [])

@@ -253,8 +253,10 @@ class Descriptors:
             except OSError:
                 self.fixed[1 + number] = self.own(os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC))
 
-    def preserve(self, count):
-        """Descriptors 3 and up of the caller; their registers. Raises OciError if one is not open."""
+    def preserve(self, count, listening=0):
+        """Descriptors 3 and up of the caller; their registers. Raises OciError if one is not open. listening: how many
+        of them LISTEN_FDS promises: a caller that has set it for somebody else is only told.
+        """
         if not 0 <= count <= MAX_PRESERVED:
             raise OciError(f"--preserve-fds: {count} is not within 0 and {MAX_PRESERVED}")
         found = []
@@ -263,6 +265,9 @@ class Descriptors:
                 theirs = os.get_inheritable(fd)  # or it is one of our own, which nobody shall have
             except OSError:
                 theirs = False
+            if not theirs and count == listening:
+                log.warning(f"LISTEN_FDS: file descriptor {fd} is not open")
+                break
             if not theirs:
                 raise OciError(f"--preserve-fds: file descriptor {fd} is not open")
             found.append(self.add(fd))
