@@ -7,19 +7,22 @@ import gzip
 import io
 import struct
 import tarfile
+import time
 import tracemalloc
 import zipfile
 from collections.abc import AsyncIterator, Callable, Iterable
 from pathlib import Path
+from types import SimpleNamespace
 
 import msgspec
 import pytest
 
 from fn_lab import FakeRunner, Lab, deployed, virtual
-from joey.functions import archives, queue, wire
+from joey.functions import archives, queue, warm, wire
 from joey.functions import code as code_store
 from joey.functions.archives import MAX_ENTRIES, Entry
 from joey.functions.dispatch import Dispatcher
+from joey.functions.instance import Paths
 from joey.functions.invocation import json_or_text
 from joey.functions.pool import Deployed
 from joey.functions.service import Functions
@@ -276,3 +279,49 @@ def test_json_that_is_too_deep_is_a_strangers_word_like_any_other() -> None:
     with pytest.raises(msgspec.MsgspecError):
         wire.read_failure(b'{"errorType": "a", "errorMessage": "b", "more": ' + deep + b"}", "id")
     assert json_or_text(deep) == deep.decode()
+
+
+def test_a_handlers_name_leads_to_no_file_of_the_host(tmp_path: Path) -> None:
+    (tmp_path / "host").mkdir()
+    (tmp_path / "host" / "secret.py").write_text("import password_is_hush\n")
+    code = tmp_path / "code"
+    code.mkdir()
+    for handler in (f"{tmp_path}/host/secret.x", "../host/secret.x", "..host.secret.x"):
+        assert warm._handler_source(FunctionSpec(name="f", handler=handler), Paths(code)) == "", handler
+
+
+def test_source_of_strangers_is_looked_through_at_once() -> None:
+    """Python's parser takes seconds for a megabyte, and nobody else runs meanwhile."""
+    texts = [
+        "x=[1,2,3,4]\n" * 87_000,
+        "a" + ".a" * 400_000,
+        "-" * 90_000 + "1",
+        "import " + "a," * 400_000,
+        "(" * 1_000_000,
+    ]
+    begun = time.thread_time()
+    for text in texts:
+        warm.imports(text)
+    assert time.thread_time() - begun < 0.5
+
+
+def test_templates_of_one_owner_do_not_push_out_all_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Engine:
+        async def template_create(self, template: object, *, owner: str) -> object:
+            return SimpleNamespace(state="ready")
+
+        async def template_remove(self, name: str, *, owner: str) -> None:
+            pass
+
+    async def main() -> None:
+        monkeypatch.setattr(warm, "MOST", 4)
+        own = warm.WarmFunctions(Engine())
+        mine = deployed("f", "good")
+        own.make(mine, Paths())
+        for number in range(8):
+            own.make(deployed(f"f{number}", "evil"), Paths())
+            await asyncio.sleep(0.01)
+        assert own.name(mine, Paths())
+        await own.close()
+
+    asyncio.run(main())

@@ -8,12 +8,13 @@ with `modules` gets its template when it is deployed, any other one after its fi
 
 from __future__ import annotations
 
-import ast
 import asyncio
 import logging
+import re
 import secrets
 import time
 from collections.abc import Callable
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -26,11 +27,12 @@ from joey.model.template import TemplateSpec
 log = logging.getLogger("joey.functions")
 PREFIX = "fn-"
 MOST = 64
-"""Templates of functions at a time; the one used longest ago goes."""
+"""Templates of functions at a time; of whoever has most of them the one used longest ago goes."""
 UNUSED_SECONDS = 3600.0
 AGAIN_SECONDS = 600.0
 """After which one that could not be forked from is made anew: what was in the way may be gone."""
 _MOST_SOURCE = 1 << 20
+_IMPORT = re.compile(r"^(?:import[ \t]+([^#;\\\n]{1,1000})|from[ \t]+([\w.]{1,200})[ \t]+import\b)", re.MULTILINE)
 Key = tuple[str, str, str, str]
 
 
@@ -84,11 +86,15 @@ class WarmFunctions:
         if spec.kind not in PYTHON_KINDS or not spec.template or deployed.key in self._all:
             return
         while len(self._all) >= MOST:
-            self.drop(min(self._all, key=lambda key: self._all[key].used))
+            self.drop(self._dearest())
         name = PREFIX + secrets.token_hex(12)  # the one before may still be on its way out
         now = time.monotonic()
         self._all[deployed.key] = warm = _Warm(name, deployed.owner, "making", now, now)
         self._spawn(self._make(deployed, paths, warm))
+
+    def _dearest(self) -> Key:
+        owners = Counter(warm.owner for warm in self._all.values())
+        return max(self._all, key=lambda key: (owners[self._all[key].owner], -self._all[key].used))
 
     def drop(self, key: Key) -> None:
         """It is not needed any more; what was forked from it goes on."""
@@ -169,17 +175,13 @@ def _ours(spec: FunctionSpec, source: str) -> list[str]:
 
 
 def imports(source: str) -> list[str]:
-    """Names of modules that a file imports at its top level, whatever they are. Of one that is no Python: none."""
-    try:
-        tree = ast.parse(source)
-    except (SyntaxError, ValueError, RecursionError):
-        return []
+    """Names of modules that a file imports in lines that begin with it, whatever they are. A stranger's file is not
+    parsed here: that would hold up everybody for seconds. Lines within a text count too, which does no harm.
+    """
     found: dict[str, None] = {}
-    for node in tree.body:
-        if isinstance(node, ast.Import):
-            found.update(dict.fromkeys(alias.name for alias in node.names))
-        elif isinstance(node, ast.ImportFrom) and not node.level and node.module:
-            found[node.module] = None
+    for match in _IMPORT.finditer(source):
+        names = [name.split()[0] for name in match[1].split(",") if name.strip()] if match[1] else [match[2]]
+        found.update((name, None) for name in names if all(part.isidentifier() for part in name.split(".")))
     return list(found)
 
 
@@ -199,7 +201,7 @@ def _is_source(paths: Paths, top: str) -> bool:
 
 def _handler_source(spec: FunctionSpec, paths: Paths) -> str:
     module = spec.handler.rpartition(".")[0].replace(".", "/")
-    if paths.code is None or not module:
+    if paths.code is None or not all(module.split("/")):  # "/etc/x.y" names a file of this machine
         return ""
     path = paths.code / f"{module}.py"
     try:
