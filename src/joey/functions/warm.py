@@ -13,8 +13,8 @@ import logging
 import re
 import secrets
 import time
-from collections.abc import Callable
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
