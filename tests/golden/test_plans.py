@@ -148,7 +148,7 @@ PLANS_BY_NAME = {
         channel=True,
     ),
     "template-slot": lambda: berth.outer_slot(facts().cgroups, SLOT_OF_TEMPLATE),
-    "berth-slot": lambda: berth.inner_slot(facts().cgroups, SLOT_OF_BERTH, SLOT_OF_TEMPLATE.base),
+    "berth-slot": lambda: berth.inner_slot(facts().cgroups, SLOT_OF_BERTH, before=False),
     "berth-first": lambda: berth.first(INNER, ROOT, facts(), SLOT_OF_BERTH),
     "berth-build": lambda: berth.build(
         INNER, IMAGE, facts(), SLOT_OF_BERTH, BoxPlan(storage="memory", directory="s1"), 7

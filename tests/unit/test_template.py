@@ -13,10 +13,10 @@ from joey.model.resources import Resources
 from joey.model.slot import Slot, slot_name
 from joey.model.spec import Process, SandboxSpec
 from joey.model.storage import BoxPlan
-from joey.plan import setup, template
-from joey.plan.encode import MAGIC, VERSION, append, encode
+from joey.plan import berth, setup, template
+from joey.plan.encode import MAGIC, VERSION, append, encode, renumber
 from joey.plan.launch import launch
-from joey.plan.ops import Plan
+from joey.plan.ops import Child, Plan
 
 _file = Path(__file__).parent.parent / "golden/test_plans.py"
 _spec = importlib.util.spec_from_file_location("golden_plans", _file)
@@ -73,6 +73,25 @@ def test_slot_and_clear(slot: Slot) -> None:
         found = template.make(compile, slot.prepared)
         assert found is not None
         assert found.fill(slot) == compile(slot)
+
+
+@pytest.mark.parametrize("slot", SLOTS)
+@pytest.mark.parametrize("before", [True, False])
+def test_plans_of_berths(slot: Slot, before: bool) -> None:
+    def build(one: Slot, key: int) -> Plan:
+        box = BoxPlan(storage="memory", directory=one.name)
+        return berth.build(golden.INNER, golden.IMAGE, golden.facts(), one, box, key)
+
+    for compile in (
+        lambda one: berth.inner_slot(golden.V1, one, before),
+        lambda one: berth.first(golden.INNER, golden.ROOT, golden.facts(), one),
+        lambda one: build(one, 1),
+    ):
+        found = template.make(lambda one, compile=compile: encode(compile(one)), slot.prepared)
+        assert found is not None
+        assert found.fill(slot) == encode(compile(slot))
+    at = next(at for at, one in enumerate(build(slot, 1).ops) if isinstance(one, Child))
+    assert renumber(encode(build(slot, 1)), at, 1 << 40) == encode(build(slot, 1 << 40))
 
 
 def test_what_depends_on_the_slot_in_another_way_has_no_template() -> None:

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 _NAMESPACES = ("pid", "cgroup", "ipc", "uts", "net", "mnt", "user")
 """In the order in which the warm process is given them (functions/runtime/zygote.py)."""
 _READ = os.O_RDONLY | os.O_CLOEXEC
+_BEFORE, _AFTER = (partial(plans.inner_slot, before=before) for before in (True, False))
 _TIMES = 8
 """The memory limit of a template's own sandbox, over that of an instance."""
 RUNTIME = Path(joey.__file__).parent / "functions" / "runtime"
@@ -43,7 +44,7 @@ class Outer:
     """The place of a template's own sandbox: launched as any other, in a user namespace that can hold others."""
 
     def __init__(self, engine: Engine) -> None:
-        self.slot = Special(plans.outer_slot)
+        self.slot = Special(lambda slot: plans.outer_slot)
         self.start = engine.machine.launching.start
 
 
@@ -77,7 +78,7 @@ class Inner:
     def __init__(self, engine: Engine, within: Within, base: int, box: Box) -> None:
         self._engine, self._within = engine, within
         self.berth = Berth(box)
-        self.slot = Special(partial(plans.inner_slot, outer=base), (within.outer,))
+        self.slot = Special(lambda slot: _BEFORE if slot.base < base else _AFTER, (within.outer,))
 
     async def start(
         self, request: Request, prepared: Prepared, key: int, etc: Mapping[str, str] | None = None

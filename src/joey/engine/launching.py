@@ -41,11 +41,11 @@ from joey.model.storage import BoxPlan
 from joey.plan import berth, template
 from joey.plan import flags as f
 from joey.plan.checks import check_process
-from joey.plan.encode import append, encode
+from joey.plan.encode import append, encode, renumber
 from joey.plan.exec import exec_
 from joey.plan.files import files
 from joey.plan.launch import launch, program
-from joey.plan.ops import Hold, Plan, Source
+from joey.plan.ops import Child, Hold, Plan, Source
 from joey.plan.process import environment
 from joey.plan.process import run as run_program
 
@@ -135,14 +135,16 @@ class _Planned(NamedTuple):
     sources: tuple[Source, ...]
     roles: tuple[int, ...]
     compile: Callable[[], Plan]
+    at_key: int | None = None
 
 
 class _Shape(NamedTuple):
-    """What all plans of equal requests share."""
+    """What all plans of equal requests share. at_key: the operation that has another child's key in it."""
 
     template: template.Template
     sources: tuple[Source, ...]
     roles: tuple[int, ...]
+    at_key: int | None = None
 
 
 def _planned(plan: Plan) -> _Planned:
@@ -277,17 +279,48 @@ class Launching:
         self, request: Request, prepared: Prepared, keys: tuple[int, int], shard: Shard, etc: Mapping[str, str],
         more: Mapping[str, int],
     ) -> Launched:  # fmt: skip
-        spec, slot = request.spec, prepared.slot
+        slot = prepared.slot
         box = await self._furnish(request, slot, shard, etc)
-        plan = _planned(berth.first(spec, request.identity, self._facts, slot))
+        plan, second = self._plans_of_berth(request, slot, box, keys[0])
         with ExitStack() as stack:
             fds = [self._open(source, prepared, stack, more) for source in plan.sources]
             launched = await self._run(shard, keys[0], plan, fds, slot, main=True)
-            plan = _planned(berth.build(spec, request.image, self._facts, slot, box, keys[0], request.files))
+            plan = second
             fds = [self._open(source, prepared, stack, more) for source in plan.sources]
             built = await self._run(shard, keys[1], plan, fds, slot)
         shard.running.pop(keys[1], None)  # it has ended
         return dataclasses.replace(launched, fds=built.fds)
+
+    def _plans_of_berth(self, request: Request, slot: Slot, box: BoxPlan, key: int) -> tuple[_Planned, _Planned]:
+        """What starts its first process, and what builds its mount namespace: filled in where possible."""
+        spec, facts = request.spec, self._facts
+
+        def first(slot: Slot) -> Plan:
+            return berth.first(spec, request.identity, facts, slot)
+
+        def build(slot: Slot) -> Plan:
+            there = msgspec.structs.replace(box, directory=slot.name)
+            return berth.build(spec, request.image, facts, slot, there, key, request.files)
+
+        if box.mount or box.directory != slot.name:
+            plan = berth.build(spec, request.image, facts, slot, box, key, request.files)
+            return _planned(first(slot)), _planned(plan)
+        second = self._filled(("build", request.shape), build, slot)
+        if second.at_key is not None:
+            second = second._replace(encoded=renumber(second.encoded, second.at_key, key))
+        return self._filled(("first", request.shape), first, slot), second
+
+    def _filled(self, shape: Hashable, compile: Callable[[Slot], Plan], slot: Slot) -> _Planned:
+        if shape not in self._shapes:
+            if len(self._shapes) >= _SHAPES:
+                self._shapes.clear()
+            made, plan = template.make(lambda one: encode(compile(one)), slot.prepared), compile(slot)
+            at = next((at for at, one in enumerate(plan.ops) if isinstance(one, Child)), None)
+            self._shapes[shape] = _Shape(made, plan.sources, _roles(plan), at) if made is not None else None
+        found = self._shapes[shape]
+        if found is None:
+            return _planned(compile(slot))
+        return _Planned(found.template.fill(slot), found.sources, found.roles, lambda: compile(slot), found.at_key)
 
     def _allow(self, slot: Slot, devices: tuple[DeviceRule, ...]) -> None:
         try:

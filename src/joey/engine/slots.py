@@ -47,9 +47,11 @@ class Prepared(NamedTuple):
 
 
 class Special(NamedTuple):
-    """A kind of slot that is not made ahead: its plan, and what that needs."""
+    """A kind of slot that is not made ahead. plan_for: what makes the plan of a slot, the same function for slots whose
+    plans differ only in them. fds: what a plan needs.
+    """
 
-    plan: Callable[[CgroupLayout, Slot], Plan]
+    plan_for: Callable[[Slot], Callable[[CgroupLayout, Slot], Plan]]
     fds: tuple[int, ...] = ()
 
 
@@ -75,6 +77,7 @@ class SlotPool:
         self._closing = False
         self._quiet: asyncio.TimerHandle | None = None
         self._templates: dict[bool, Template] = {}
+        self._kinds: dict[Callable[[CgroupLayout, Slot], Plan], Template | None] = {}
         self._clearings: dict[tuple[tuple[str, ...], bool], Template] = {}
         self._default = tuple(h.name for h in layout.default)
         self.crowded: Callable[[], bool] = lambda: False
@@ -172,14 +175,23 @@ class SlotPool:
 
     async def _make_in(self, slot: Slot, *, revive: bool = False, special: Special | None = None) -> Prepared:
         def plan() -> Plan:
-            return special.plan(self._layout, slot) if special else setup.slot(self._layout, slot, revive=revive)
+            if special:
+                return special.plan_for(slot)(self._layout, slot)
+            return setup.slot(self._layout, slot, revive=revive)
 
         try:
-            encoded = encode(plan()) if special else self._template(revive).fill(slot)
+            encoded = self._special(special, slot) if special else self._template(revive).fill(slot)
             done = await (await self._fleet.worker()).run(0, encoded, special.fds if special else ())
         except LauncherError as error:
             raise refused(plan(), error, "make a slot") from error
         return Prepared(slot, *done.fds)
+
+    def _special(self, special: Special, slot: Slot) -> bytes:
+        plan = special.plan_for(slot)
+        if plan not in self._kinds:
+            self._kinds[plan] = make(lambda one: encode(plan(self._layout, one)), slot.prepared)
+        found = self._kinds[plan]
+        return found.fill(slot) if found is not None else encode(plan(self._layout, slot))
 
     def _template(self, revive: bool) -> Template:
         if revive not in self._templates:

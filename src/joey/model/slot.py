@@ -61,6 +61,8 @@ class Slot(msgspec.Struct, frozen=True, kw_only=True):
         return "\n".join(lines)
 
 
-def inside(base: int, outer: int) -> int:
-    """The id `base` of the host as a template's user namespace sees it, whose own first id is `outer`."""
-    return base - FIRST_ID + (IDS_PER_SLOT if base < outer else 0)
+def inside(base: int, before: bool) -> int:
+    """The id `base` of the host as a template's user namespace sees it. before: it comes before those of the template's
+    own sandbox.
+    """
+    return base - FIRST_ID + (IDS_PER_SLOT if before else 0)

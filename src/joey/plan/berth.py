@@ -27,7 +27,7 @@ from joey.model.image import Identity, Image
 from joey.model.network import mode_of
 from joey.model.profiles import default_policy
 from joey.model.seccomp import SeccompPolicy
-from joey.model.slot import IDS_PER_SLOT, Slot, inside
+from joey.model.slot import IDS_PER_SLOT, LAST_ID, Slot, inside
 from joey.model.spec import Process, SandboxSpec
 from joey.model.storage import BoxPlan
 from joey.plan import cgroup as cgroups
@@ -58,13 +58,16 @@ def outer_slot(layout: CgroupLayout, slot: Slot) -> op.Plan:
     return op.Plan(tuple(ops))
 
 
-def inner_slot(layout: CgroupLayout, slot: Slot, outer: int) -> op.Plan:
-    """The slot of a berth of the template whose first host id is `outer`. Source 0: the template's user namespace."""
+def inner_slot(layout: CgroupLayout, slot: Slot, before: bool) -> op.Plan:
+    """The slot of a berth. before: its ids on the host come before those of the template, not after. Source 0: the
+    template's user namespace.
+    """
     ops: list[op.Op] = setup.make_cgroups(cgroups.hierarchies(layout, slot.prepared), slot.name)
     ops += setup.write_settings(cgroups.settings(layout, slot.prepared), slot.name)
     ops += setup.make_box(slot)
-    base = inside(slot.base, outer)
-    ops += [op.Nested(Reg(1), Reg(0), Reg(2), f"0 {base} {IDS_PER_SLOT}", base)]
+    base = inside(slot.base, before)
+    width = len(str(LAST_ID))  # always the same one, so that plans can be filled in (joey.plan.template)
+    ops += [op.Nested(Reg(1), Reg(0), Reg(2), f"0 {base:0{width}} {IDS_PER_SLOT}", base)]
     ops += [op.Hold(Reg(1), f.ROLE_USERNS, keep=False), op.Hold(Reg(2), f.ROLE_NETNS, keep=False)]
     return op.Plan((*ops, op.Setns(Reg(2), f.CLONE_NEWNET), op.IfUp("lo")), (op.Source("outer"),))
 

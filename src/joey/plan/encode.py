@@ -10,9 +10,11 @@ MAGIC = 0x4E4C504A
 VERSION = 3
 _HEADER = struct.Struct("<4I")
 _OP = struct.Struct("<H4BH4I3Q")
-_COUNT = struct.Struct("<I")
+_COUNT, _NUMBER = struct.Struct("<I"), struct.Struct("<Q")
 _U64 = (1 << 64) - 1
 HEADER_SIZE, OP_SIZE = _HEADER.size, _OP.size
+NUMBERS_AT = 24
+"""Where an operation's three numbers begin, in bytes (native/plan.h, struct plan_op)."""
 
 
 class _Blob:
@@ -66,6 +68,12 @@ def append(encoded: bytes, op: Op) -> bytes:
     blob = _Blob(encoded[len(encoded) - size : -1])
     packed = _pack(op, blob)
     return _assemble(count + 1, encoded[HEADER_SIZE : len(encoded) - size] + packed, blob)
+
+
+def renumber(encoded: bytes, at: int, number: int) -> bytes:
+    """An encoded plan whose operation `at` has another first number."""
+    place = HEADER_SIZE + at * OP_SIZE + NUMBERS_AT
+    return b"".join((encoded[:place], _NUMBER.pack(number), encoded[place + _NUMBER.size :]))
 
 
 def _pack(op: Op, blob: _Blob) -> bytes:

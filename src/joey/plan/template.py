@@ -11,20 +11,18 @@ import struct
 from collections.abc import Callable
 
 from joey.model.resources import Resources
-from joey.model.slot import IDS_PER_SLOT, Slot, slot_name
-from joey.plan.encode import HEADER_SIZE, OP_SIZE
+from joey.model.slot import FIRST_ID, IDS_PER_SLOT, Slot, slot_name
+from joey.plan.encode import HEADER_SIZE, NUMBERS_AT, OP_SIZE
 
 _U64 = struct.Struct("<Q")
 _WIDTH = len(slot_name(0))
-_NUMBERS_AT = 24
-"""Where an operation's three numbers begin, in bytes (native/plan.h, struct plan_op)."""
 
 
 class Template:
     """One encoding with holes. `fill` takes some microseconds."""
 
     def __init__(
-        self, encoded: bytes, names: list[int], numbers: list[tuple[int, int]], texts: list[tuple[int, int]]
+        self, encoded: bytes, names: list[int], numbers: list[tuple[int, int]], texts: list[tuple[int, int, int]]
     ) -> None:
         self._encoded = encoded
         self._names = names
@@ -40,9 +38,8 @@ class Template:
             out[at : at + len(name)] = name
         for at, plus in self._numbers:
             _U64.pack_into(out, at, base + plus)
-        for at, plus in self._texts:
-            text = b"%d" % (base + plus)
-            out[at : at + len(text)] = text
+        for at, width, plus in self._texts:
+            out[at : at + width] = b"%0*d" % (width, base + plus)
         return bytes(out)
 
 
@@ -65,12 +62,12 @@ def make(compile: Callable[[Slot], bytes], prepared: Resources) -> Template | No
 def _numbers(first: bytes, second: bytes, end: int, one: Slot, two: Slot) -> list[tuple[int, int]] | None:
     places = []
     for op in range(HEADER_SIZE, end, OP_SIZE):
-        if first[op : op + _NUMBERS_AT] != second[op : op + _NUMBERS_AT]:
+        if first[op : op + NUMBERS_AT] != second[op : op + NUMBERS_AT]:
             return None
-        for at in range(op + _NUMBERS_AT, op + OP_SIZE, 8):
+        for at in range(op + NUMBERS_AT, op + OP_SIZE, 8):
             a, b = _U64.unpack_from(first, at)[0], _U64.unpack_from(second, at)[0]
             if a != b:
-                if a - one.base != b - two.base or not 0 <= a - one.base <= IDS_PER_SLOT:
+                if a - one.base != b - two.base or not -FIRST_ID <= a - one.base <= IDS_PER_SLOT:
                     return None
                 places.append((at, a - one.base))
     return places
@@ -78,10 +75,10 @@ def _numbers(first: bytes, second: bytes, end: int, one: Slot, two: Slot) -> lis
 
 def _texts(
     first: bytes, second: bytes, start: int, one: Slot, two: Slot
-) -> tuple[list[int], list[tuple[int, int]]] | None:
-    """Places of the slot's name, and of decimal numbers (place, what is added to the base)."""
+) -> tuple[list[int], list[tuple[int, int, int]]] | None:
+    """Places of the slot's name, and of decimal numbers (place, digits, what is added to the base)."""
     names: list[int] = []
-    texts: list[tuple[int, int]] = []
+    texts: list[tuple[int, int, int]] = []
     width, at = len(one.name), start
     while at < len(first):
         if first[at] == second[at]:
@@ -96,7 +93,7 @@ def _texts(
         if number is None:
             return None
         begin, digits = number
-        texts.append((begin, int(digits) - one.base))
+        texts.append((begin, len(digits), int(digits) - one.base))
         at = begin + len(digits)
     return names, texts
 
