@@ -144,6 +144,7 @@ def test_limits_and_what_is_refused(tmp_path: Path) -> None:
             assert "network" in await refused(client, "create_sandbox", network=True)
             assert "list_sandboxes" in await refused(client, "run_command", command="true", sandbox="nobody")
             assert "base64" in await refused(client, "write_file", path="/tmp/x", content="?", encoding="base64")
+            assert "env: run_command has no such argument" in await refused(client, "run_command", command="x", env={})
             assert "language" in await refused(client, "run_code", code="1", language="cobol")
             await ask(client, "create_sandbox")
             assert "may have no more" in await refused(client, "create_sandbox")

@@ -13,7 +13,8 @@ from typing import Any
 import uvicorn
 from mcp.server.auth.middleware.bearer_auth import AuthenticatedUser
 from mcp.server.auth.provider import AccessToken
-from mcp.server.mcpserver import MCPServer
+from mcp.server.mcpserver import Context, MCPServer
+from mcp.server.mcpserver.exceptions import ToolError
 from mcp.server.transport_security import TransportSecuritySettings
 
 from joey._version import __version__
@@ -38,10 +39,25 @@ _INSTRUCTIONS = (
 )
 
 
+class Server(MCPServer[Any]):
+    """The library's, that refuses what it would drop."""
+
+    _known: dict[str, dict[str, Any]] | None = None
+
+    async def call_tool(self, name: str, arguments: dict[str, Any], context: Context[Any, Any] | None = None) -> Any:
+        """An argument that a tool does not have is an error: what is asked for is never ignored."""
+        if self._known is None:
+            self._known = {tool.name: tool.input_schema.get("properties", {}) for tool in await self.list_tools()}
+        known = self._known.get(name, arguments)
+        if unknown := sorted(arguments.keys() - known.keys()):
+            raise ToolError(f"{unknown[0]}: {name} has no such argument\ntry: {', '.join(known) or 'none'}")
+        return await super().call_tool(name, arguments, context)
+
+
 def make(settings: Settings) -> tuple[MCPServer[Any], Sessions]:
     """A server with its tools, and the sessions it serves."""
     sessions = Sessions(settings)
-    server: MCPServer[Any] = MCPServer(
+    server = Server(
         "joey", title="Joey", instructions=_INSTRUCTIONS, version=__version__, lifespan=sessions.living,
         log_level="WARNING",
     )  # fmt: skip
