@@ -18,7 +18,7 @@ import msgspec
 import pytest
 
 from fn_lab import FakeRunner, Lab, deployed, virtual
-from joey.functions import archives, queue, warm, wire
+from joey.functions import archives, deploy, queue, room, service, warm, wire
 from joey.functions import code as code_store
 from joey.functions.archives import MAX_ENTRIES, Entry
 from joey.functions.dispatch import Dispatcher
@@ -27,8 +27,8 @@ from joey.functions.invocation import json_or_text
 from joey.functions.pool import Deployed
 from joey.functions.service import Functions
 from joey.functions.wire import Answer, Head
-from joey.model.errors import Conflict, Invalid, TooMany
-from joey.model.function import AsyncConfig, FunctionSpec
+from joey.model.errors import Conflict, Exhausted, Invalid, TooMany
+from joey.model.function import Alias, AsyncConfig, FunctionSpec, Trigger
 
 MIB = 1 << 20
 
@@ -323,5 +323,71 @@ def test_templates_of_one_owner_do_not_push_out_all_others(monkeypatch: pytest.M
             await asyncio.sleep(0.01)
         assert own.name(mine, Paths())
         await own.close()
+
+    asyncio.run(main())
+
+
+def test_what_functions_of_a_key_are_has_an_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(room, "MOST", 200_000)
+    monkeypatch.setattr(service, "KEY_TIMERS", 2)
+
+    async def main() -> None:
+        own = Functions(Lab().start, tmp_path)
+        await own.open()
+        large = {"A": "x" * 60_000}
+        await own.create(FunctionSpec(name="f", handler="a.b", env=large), owner="k")
+        await own.publish("f", owner="k")
+        await own.create(FunctionSpec(name="g", handler="a.b"), owner="k")
+        with pytest.raises(TooMany):
+            await own.update_config("g", {"tags": {"t": "x" * 100_000}}, owner="k")
+        with pytest.raises(TooMany):
+            await own.create(FunctionSpec(name="h", handler="a.b", description="x" * 100_000), owner="k")
+        with pytest.raises(TooMany):
+            await own.set_alias("f", Alias(name="live", version="1", description="x" * 100_000), owner="k")
+        with pytest.raises(TooMany):
+            trigger = Trigger(name="t", kind="timer", schedule="rate(1 second)", payload="x" * 100_000, enabled=False)
+            await own.set_trigger("f", trigger, owner="k")
+        for name in ("one", "two"):
+            trigger = Trigger(name=name, kind="timer", schedule="rate(1 second)", enabled=False)
+            await own.set_trigger("f", trigger, owner="k")
+        with pytest.raises(TooMany):
+            await own.set_trigger("g", Trigger(name="one", kind="timer", schedule="rate(1 second)"), owner="k")
+        view = own.get("f", owner="k")
+        assert (view.aliases, view.triggers) == ((), ("one", "two")) and not own.get("g", owner="k").spec.tags
+        assert [one.name for one in own.list(owner="k")] == ["f", "g"]
+        await own.create(FunctionSpec(name="h", handler="a.b", env=large), owner="other")
+        await own.close()
+        own = Functions(Lab().start, tmp_path)
+        await own.open()
+        with pytest.raises(TooMany):
+            await own.create(FunctionSpec(name="h", handler="a.b", description="x" * 100_000), owner="k")
+        await own.delete("f", owner="k")
+        await own.create(FunctionSpec(name="h", handler="a.b", description="x" * 100_000), owner="k")
+        await own.close()
+
+    asyncio.run(main())
+
+
+def test_output_of_one_owners_functions_is_not_in_the_place_of_anothers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(deploy, "_MOST_LOGS", 5)
+
+    async def main() -> None:
+        own = deploy.Deployments(None, None)  # type: ignore[arg-type]
+        mine = own.logs_of("good", "f")
+        for number in range(20):
+            own.logs_of("evil", f"f{number}")
+        assert own.logs_of("good", "f") is mine
+
+    asyncio.run(main())
+
+
+def test_code_does_not_fill_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        codes = code_store.CodeStore(tmp_path)
+        codes.open()
+        await codes.add_inline({"a.py": ""})
+        monkeypatch.setattr(code_store, "RESERVE", 1 << 60)
+        with pytest.raises(Exhausted):
+            await codes.add_inline({"b.py": ""})
 
     asyncio.run(main())

@@ -16,6 +16,7 @@ import secrets
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +26,7 @@ from joey.functions import archives
 from joey.functions.archives import Entry
 from joey.functions.instance import LAYERS_AT, RUNTIME_AT, Paths
 from joey.functions.requirements import install
-from joey.model.errors import Invalid, NotFound, from_os
+from joey.model.errors import Exhausted, Invalid, NotFound, from_os
 from joey.model.function import FunctionSpec
 
 if TYPE_CHECKING:
@@ -33,6 +34,10 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 _RUNTIME_NAME = os.path.relpath(RUNTIME_AT, LAYERS_AT)
+RESERVE = 512 << 20
+"""Bytes of the disk that stay free."""
+_AT_ONCE = 2
+"""Archives that are packed or unpacked: others of the daemon's threads are not for that."""
 YOUNG_SECONDS = 600.0
 """What is younger is not collected: whoever made it may not have named it yet."""
 
@@ -57,6 +62,7 @@ class CodeStore:
         self.path = path
         self._engine = engine
         self._installing: dict[str, asyncio.Future[Path]] = {}
+        self._threads = ThreadPoolExecutor(_AT_ONCE, "joey-code")
 
     def open(self) -> None:
         """Make the directory, and remove what was not finished."""
@@ -195,7 +201,7 @@ class CodeStore:
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
         try:
-            return await asyncio.to_thread(work)
+            return await asyncio.get_running_loop().run_in_executor(self._threads, work)
         except OSError as error:
             raise from_os("store code", error) from error
 
@@ -252,6 +258,10 @@ class CodeStore:
 
     @contextmanager
     def _making(self) -> Iterator[Path]:
+        """An empty directory, where there is room for what may come. Raises Exhausted."""
+        found = os.statvfs(self.path)
+        if found.f_bavail * found.f_frsize < RESERVE + _AT_ONCE * archives.MAX_UNPACKED:
+            raise Exhausted(str(self.path), f"less than {RESERVE >> 20} MiB would stay free", "room on that disk")
         folder = self.path / f".making-{secrets.token_hex(8)}"
         folder.mkdir(mode=0o755)
         folder.chmod(0o755)

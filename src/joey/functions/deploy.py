@@ -8,6 +8,7 @@ import functools
 import logging
 import secrets
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("joey.functions")
 _MOST_LOGS = 1000
-"""Functions of which output is kept."""
+"""Functions of which output is kept; of whoever has most of them that of the oldest goes."""
 CODE = "functions"
 """Folder of the code store, in the instance's."""
 
@@ -146,7 +147,8 @@ class Deployments(Functions):
         found = self._printed.get((owner, name))
         if found is None:
             while len(self._printed) >= _MOST_LOGS:
-                del self._printed[next(iter(self._printed))]
+                owners = Counter(whose for whose, _ in self._printed)
+                del self._printed[max(self._printed, key=lambda key: owners[key[0]])]
             found = self._printed[owner, name] = Logs()
         return found
 

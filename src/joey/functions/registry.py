@@ -17,6 +17,7 @@ import msgspec
 from msgspec.structs import replace
 
 from joey.functions.histogram import IdleTimes
+from joey.functions.room import Room
 from joey.functions.store import Store
 from joey.model.errors import Conflict, Invalid, NotFound
 from joey.model.function import LATEST, Alias, AsyncConfig, FunctionSpec, Trigger, Version, check_qualifier, split_ref
@@ -25,6 +26,8 @@ from joey.model.function_views import LayerView
 T = TypeVar("T")
 MOST = 10_000
 """Functions of one owner."""
+_AFTER = ("url", "provisioned")
+"""Parts that are written when there is no way back any more; they are small."""
 MOST_VERSIONS = 1000
 """Of one function: each keeps its code."""
 
@@ -102,6 +105,7 @@ class Registry:
         self.addresses: dict[str, tuple[str, str, str]] = {}
         """Id of a function URL -> (owner, function, trigger)."""
         self._layers: dict[tuple[str, str], LayerView] = {}
+        self._room = Room()
         self._load()
 
     # --- looking -----------------------------------------------------------------------------------------------------
@@ -144,6 +148,7 @@ class Registry:
         entry = Entry(owner, version, now)
         if spec.provisioned:
             entry.provisioned[LATEST] = spec.provisioned
+        self._room.take((*entry.key, "version", LATEST), len(_encode(version)))
         self.entries[entry.key] = entry
         self._save(entry)
         return entry
@@ -151,10 +156,12 @@ class Registry:
     def change(self, entry: Entry, spec: FunctionSpec, code_sha256: str, code_size: int) -> Version:
         """$LATEST anew. Returns what it was."""
         before = entry.latest
-        entry.latest = replace(
+        after = replace(
             before, spec=spec, revision=_revision(), created=time.time(), code_sha256=code_sha256,
             code_size=code_size, description=spec.description,
         )  # fmt: skip
+        self._room.take((*entry.key, "version", LATEST), len(_encode(after)))
+        entry.latest = after
         if spec.provisioned != before.spec.provisioned:
             entry.provisioned[LATEST] = spec.provisioned
             if not spec.provisioned:
@@ -178,17 +185,18 @@ class Registry:
             latest, version=str(entry.next), revision=_revision(), created=time.time(),
             description=description or latest.description,
         )  # fmt: skip
+        record = _encode(version)
+        self._room.take((*entry.key, "version", version.version), len(record))
         entry.next += 1
         entry.versions[version.version] = version
-        self._store.write(
-            "INSERT OR REPLACE INTO versions VALUES (?, ?, ?, ?)", *entry.key, version.version, _encode(version)
-        )
+        self._store.write("INSERT OR REPLACE INTO versions VALUES (?, ?, ?, ?)", *entry.key, version.version, record)
         self._save(entry)
         return version, True
 
     def remove(self, entry: Entry) -> None:
         """It and all that belongs to it."""
         del self.entries[entry.key]
+        self._room.forget(*entry.key)
         for id in entry.urls.values():
             self.addresses.pop(id, None)
         for table in ("functions", "versions", "parts", "fired"):
@@ -203,6 +211,7 @@ class Registry:
             if version == alias.version or version in alias.weights:
                 raise Conflict("version", f"alias {alias.name} leads to it", "change the alias first")
         del entry.versions[version]
+        self._room.give((*entry.key, "version", version))
         self._store.write("DELETE FROM versions WHERE owner = ? AND name = ? AND version = ?", *entry.key, version)
         return found
 
@@ -212,8 +221,8 @@ class Registry:
         """Make it, or change it. Raises NotFound for a version there is not."""
         for version in (alias.version, *alias.weights):
             entry.version(version)
-        entry.aliases[alias.name] = alias
         self._part(entry, "alias", alias.name, alias)
+        entry.aliases[alias.name] = alias
 
     def remove_alias(self, entry: Entry, name: str) -> None:
         """Raises NotFound."""
@@ -222,12 +231,12 @@ class Registry:
 
     def set_trigger(self, entry: Entry, trigger: Trigger) -> None:
         """Make it, or change it. A URL keeps its address."""
+        self._part(entry, "trigger", trigger.name, trigger)
         entry.triggers[trigger.name] = trigger
         if trigger.kind == "url":
             id = entry.urls.setdefault(trigger.name, secrets.token_hex(10))
             self.addresses[id] = (*entry.key, trigger.name)
             self._part(entry, "url", trigger.name, id)
-        self._part(entry, "trigger", trigger.name, trigger)
 
     def remove_trigger(self, entry: Entry, name: str) -> None:
         """Raises NotFound."""
@@ -245,9 +254,9 @@ class Registry:
         qualifier = qualifier or LATEST
         if config is None:
             _taken(entry.configs, qualifier, "configuration")
-        else:
-            entry.configs[qualifier] = config
         self._part(entry, "config", qualifier, config)
+        if config is not None:
+            entry.configs[qualifier] = config
 
     def set_provisioned(self, entry: Entry, qualifier: str, instances: int) -> None:
         """So many instances of what the qualifier stands for are kept; 0: none. Raises NotFound, Invalid."""
@@ -287,14 +296,16 @@ class Registry:
         return found
 
     def set_layer(self, layer: LayerView) -> None:
-        self._layers[layer.owner, layer.name] = layer
         values = (layer.owner, "", "layer", layer.name, _encode(layer))
+        self._room.take((layer.owner, "", "layer", layer.name), len(values[-1]))
+        self._layers[layer.owner, layer.name] = layer
         self._store.write("INSERT OR REPLACE INTO parts VALUES (?, ?, ?, ?, ?)", *values)
 
     def remove_layer(self, owner: str, name: str) -> None:
         """Raises NotFound."""
         self.layer(owner, name)
         del self._layers[owner, name]
+        self._room.give((owner, "", "layer", name))
         self._store.write(
             "DELETE FROM parts WHERE owner = ? AND name = '' AND kind = 'layer' AND part = ?", owner, name
         )
@@ -319,13 +330,14 @@ class Registry:
 
     def _part(self, entry: Entry, kind: str, name: str, record: object | None) -> None:
         if record is None:
+            self._room.give((*entry.key, kind, name))
             self._store.write(
                 "DELETE FROM parts WHERE owner = ? AND name = ? AND kind = ? AND part = ?", *entry.key, kind, name
             )
         else:
-            self._store.write(
-                "INSERT OR REPLACE INTO parts VALUES (?, ?, ?, ?, ?)", *entry.key, kind, name, _encode(record)
-            )
+            data = _encode(record)
+            (self._room.set if kind in _AFTER else self._room.take)((*entry.key, kind, name), len(data))
+            self._store.write("INSERT OR REPLACE INTO parts VALUES (?, ?, ?, ?, ?)", *entry.key, kind, name, data)
 
     def _load(self) -> None:
         read = self._store.read
@@ -334,10 +346,13 @@ class Registry:
             if idle:
                 entry.idle = IdleTimes.load(msgspec.json.decode(idle))
             self.entries[entry.key] = entry
+            self._room.set((*entry.key, "version", LATEST), len(latest))
         for owner, name, version, record in read("SELECT * FROM versions ORDER BY CAST(version AS INTEGER)"):
             if (owner, name) in self.entries:
                 self.entries[owner, name].versions[version] = msgspec.json.decode(record, type=Version)
+                self._room.set((owner, name, "version", version), len(record))
         for owner, name, kind, part, record in read("SELECT * FROM parts"):
+            self._room.set((owner, name, kind, part), len(record))
             if kind == "layer":
                 self._layers[owner, part] = msgspec.json.decode(record, type=LayerView)
             elif (owner, name) in self.entries:

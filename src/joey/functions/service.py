@@ -20,7 +20,7 @@ from joey.functions.registry import Entry
 from joey.functions.running import UNDELIVERED, Core
 from joey.functions.stats import Stats
 from joey.model import codec
-from joey.model.errors import Conflict, Invalid, NotFound
+from joey.model.errors import Conflict, Invalid, NotFound, TooMany
 from joey.model.function import (
     LATEST,
     Alias,
@@ -45,6 +45,8 @@ SCALING = ("reserved", "provisioned", "max_instances", "keep_alive")
 URLS = "/fn/"
 """Where function URLs begin."""
 _FIXED = ("name", "code")
+KEY_TIMERS = 300
+"""Timers of one key: each may be due every second."""
 
 
 class Code(msgspec.Struct, frozen=True):
@@ -278,11 +280,17 @@ class Functions(Core):
         entry.resolve(trigger.qualifier, 0.0)
         if trigger.kind == "timer":
             cron.parse(trigger.schedule)
+            if known is None and entry.owner and self._timers_of(entry.owner) >= KEY_TIMERS:
+                raise TooMany("triggers", f"this key has {KEY_TIMERS} timers already", "remove some")
         self.registry.set_trigger(entry, trigger)
         if trigger.kind == "timer":
             self.timers.set((*entry.key, trigger.name), trigger)
         await self.saved()
         return self.trigger_view(entry, trigger)
+
+    def _timers_of(self, owner: str) -> int:
+        mine = (entry for entry in self.registry.entries.values() if entry.owner == owner)
+        return sum(trigger.kind == "timer" for entry in mine for trigger in entry.triggers.values())
 
     def trigger(self, name: str, trigger: str, *, owner: str | None) -> TriggerView:
         """Raises NotFound."""
