@@ -362,7 +362,7 @@ def test_what_functions_of_a_key_are_has_an_end(tmp_path: Path, monkeypatch: pyt
         with pytest.raises(TooMany):
             await own.create(FunctionSpec(name="h", handler="a.b", description="x" * 100_000), owner="k")
         await own.delete("f", owner="k")
-        await own.create(FunctionSpec(name="h", handler="a.b", description="x" * 100_000), owner="k")
+        await own.create(FunctionSpec(name="h", handler="a.b", description="x" * 50_000), owner="k")
         await own.close()
 
     asyncio.run(main())
