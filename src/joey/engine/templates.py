@@ -28,7 +28,8 @@ from joey.engine.box import Box
 from joey.engine.channels import Channel
 from joey.engine.launching import Within
 from joey.engine.pools import Pool, Pools
-from joey.engine.record import SIGKILL, Phase, RemoveAsked, Run, SignalAsked, StartAsked
+from joey.engine.record import SIGKILL, Phase, RemoveAsked, Run, SignalAsked
+from joey.engine.warm import launch
 from joey.engine.zygote import Zygote
 from joey.model import codec
 from joey.model.errors import Broken, Invalid, JoeyError, NotFound, TooMany
@@ -362,7 +363,7 @@ class Templates:
         spec = as_member(berths.outside(template.inside))
         box = self._box(template, spec)
         box.place = Outer(self._engine)
-        return await self._launch(box)
+        return await launch(self._engine, box)
 
     def _box(self, template: Template, spec: SandboxSpec) -> Box:
         engine = self._engine
@@ -370,25 +371,6 @@ class Templates:
         box.pool = HIDDEN + template.name
         engine.admission.enter(box.id, box.owner)
         engine.warm.boxes[box.id] = box
-        return box
-
-    async def _launch(self, box: Box) -> Box:
-        """As a member of a pool is started. Raises JoeyError, nothing is left then."""
-        engine = self._engine
-        try:
-            await engine.complete(box)
-            engine.admission.resize(box.id, box.spec.resources.memory)
-            box.apply(StartAsked(engine.store.next_number("key")))
-        except BaseException:
-            engine.gone(box)
-            raise
-        try:
-            await box.answer()
-        except JoeyError:
-            with contextlib.suppress(JoeyError):
-                box.apply(RemoveAsked(True))
-                await asyncio.shield(box.removed)
-            raise
         return box
 
     # --- berths: joey.engine.pools.Host ------------------------------------------------------------------------------
@@ -404,7 +386,7 @@ class Templates:
         template.children.add(box.id)
         self._of[box.id] = template
         try:
-            await self._launch(box)
+            await launch(self._engine, box)
             await self._enter(template, place.berth)
             if template.over or self._closing:
                 raise Broken("template", "it was removed")

@@ -30,6 +30,25 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 
+async def launch(engine: Engine, box: Box) -> Box:
+    """Start a box of the engine's own, which admission knows. Raises JoeyError, nothing is left then."""
+    try:
+        await engine.complete(box)
+        engine.admission.resize(box.id, box.spec.resources.memory)
+        box.apply(StartAsked(engine.store.next_number("key")))
+    except BaseException:
+        engine.gone(box)
+        raise
+    try:
+        await box.answer()
+    except JoeyError:
+        with contextlib.suppress(JoeyError):
+            box.apply(RemoveAsked(True))
+            await asyncio.shield(box.removed)
+        raise
+    return box
+
+
 class Warm:
     """The pools of a real engine. `boxes`: members, ready or being started or removed, by id."""
 
@@ -115,21 +134,7 @@ class Warm:
         box.pool = pool.spec.name
         engine.admission.enter(box.id, box.owner)
         self.boxes[box.id] = box
-        try:
-            await engine.complete(box)
-            engine.admission.resize(box.id, spec.resources.memory)
-            box.apply(StartAsked(engine.store.next_number("key")))
-        except BaseException:
-            engine.gone(box)
-            raise
-        try:
-            await box.answer()
-        except JoeyError:
-            with contextlib.suppress(JoeyError):
-                box.apply(RemoveAsked(True))
-                await asyncio.shield(box.removed)
-            raise
-        return box
+        return await launch(engine, box)
 
     def usable(self, member: Box) -> bool:
         return member.record.phase is Phase.RUNNING and member.record.run is Run.ALIVE
