@@ -71,6 +71,18 @@ def _status(end):
     return 1
 
 
+def environment(wanted, only=False):
+    """Make it this process's. only: nothing else is in it. What is as it should be is not touched: in a forked process
+    each write is a page of its own.
+    """
+    if only:
+        for name in [name for name in os.environ if name not in wanted]:
+            del os.environ[name]
+    for name, value in wanted.items():
+        if os.environ.get(name) != value:
+            os.environ[name] = value
+
+
 class Call:
     """One invocation, and the way back to who asked."""
 
@@ -217,9 +229,8 @@ class Server:
             self.dispatch(frame)
 
     def _configure(self, config):
-        environment = config["env"]
-        os.environ.update(environment)
-        if "TZ" in environment:
+        environment(config["env"])
+        if "TZ" in config["env"]:
             import time
 
             time.tzset()

@@ -243,17 +243,16 @@ class Zygote:
         """Wait to be told what it is for, and then be the runtime."""
         import _socket
 
+        from joey_runtime import serve
+
         reseed()
         sock = _socket.socket(fileno=3)
         sock.send(b"\1")
         told = json.loads(_exactly(sock, struct.unpack(">I", _exactly(sock, 4))[0]))
-        os.environ.clear()
-        os.environ.update(told["env"])
+        serve.environment(told["env"], only=True)
         if told["main"]:
             os.kill(1, _MOVED_IN)
         sock.send(b"\1")
-        from joey_runtime import serve
-
         return serve.serve(sock)
 
 
