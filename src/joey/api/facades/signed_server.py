@@ -27,6 +27,8 @@ MAX_CODE = 72 << 20
 """Bytes of a body with code: 50 MiB of zip in base64, and what stands around it."""
 MAX_URL_BODY = 6 << 20
 """Bytes of a signed body to a function URL."""
+_MAX_REQUEST = 1 << 20
+"""Bytes of a body with neither code nor an event."""
 
 
 class SignedCall(Call):
@@ -56,21 +58,24 @@ class SignedCall(Call):
 def route(
     method: str, path: str, handler: Callable[[SignedCall], Awaitable[Any]], summary: str, tag: str = ""
 ) -> Route:
-    """A route of these façades, whose handlers get a SignedCall. summary: the operation's name; tag: see `limit`."""
+    """A route of these façades, whose handlers get a SignedCall. summary: the operation's name; tag: "invoke",
+    "code" or nothing, which says how long a body may be.
+    """
     return Route(method, path, cast(Any, handler), summary, tag=tag)
 
 
 class SignedServer:
-    """Handles a façade's requests. A subclass says how it verifies, limits and answers. scheme: how Authorization
-    begins.
+    """Handles a façade's requests. A subclass says how it verifies and answers. scheme: how Authorization begins;
+    max_payload: bytes of a synchronous invocation's event.
     """
 
     scheme = ""
+    routes: tuple[Route, ...] = ()
+    max_payload = 0
 
-    def __init__(self, facade: Signed, routes: tuple[Route, ...], name: Callable[[], str]) -> None:
+    def __init__(self, facade: Signed) -> None:
         self.facade, self.service = facade, facade.service
-        self.router = Router(routes)
-        self._name = name
+        self.router = Router(self.routes)
 
     def verify(self, request: signing.Request) -> str:
         """The key id that signed. Raises Unsigned."""
@@ -79,10 +84,6 @@ class SignedServer:
     def verify_url(self, request: signing.Request) -> str:
         """As `verify`, of a request to a function URL."""
         return self.verify(request)
-
-    def limit(self, route: Route) -> int:
-        """Bytes that a body may have."""
-        raise NotImplementedError
 
     def failed(self, error: Exception, id: str) -> web.Response:
         """The answer for an exception; id: of the request."""
@@ -99,7 +100,7 @@ class SignedServer:
         return app
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
-        activity, id = self.service.activity, self._name()
+        activity, id = self.service.activity, _request_id()
         activity.open += 1
         call: SignedCall | None = None
         try:
@@ -163,8 +164,13 @@ class SignedServer:
         assert key is not None  # it has just been found
         return key, content
 
+    def _limit(self, route: Route) -> int:
+        if route.tag == "invoke":
+            return self.max_payload
+        return MAX_CODE if route.tag == "code" else _MAX_REQUEST
+
     async def _body(self, call: SignedCall) -> bytes:
-        most, length = self.limit(call.route), call.request.content_length
+        most, length = self._limit(call.route), call.request.content_length
         if length is not None and length > most:
             raise web.HTTPRequestEntityTooLarge(most, length)
         if call.request.content.is_eof() and not length:
@@ -217,7 +223,7 @@ def now() -> float:
     return time.time()
 
 
-def request_id() -> str:
+def _request_id() -> str:
     """Of the form of a UUID, as both APIs have them."""
     text = secrets.token_hex(16)
     return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
