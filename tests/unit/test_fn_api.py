@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
+import joey
 from fn_lab import FakeRunner, Lab, failed
 from joey.cli import main
 from joey.functions.deploy import Deployments
@@ -268,6 +269,19 @@ def test_the_command_line(client, served, fn, monkeypatch, capfd):
     while not (found := json.loads(said("queue", fn, "--json").out)) and time.monotonic() < until:
         time.sleep(0.05)
     assert [one["responsePayload"] for one in found] == [2]
+
+
+def test_the_sdk_streams_and_shows_what_was_printed(served, fn):
+    function = joey.Function(fn, url=f"unix://{served.path}")
+    assert list(function.stream({"pieces": ["a", "b"]})) == [b"a", b"b"]
+    assert list(function.stream({"answer": 1})) == [b"1"]
+    with pytest.raises(joey.RemoteError, match="KeyError"):
+        list(function.stream({"fail": "KeyError"}))
+    with pytest.raises(joey.ConnectionLost, match="in the middle"):
+        list(function.stream({"pieces": ["a", None]}))
+    assert list(function.logs()) == []
+    with pytest.raises(joey.NotFound):
+        list(joey.Function("nobody", url=f"unix://{served.path}").logs())
 
 
 def test_another_keys_functions_do_not_exist(client, served, fn):

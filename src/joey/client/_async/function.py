@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import msgspec
@@ -13,7 +13,7 @@ from joey.client import bodies
 from joey.client._async.http import Response
 from joey.client._async.net import in_thread, sleep
 from joey.client._async.service import Service, query, quote, service
-from joey.client.errors import Invalid, NotFound, RemoteError, Timeout
+from joey.client.errors import ConnectionLost, Invalid, NotFound, RemoteError, Timeout
 from joey.client.package import Code, inline, pack, requires
 from joey.client.types import Envs, FunctionInfo, InstanceInfo, Size, TaskInfo
 
@@ -153,6 +153,23 @@ class AsyncFunction:
         )
         return answered(response, await response.read())
 
+    async def stream(self, event: Any = None) -> AsyncIterator[bytes]:
+        """Its answer in pieces, as it yields them. Leaving early leaves the function to itself.
+
+        Raises RemoteError, Timeout (it failed before the first piece), ConnectionLost (later), NotFound, Busy.
+        """
+        asked = query({"qualifier": self.qualifier or None, "stream": True})
+        body = msgspec.json.encode(event)
+        response = await self._service.open("POST", f"{self._path}/invoke{asked}", body, headers=_JSON, safe=False)
+        if error := response.headers.get("joey-function-error", ""):
+            raise failure(error, await response.read())
+        try:
+            async for piece in response.pieces():
+                yield piece
+        except ConnectionLost:
+            text = "the answer ended in the middle: the function failed (its logs say how), or the engine did"
+            raise ConnectionLost("", text) from None
+
     async def spawn(self, event: Any = None) -> AsyncTask:
         """Invoke it without waiting: the engine keeps the event on disk, and tries again if it fails."""
         asked = query({"qualifier": self.qualifier or None, "mode": "async"})
@@ -162,6 +179,16 @@ class AsyncFunction:
         return AsyncTask(response.headers["joey-request-id"], **self._where)
 
     # ---- looking and changing
+
+    async def logs(self, *, follow: bool = False, since: float | None = None) -> AsyncIterator[tuple[str, str]]:
+        """What its instances have printed, the oldest first: ("stdout" or "stderr", text).
+
+        follow: go on with what comes. since: seconds since the epoch. Raises NotFound.
+        """
+        response = await self._service.open("GET", f"{self._path}/logs{query({'follow': follow, 'since': since})}")
+        async for line in response.lines():
+            piece = msgspec.json.decode(line)
+            yield ("stderr" if piece["stream"] == 2 else "stdout"), piece["text"]
 
     async def info(self) -> FunctionInfo:
         """What it is (`spec`, `revision`, `versions`, `aliases`, …) and how it does (`figures`). Raises NotFound."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import base64
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import msgspec
@@ -14,7 +14,7 @@ from joey.client import bodies
 from joey.client._sync.http import Response
 from joey.client._sync.net import in_thread, sleep
 from joey.client._sync.service import Service, query, quote, service
-from joey.client.errors import Invalid, NotFound, RemoteError, Timeout
+from joey.client.errors import ConnectionLost, Invalid, NotFound, RemoteError, Timeout
 from joey.client.package import Code, inline, pack, requires
 from joey.client.types import Envs, FunctionInfo, InstanceInfo, Size, TaskInfo
 
@@ -150,6 +150,22 @@ class Function:
         response = self._service.open("POST", f"{self._path}/invoke{asked}", body, headers=_JSON + more, safe=False)
         return answered(response, response.read())
 
+    def stream(self, event: Any = None) -> Iterator[bytes]:
+        """Its answer in pieces, as it yields them. Leaving early leaves the function to itself.
+
+        Raises RemoteError, Timeout (it failed before the first piece), ConnectionLost (later), NotFound, Busy.
+        """
+        asked = query({"qualifier": self.qualifier or None, "stream": True})
+        body = msgspec.json.encode(event)
+        response = self._service.open("POST", f"{self._path}/invoke{asked}", body, headers=_JSON, safe=False)
+        if error := response.headers.get("joey-function-error", ""):
+            raise failure(error, response.read())
+        try:
+            yield from response.pieces()
+        except ConnectionLost:
+            text = "the answer ended in the middle: the function failed (its logs say how), or the engine did"
+            raise ConnectionLost("", text) from None
+
     def spawn(self, event: Any = None) -> Task:
         """Invoke it without waiting: the engine keeps the event on disk, and tries again if it fails."""
         asked = query({"qualifier": self.qualifier or None, "mode": "async"})
@@ -159,6 +175,16 @@ class Function:
         return Task(response.headers["joey-request-id"], **self._where)
 
     # ---- looking and changing
+
+    def logs(self, *, follow: bool = False, since: float | None = None) -> Iterator[tuple[str, str]]:
+        """What its instances have printed, the oldest first: ("stdout" or "stderr", text).
+
+        follow: go on with what comes. since: seconds since the epoch. Raises NotFound.
+        """
+        response = self._service.open("GET", f"{self._path}/logs{query({'follow': follow, 'since': since})}")
+        for line in response.lines():
+            piece = msgspec.json.decode(line)
+            yield ("stderr" if piece["stream"] == 2 else "stdout"), piece["text"]
 
     def info(self) -> FunctionInfo:
         """What it is (`spec`, `revision`, `versions`, `aliases`, …) and how it does (`figures`). Raises NotFound."""
