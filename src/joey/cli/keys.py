@@ -85,7 +85,7 @@ COMMANDS = {
             ("--name", "NAME", "create: what it is for"),
             ("--admin", "", "create: it may do all that the unix socket may"),
             ("--e2b", "", "create: of the form that E2B's clients want"),
-            ("--limit", "sandboxes=N,memory=SIZE,starts=N,invocations=N", "create: what it may use at a time"),
+            ("--limit", "sandboxes=N,memory=SIZE,starts=N,invocations=N…", "create: what it may use at a time"),
             ("--json", "", "As JSON"),
         ),
         "run": keys,
