@@ -16,8 +16,8 @@ from botocore.credentials import Credentials as Pair
 from darabonba.request import DaraRequest
 
 from facade_lab import Lab, lab
-from joey.api.facades.aws_lambda import server as aws_server
-from joey.api.facades.fc import server as fc_server
+from joey.api.facades.aws_lambda.server import LambdaServer
+from joey.api.facades.fc.server import FCServer
 
 NAMES = [
     "f",
@@ -90,7 +90,7 @@ def signed(served: Lab, method: str, path: str, query: dict[str, str], body: byt
 
 
 def requests(served: Lab, random: random.Random) -> Iterator[tuple[str, str, dict[str, str], bytes]]:
-    routes = (aws_server if served.kind == "aws_lambda" else fc_server)._ROUTES
+    routes = (LambdaServer if served.kind == "aws_lambda" else FCServer).routes
     fields = FIELDS[served.kind].split()
     names = QUERIES.split()
     for route in routes:
