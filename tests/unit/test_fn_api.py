@@ -210,6 +210,8 @@ def test_versions_aliases_scaling_triggers(client, fn):
     timer = client.json("PUT", at + "/triggers/daily", {"kind": "timer", "schedule": "cron(0 12 * * ? *)"})
     assert timer["next"] > time.time()
     assert client("PUT", at + "/triggers/daily", {"kind": "timer", "schedule": "daily"})[0] == 400
+    broken = {"kind": "timer", "schedule": "rate(1 minute)", "payload": "{bad"}
+    assert client.json("PUT", at + "/triggers/daily", broken, status=400)["field"] == "payload"
     assert client("PUT", at + "/triggers/daily", {"kind": "url"})[0] == 409
     assert [one["trigger"]["name"] for one in client.json("GET", at + "/triggers")] == ["daily"]
     instances = client.json("GET", at + "/instances")

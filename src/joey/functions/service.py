@@ -271,15 +271,16 @@ class Functions(Core):
     # --- triggers ----------------------------------------------------------------------------------------------------
 
     async def set_trigger(self, name: str, trigger: Trigger, *, owner: str | None, new: bool = False) -> TriggerView:
-        """new: it must not be there yet. Raises NotFound, Conflict, Invalid (a schedule)."""
+        """new: it must not be there yet. Raises NotFound, Conflict, Invalid (a schedule, a payload)."""
         entry = self.registry.find(name, owner)
         known = entry.triggers.get(trigger.name)
         if known is not None and (new or known.kind != trigger.kind):
             text = f"function {name} has a {known.kind} trigger {trigger.name!r} already"
             raise Conflict("trigger", text, "remove it, or choose another name")
-        entry.resolve(trigger.qualifier, 0.0)
+        spec = entry.resolve(trigger.qualifier, 0.0).spec
         if trigger.kind == "timer":
             cron.parse(trigger.schedule)
+            _check_payload(trigger.payload, spec)
             if known is None and entry.owner and self._timers_of(entry.owner) >= KEY_TIMERS:
                 raise TooMany("triggers", f"this key has {KEY_TIMERS} timers already", "remove some")
         self.registry.set_trigger(entry, trigger)
@@ -421,6 +422,15 @@ def version_view(entry: Entry, version: Version) -> VersionView:
         spec=public(version.spec), description=version.description, code_sha256=version.code_sha256,
         code_size=version.code_size,
     )  # fmt: skip
+
+
+def _check_payload(payload: str, spec: FunctionSpec) -> None:
+    """A timer's event that its handler could never get."""
+    if payload and spec.kind == "event" and spec.event_format == "json":
+        try:
+            msgspec.json.decode(payload)
+        except msgspec.DecodeError as error:
+            raise Invalid("payload", f"is no JSON: {error}", "as the handler is to get it") from None
 
 
 def _mean(total: float, count: int) -> float | None:
