@@ -22,6 +22,8 @@ from joey.model.errors import Busy, JoeyError, TooMany
 if TYPE_CHECKING:
     from joey.api.auth import Key
     from joey.api.service import Service
+    from joey.functions.service import Functions
+    from joey.model.function import Version
 
 MAX_CODE = 72 << 20
 """Bytes of a body with code: 50 MiB of zip in base64, and what stands around it."""
@@ -43,6 +45,15 @@ class SignedCall(Call):
         self.facade, self.id = facade, id
         self.content = b""
         self.params: dict[str, list[str]] = {}
+
+    @property
+    def functions(self) -> Functions:
+        """Joey's own."""
+        return self.service.functions
+
+    def version(self, name: str, qualifier: str = "") -> Version:
+        """Of a function of the caller's: what a qualifier stands for. Raises NotFound."""
+        return self.functions.version(name, owner=self.visible, qualifier=qualifier)
 
     def param(self, name: str, default: str = "") -> str:
         """The last value of a query parameter."""

@@ -6,7 +6,7 @@ import hashlib
 from typing import Any
 
 from joey.api.facades.aws_lambda import views
-from joey.api.facades.aws_lambda.base import answer, fields, functions, listed, name_of
+from joey.api.facades.aws_lambda.base import answer, fields, listed, name_of
 from joey.api.facades.aws_lambda.errors import Failure, lacking
 from joey.api.facades.fields import Fields
 from joey.api.facades.signed_server import SignedCall, route
@@ -46,14 +46,14 @@ async def create_alias(call: SignedCall) -> Any:
         weights=_weights(given),
     )
     given.done()
-    made = await call.whole(functions(call).set_alias(name, alias, owner=call.visible, new=True))
+    made = await call.whole(call.functions.set_alias(name, alias, owner=call.visible, new=True))
     return answer(call, _view(name, made), 201)
 
 
 async def update_alias(call: SignedCall) -> Any:
     """UpdateAlias: what is not named stays."""
     given, name = fields(call), name_of(call)
-    found = functions(call).alias(name, call.path["alias"], owner=call.visible)
+    found = call.functions.alias(name, call.path["alias"], owner=call.visible)
     revision = given.take("RevisionId", str, "")
     if revision and revision != _revision(found):
         raise Failure(412, "PreconditionFailedException", "the RevisionId is not the alias's: it was changed meanwhile")
@@ -64,19 +64,19 @@ async def update_alias(call: SignedCall) -> Any:
         weights=_weights(given) if "RoutingConfig" in given else found.weights,
     )
     given.done()
-    changed = await call.whole(functions(call).set_alias(name, alias, owner=call.visible, must=True))
+    changed = await call.whole(call.functions.set_alias(name, alias, owner=call.visible, must=True))
     return answer(call, _view(name, changed))
 
 
 async def get_alias(call: SignedCall) -> Any:
     """GetAlias."""
     name = name_of(call)
-    return answer(call, _view(name, functions(call).alias(name, call.path["alias"], owner=call.visible)))
+    return answer(call, _view(name, call.functions.alias(name, call.path["alias"], owner=call.visible)))
 
 
 async def delete_alias(call: SignedCall) -> Any:
     """DeleteAlias."""
-    await call.whole(functions(call).delete_alias(name_of(call), call.path["alias"], owner=call.visible))
+    await call.whole(call.functions.delete_alias(name_of(call), call.path["alias"], owner=call.visible))
     return answer(call, status=204)
 
 
@@ -84,7 +84,7 @@ async def list_aliases(call: SignedCall) -> Any:
     """ListAliases, of one version if that is asked."""
     call.allow(lacking, "FunctionVersion", "Marker", "MaxItems")
     name, version = name_of(call), call.param("FunctionVersion")
-    found = functions(call).aliases(name, owner=call.visible)
+    found = call.functions.aliases(name, owner=call.visible)
     rows = [(one.name, _view(name, one)) for one in found if version in ("", one.version, *one.weights)]
     return listed(call, "Aliases", sorted(rows, key=lambda row: row[0]))
 

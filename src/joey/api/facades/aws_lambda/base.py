@@ -8,21 +8,9 @@ from joey.api.facades.aws_lambda import errors, views
 from joey.api.facades.fields import Fields
 from joey.api.facades.signed_server import SignedCall
 from joey.api.light import web
-from joey.functions.service import Functions
 from joey.model import codec
-from joey.model.function import Version
 
 JSON = "application/json"
-
-
-def functions(call: SignedCall) -> Functions:
-    """Joey's own."""
-    return call.service.functions
-
-
-def found(call: SignedCall, name: str, qualifier: str = "") -> Version:
-    """What a qualifier stands for. Raises NotFound."""
-    return functions(call).version(name, owner=call.visible, qualifier=qualifier)
 
 
 def fields(call: SignedCall) -> Fields:

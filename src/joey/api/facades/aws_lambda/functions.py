@@ -7,7 +7,7 @@ from typing import Any
 
 from joey.api.facades.aws_lambda import spec as translate
 from joey.api.facades.aws_lambda import views
-from joey.api.facades.aws_lambda.base import answer, fields, found, functions, listed, name_of, reference
+from joey.api.facades.aws_lambda.base import answer, fields, listed, name_of, reference
 from joey.api.facades.aws_lambda.errors import Failure, lacking
 from joey.api.facades.aws_lambda.layers import take
 from joey.api.facades.code import permitted, stored
@@ -47,16 +47,16 @@ async def create_function(call: SignedCall) -> Any:
     if layers is not None:
         values["layers"], values["tags"][translate.LAYERS] = layers
     spec = FunctionSpec(name=name, **values)
-    await call.whole(functions(call).create(spec, await stored(call, spec, code, "Code.ZipFile"), owner=call.owner))
+    await call.whole(call.functions.create(spec, await stored(call, spec, code, "Code.ZipFile"), owner=call.owner))
     return await _changed(call, name, publish, 201)
 
 
 async def _changed(call: SignedCall, name: str, publish: bool, status: int = 200) -> Any:
     """The answer for what is $LATEST now, or for the version it becomes."""
     if publish:
-        made = await call.whole(functions(call).publish(name, owner=call.visible))
+        made = await call.whole(call.functions.publish(name, owner=call.visible))
         return answer(call, views.configuration(made), status)
-    return answer(call, views.configuration(found(call, name)), status)
+    return answer(call, views.configuration(call.version(name)), status)
 
 
 def _package(given: Fields) -> str:
@@ -88,7 +88,7 @@ async def get_function(call: SignedCall) -> Any:
     spec = version.spec
     code = {"RepositoryType": "ECR", "ImageUri": spec.image}
     if spec.code:
-        owner = functions(call).get(spec.name, owner=call.visible).owner
+        owner = call.functions.get(spec.name, owner=call.visible).owner
         code = {"RepositoryType": "S3", "Location": link(call.facade, owner, spec.name, version.version, now())}
     shown = {"Configuration": views.configuration(version, bool(reference(call)[1])), "Code": code}
     if tags := translate.tags_of(spec.tags):
@@ -105,7 +105,7 @@ async def get_configuration(call: SignedCall) -> Any:
 
 
 def _version(call: SignedCall) -> Version:
-    return found(call, *reference(call))
+    return call.version(*reference(call))
 
 
 async def list_functions(call: SignedCall) -> Any:
@@ -114,8 +114,8 @@ async def list_functions(call: SignedCall) -> Any:
     if (which := call.param("FunctionVersion")) not in ("", "ALL"):
         raise Invalid("FunctionVersion", f"{which[:20]!r} is not ALL")
     rows = []
-    for function in functions(call).list(owner=call.visible):
-        versions = functions(call).versions(function.name, owner=function.owner)
+    for function in call.functions.list(owner=call.visible):
+        versions = call.functions.versions(function.name, owner=function.owner)
         for one in versions if which else versions[:1]:
             key = f"{function.name}:{views.version_key(one.version)}"
             rows.append((key, views.configuration(one, bool(which))))
@@ -129,7 +129,7 @@ async def update_code(call: SignedCall) -> Any:
     dry = given.take("DryRun", bool, False)
     if architectures := given.take("Architectures", list[str], []):
         translate.check_architectures(architectures, _MACHINE)
-    before = found(call, name)
+    before = call.version(name)
     code, image = _code(given, before.spec.tags.get(translate.PACKAGE, "Zip"))
     _same(before, revision)
     new = await stored(call, before.spec, code, "ZipFile")
@@ -138,9 +138,9 @@ async def update_code(call: SignedCall) -> Any:
         return answer(call, views.configuration(before) | checked)
     if new is None:
         permitted(call, before.spec, {"image": image})
-        work = functions(call).update_config(name, {"image": image}, owner=call.visible, revision=revision)
+        work = call.functions.update_config(name, {"image": image}, owner=call.visible, revision=revision)
     else:
-        work = functions(call).update_code(name, new, owner=call.visible, revision=revision)
+        work = call.functions.update_code(name, new, owner=call.visible, revision=revision)
     await call.whole(work)
     return await _changed(call, name, publish)
 
@@ -149,7 +149,7 @@ async def update_configuration(call: SignedCall) -> Any:
     """UpdateFunctionConfiguration."""
     given, name = fields(call), name_of(call)
     revision = given.take("RevisionId", str, "")
-    before = found(call, name)
+    before = call.version(name)
     package = before.spec.tags.get(translate.PACKAGE, "Zip")
     changes = translate.configuration(given, _MACHINE, package, before.spec.tags, present(call))
     if (layers := await take(call, given)) is not None:
@@ -158,7 +158,7 @@ async def update_configuration(call: SignedCall) -> Any:
     given.done()
     _same(before, revision)
     permitted(call, before.spec, changes)
-    await call.whole(functions(call).update_config(name, changes, owner=call.visible, revision=revision))
+    await call.whole(call.functions.update_config(name, changes, owner=call.visible, revision=revision))
     return await _changed(call, name, False)
 
 
@@ -176,9 +176,9 @@ async def delete_function(call: SignedCall) -> Any:
     if qualifier == LATEST:
         raise Invalid("Qualifier", "$LATEST goes with the function only")
     if qualifier:
-        await call.whole(functions(call).delete_version(name, qualifier, owner=call.visible))
+        await call.whole(call.functions.delete_version(name, qualifier, owner=call.visible))
     else:
-        await call.whole(functions(call).delete(name, owner=call.visible))
+        await call.whole(call.functions.delete(name, owner=call.visible))
     return answer(call, status=204)
 
 
@@ -188,18 +188,18 @@ async def publish_version(call: SignedCall) -> Any:
     description, digest = given.take("Description", str, ""), given.take("CodeSha256", str, "")
     revision = given.take("RevisionId", str, "")
     given.done()
-    latest = found(call, name)
+    latest = call.version(name)
     _same(latest, revision)
     if digest and digest != latest.code_sha256:
         raise Invalid("CodeSha256", f"is {digest[:60]}, and the function's code is {latest.code_sha256}")
-    made = await call.whole(functions(call).publish(name, description=description, owner=call.visible))
+    made = await call.whole(call.functions.publish(name, description=description, owner=call.visible))
     return answer(call, views.configuration(made), 201)
 
 
 async def list_versions(call: SignedCall) -> Any:
     """ListVersionsByFunction."""
     call.allow(lacking, "Marker", "MaxItems")
-    versions = functions(call).versions(name_of(call), owner=call.visible)
+    versions = call.functions.versions(name_of(call), owner=call.visible)
     rows = [(views.version_key(one.version), views.configuration(one, True)) for one in versions]
     return listed(call, "Versions", sorted(rows, key=lambda row: row[0]))
 

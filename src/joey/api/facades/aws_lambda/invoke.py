@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from joey.api.facades.aws_lambda import eventstream, views
-from joey.api.facades.aws_lambda.base import JSON, answer, functions, reference
+from joey.api.facades.aws_lambda.base import JSON, answer, reference
 from joey.api.facades.aws_lambda.errors import Failure, lacking
 from joey.api.facades.signed_server import SignedCall, route
 from joey.api.function_calls import closed
@@ -72,7 +72,7 @@ def _event(body: bytes) -> bytes:
 async def invoke(call: SignedCall) -> Any:
     """Invoke. That the function failed is no error of the API: 200, X-Amz-Function-Error, and its error as payload."""
     asked, (name, qualifier) = _Asked(call), reference(call)
-    done = await functions(call).invoke(
+    done = await call.functions.invoke(
         name, asked.event, owner=call.visible, qualifier=qualifier, kind=asked.kind, client_context=asked.context,
         arn=views.arn(name, qualifier), request_id=call.id,
     )  # fmt: skip
@@ -95,9 +95,9 @@ async def invoke_stream(call: SignedCall) -> Any:
     if asked.kind == "async":
         raise Invalid("InvocationType", "Event has no answer to stream")
     if asked.kind == "dry-run":
-        await functions(call).invoke(name, b"", owner=call.visible, qualifier=qualifier, kind="dry-run")
+        await call.functions.invoke(name, b"", owner=call.visible, qualifier=qualifier, kind="dry-run")
         return answer(call, status=204)
-    done = await functions(call).invoke(
+    done = await call.functions.invoke(
         name, asked.event, owner=call.visible, qualifier=qualifier, client_context=asked.context, stream=True,
         arn=views.arn(name, qualifier), request_id=call.id,
     )  # fmt: skip
@@ -143,7 +143,7 @@ async def invoke_async(call: SignedCall) -> Any:
     """InvokeAsync, of before 2015."""
     call.allow(lacking)
     name, qualifier = reference(call)
-    await functions(call).invoke(name, _event(call.content), owner=call.visible, qualifier=qualifier, kind="async")
+    await call.functions.invoke(name, _event(call.content), owner=call.visible, qualifier=qualifier, kind="async")
     return answer(call, {"Status": 202}, 202)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from joey.api.facades.aws_lambda import views
-from joey.api.facades.aws_lambda.base import answer, fields, found, functions, reference
+from joey.api.facades.aws_lambda.base import answer, fields, reference
 from joey.api.facades.aws_lambda.errors import Failure, lacking
 from joey.api.facades.aws_lambda.spec import POLICY
 from joey.api.facades.signed_server import SignedCall, route
@@ -27,7 +27,7 @@ Policies = dict[str, dict[str, views.Message]]
 
 
 def _kept(call: SignedCall, name: str) -> Policies:
-    text = found(call, name).spec.tags.get(POLICY, "{}")
+    text = call.version(name).spec.tags.get(POLICY, "{}")
     try:
         return msgspec.json.decode(text, type=Policies)
     except (msgspec.DecodeError, RecursionError):  # tags can be written by Joey's own API, too
@@ -35,20 +35,20 @@ def _kept(call: SignedCall, name: str) -> Policies:
 
 
 async def _keep(call: SignedCall, name: str, policies: Policies) -> None:
-    tags = {key: value for key, value in found(call, name).spec.tags.items() if key != POLICY}
+    tags = {key: value for key, value in call.version(name).spec.tags.items() if key != POLICY}
     if left := {qualifier: statements for qualifier, statements in policies.items() if statements}:
         text = codec.encode(left).decode()
         if len(text) > _MOST:
             raise Failure(400, "PolicyLengthExceededException", f"the policy is longer than {_MOST} characters")
         tags[POLICY] = text
-    await call.whole(functions(call).update_config(name, {"tags": tags}, owner=call.visible))
+    await call.whole(call.functions.update_config(name, {"tags": tags}, owner=call.visible))
 
 
 async def add(call: SignedCall) -> Any:
     """AddPermission."""
     call.allow(lacking, "Qualifier")
     given, (name, qualifier) = fields(call), reference(call)
-    found(call, name, qualifier)
+    call.version(name, qualifier)
     sid, action = given.need("StatementId", str), given.need("Action", str)
     if not _SID.fullmatch(sid):
         raise Invalid("StatementId", "is 1 to 100 letters, digits, - and _")
@@ -86,7 +86,7 @@ async def get(call: SignedCall) -> Any:
     if not statements:
         raise Failure(404, "ResourceNotFoundException", "The resource you requested does not exist.")
     policy = {"Version": "2012-10-17", "Id": "default", "Statement": list(statements.values())}
-    return answer(call, {"Policy": codec.encode(policy).decode(), "RevisionId": found(call, name).revision})
+    return answer(call, {"Policy": codec.encode(policy).decode(), "RevisionId": call.version(name).revision})
 
 
 async def remove(call: SignedCall) -> Any:

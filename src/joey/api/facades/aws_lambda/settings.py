@@ -7,7 +7,7 @@ from urllib.parse import unquote
 
 from joey.api.facades.aws_lambda import spec as translate
 from joey.api.facades.aws_lambda import views
-from joey.api.facades.aws_lambda.base import answer, fields, found, functions, listed, name_of, reference
+from joey.api.facades.aws_lambda.base import answer, fields, listed, name_of, reference
 from joey.api.facades.aws_lambda.errors import Failure, lacking
 from joey.api.facades.aws_lambda.functions import retag
 from joey.api.facades.signed_server import SignedCall, route, url_of
@@ -34,19 +34,19 @@ async def put_concurrency(call: SignedCall) -> Any:
     given.done()
     if wanted < 0:
         raise Invalid("ReservedConcurrentExecutions", "is negative")
-    await call.whole(functions(call).set_scaling(name, {"reserved": wanted}, owner=call.visible))
+    await call.whole(call.functions.set_scaling(name, {"reserved": wanted}, owner=call.visible))
     return answer(call, {"ReservedConcurrentExecutions": wanted})
 
 
 async def get_concurrency(call: SignedCall) -> Any:
     """GetFunctionConcurrency."""
-    reserved = found(call, name_of(call)).spec.reserved
+    reserved = call.version(name_of(call)).spec.reserved
     return answer(call, {} if reserved is None else {"ReservedConcurrentExecutions": reserved})
 
 
 async def delete_concurrency(call: SignedCall) -> Any:
     """DeleteFunctionConcurrency."""
-    await call.whole(functions(call).set_scaling(name_of(call), {"reserved": None}, owner=call.visible))
+    await call.whole(call.functions.set_scaling(name_of(call), {"reserved": None}, owner=call.visible))
     return answer(call, status=204)
 
 
@@ -62,7 +62,7 @@ def _qualified(call: SignedCall) -> tuple[str, str]:
 
 def _status(call: SignedCall, name: str, qualifier: str) -> views.Message:
     """Raises Failure if nothing is provisioned for it."""
-    kept = functions(call).provisioned(name, owner=call.visible)
+    kept = call.functions.provisioned(name, owner=call.visible)
     if qualifier not in kept:
         raise Failure(404, "ProvisionedConcurrencyConfigNotFoundException", "nothing is provisioned for this qualifier")
     wanted, ready = kept[qualifier]
@@ -71,7 +71,7 @@ def _status(call: SignedCall, name: str, qualifier: str) -> views.Message:
         "AvailableProvisionedConcurrentExecutions": ready,
         "AllocatedProvisionedConcurrentExecutions": ready,
         "Status": "READY" if ready >= wanted else "IN_PROGRESS",
-        "LastModified": views.stamp(found(call, name, qualifier).created),
+        "LastModified": views.stamp(call.version(name, qualifier).created),
     }
 
 
@@ -83,7 +83,7 @@ async def put_provisioned(call: SignedCall) -> Any:
     given.done()
     if wanted < 1:
         raise Invalid("ProvisionedConcurrentExecutions", "is a number from 1")
-    await call.whole(functions(call).set_provisioned(name, qualifier, wanted, owner=call.visible))
+    await call.whole(call.functions.set_provisioned(name, qualifier, wanted, owner=call.visible))
     return answer(call, _status(call, name, qualifier), 202)
 
 
@@ -98,7 +98,7 @@ async def get_provisioned(call: SignedCall) -> Any:
 def _list_provisioned(call: SignedCall) -> Any:
     name = name_of(call)
     rows = []
-    for qualifier in sorted(functions(call).provisioned(name, owner=call.visible)):
+    for qualifier in sorted(call.functions.provisioned(name, owner=call.visible)):
         if qualifier != LATEST:
             rows.append((qualifier, {"FunctionArn": views.arn(name, qualifier)} | _status(call, name, qualifier)))
     return listed(call, "ProvisionedConcurrencyConfigs", rows)
@@ -109,7 +109,7 @@ async def delete_provisioned(call: SignedCall) -> Any:
     call.allow(lacking, "Qualifier")
     name, qualifier = _qualified(call)
     _status(call, name, qualifier)
-    await call.whole(functions(call).set_provisioned(name, qualifier, 0, owner=call.visible))
+    await call.whole(call.functions.set_provisioned(name, qualifier, 0, owner=call.visible))
     return answer(call, status=204)
 
 
@@ -121,7 +121,7 @@ def _trigger(qualifier: str) -> str:
 
 
 def _url(call: SignedCall, name: str, view: TriggerView) -> views.Message:
-    when = views.stamp(functions(call).get(name, owner=call.visible).created)
+    when = views.stamp(call.functions.get(name, owner=call.visible).created)
     return {
         "FunctionUrl": url_of(call, view.path),
         "FunctionArn": views.arn(name, view.trigger.qualifier),
@@ -134,7 +134,7 @@ def _url(call: SignedCall, name: str, view: TriggerView) -> views.Message:
 
 def _find_url(call: SignedCall) -> tuple[str, TriggerView]:
     name, qualifier = reference(call)
-    for one in functions(call).triggers(name, owner=call.visible):
+    for one in call.functions.triggers(name, owner=call.visible):
         if one.trigger.name == _trigger(qualifier):
             return name, one
     raise Failure(404, "ResourceNotFoundException", "the function has no URL for this qualifier")
@@ -144,7 +144,7 @@ async def create_url(call: SignedCall) -> Any:
     """CreateFunctionUrlConfig."""
     call.allow(lacking, "Qualifier")
     name, qualifier = reference(call)
-    if any(one.trigger.name == _trigger(qualifier) for one in functions(call).triggers(name, owner=call.visible)):
+    if any(one.trigger.name == _trigger(qualifier) for one in call.functions.triggers(name, owner=call.visible)):
         raise Failure(409, "ResourceConflictException", "the function has a URL for this qualifier already")
     return await _put_url(call, name, qualifier, 201, None)
 
@@ -171,7 +171,7 @@ async def _put_url(call: SignedCall, name: str, qualifier: str, status: int, bef
         qualifier=qualifier,
         description=mode,  # a handler that streams does so in both modes
     )
-    made = await call.whole(functions(call).set_trigger(name, trigger, owner=call.visible))
+    made = await call.whole(call.functions.set_trigger(name, trigger, owner=call.visible))
     return answer(call, _url(call, name, made), status)
 
 
@@ -185,7 +185,7 @@ async def delete_url(call: SignedCall) -> Any:
     """DeleteFunctionUrlConfig."""
     call.allow(lacking, "Qualifier")
     name, one = _find_url(call)
-    await call.whole(functions(call).delete_trigger(name, one.trigger.name, owner=call.visible))
+    await call.whole(call.functions.delete_trigger(name, one.trigger.name, owner=call.visible))
     return answer(call, status=204)
 
 
@@ -194,7 +194,7 @@ async def list_urls(call: SignedCall) -> Any:
     call.allow(lacking, "Marker", "MaxItems")
     name = name_of(call)
     rows = []
-    for one in functions(call).triggers(name, owner=call.visible):
+    for one in call.functions.triggers(name, owner=call.visible):
         if one.trigger.kind == "url" and one.trigger.name == _trigger(one.trigger.qualifier):
             rows.append((one.trigger.name, _url(call, name, one)))
     return listed(call, "FunctionUrlConfigs", rows)
@@ -205,7 +205,7 @@ async def list_urls(call: SignedCall) -> Any:
 
 def _config(call: SignedCall, name: str, qualifier: str, config: AsyncConfig) -> views.Message:
     return {
-        "LastModified": functions(call).get(name, owner=call.visible).modified,
+        "LastModified": call.functions.get(name, owner=call.visible).modified,
         "FunctionArn": views.arn(name, qualifier or LATEST),
         "MaximumRetryAttempts": config.max_retries,
         "MaximumEventAgeInSeconds": round(config.max_age),
@@ -238,12 +238,12 @@ async def put_events(call: SignedCall) -> Any:
         destinations.done()
     given.done()
     config = AsyncConfig(max_retries=retries, max_age=float(age), **targets)
-    await call.whole(functions(call).set_async(name, qualifier or LATEST, config, owner=call.visible))
+    await call.whole(call.functions.set_async(name, qualifier or LATEST, config, owner=call.visible))
     return answer(call, _config(call, name, qualifier, config))
 
 
 def _existing(call: SignedCall, name: str, qualifier: str) -> AsyncConfig:
-    configs = functions(call).async_configs(name, owner=call.visible)
+    configs = call.functions.async_configs(name, owner=call.visible)
     if (qualifier or LATEST) not in configs:
         text = f"The function {views.arn(name, qualifier)} doesn't have an EventInvokeConfig"
         raise Failure(404, "ResourceNotFoundException", text)
@@ -262,7 +262,7 @@ async def delete_events(call: SignedCall) -> Any:
     call.allow(lacking, "Qualifier")
     name, qualifier = reference(call)
     _existing(call, name, qualifier)
-    await call.whole(functions(call).set_async(name, qualifier or LATEST, None, owner=call.visible))
+    await call.whole(call.functions.set_async(name, qualifier or LATEST, None, owner=call.visible))
     return answer(call, status=204)
 
 
@@ -270,7 +270,7 @@ async def list_events(call: SignedCall) -> Any:
     """ListFunctionEventInvokeConfigs."""
     call.allow(lacking, "Marker", "MaxItems")
     name = name_of(call)
-    configs = functions(call).async_configs(name, owner=call.visible)
+    configs = call.functions.async_configs(name, owner=call.visible)
     rows = [(qualifier, _config(call, name, qualifier, configs[qualifier])) for qualifier in sorted(configs)]
     return listed(call, "FunctionEventInvokeConfigs", rows)
 
@@ -287,7 +287,7 @@ def _tagged(call: SignedCall) -> str:
 
 async def list_tags(call: SignedCall) -> Any:
     """ListTags."""
-    return answer(call, {"Tags": translate.tags_of(found(call, _tagged(call)).spec.tags)})
+    return answer(call, {"Tags": translate.tags_of(call.version(_tagged(call)).spec.tags)})
 
 
 async def tag(call: SignedCall) -> Any:
@@ -295,9 +295,9 @@ async def tag(call: SignedCall) -> Any:
     given, name = fields(call), _tagged(call)
     tags = translate.check_tags(given.need("Tags", dict[str, str]))
     given.done()
-    before = found(call, name)
+    before = call.version(name)
     changes = retag(before, translate.tags_of(before.spec.tags) | tags)
-    await call.whole(functions(call).update_config(name, changes, owner=call.visible))
+    await call.whole(call.functions.update_config(name, changes, owner=call.visible))
     return answer(call, status=204)
 
 
@@ -305,16 +305,16 @@ async def untag(call: SignedCall) -> Any:
     """UntagResource."""
     call.allow(lacking, "tagKeys")
     name, gone = _tagged(call), set(call.params.get("tagKeys", []))
-    before = found(call, name)
+    before = call.version(name)
     left = {key: value for key, value in translate.tags_of(before.spec.tags).items() if key not in gone}
-    await call.whole(functions(call).update_config(name, retag(before, left), owner=call.visible))
+    await call.whole(call.functions.update_config(name, retag(before, left), owner=call.visible))
     return answer(call, status=204)
 
 
 async def code_signing(call: SignedCall) -> Any:
     """GetFunctionCodeSigningConfig: none has one."""
     name = name_of(call)
-    found(call, name)
+    call.version(name)
     return answer(call, {"FunctionName": name, "CodeSigningConfigArn": ""})
 
 
@@ -326,7 +326,7 @@ async def event_sources(call: SignedCall) -> Any:
 
 async def account(call: SignedCall) -> Any:
     """GetAccountSettings."""
-    mine = functions(call).list(owner=call.visible)
+    mine = call.functions.list(owner=call.visible)
     reserved = sum(one.spec.reserved or 0 for one in mine)
     limits = {
         "TotalCodeSize": _CODE_TOTAL,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from joey.api.facades.fc.base import FUNCTION, Message, answer, fields, functions, inward, listed, name_of, outward
+from joey.api.facades.fc.base import FUNCTION, Message, answer, fields, inward, listed, name_of, outward
 from joey.api.facades.fc.errors import Failure, lacking
 from joey.api.facades.signed_server import SignedCall, route
 from joey.model.errors import Conflict
@@ -35,7 +35,7 @@ async def create(call: SignedCall) -> Any:
     )
     given.done()
     try:
-        made = await call.whole(functions(call).set_alias(name, alias, owner=call.visible, new=True))
+        made = await call.whole(call.functions.set_alias(name, alias, owner=call.visible, new=True))
     except Conflict as error:
         raise Failure(409, "AliasAlreadyExists", error.message) from None
     return answer(call, _view(made))
@@ -44,7 +44,7 @@ async def create(call: SignedCall) -> Any:
 async def update(call: SignedCall) -> Any:
     """UpdateAlias: what is named."""
     given, name = fields(call), name_of(call)
-    found = functions(call).alias(name, call.path["alias"], owner=call.visible)
+    found = call.functions.alias(name, call.path["alias"], owner=call.visible)
     alias = Alias(
         name=found.name,
         version=inward(given.take("versionId", str, found.version)),
@@ -52,25 +52,25 @@ async def update(call: SignedCall) -> Any:
         weights=_weights(given.take("additionalVersionWeight", dict[str, float], found.weights)),
     )
     given.done()
-    return answer(call, _view(await call.whole(functions(call).set_alias(name, alias, owner=call.visible, must=True))))
+    return answer(call, _view(await call.whole(call.functions.set_alias(name, alias, owner=call.visible, must=True))))
 
 
 async def get(call: SignedCall) -> Any:
     """GetAlias."""
-    found = functions(call).alias(name_of(call), call.path["alias"], owner=call.visible)
+    found = call.functions.alias(name_of(call), call.path["alias"], owner=call.visible)
     return answer(call, _view(found))
 
 
 async def remove(call: SignedCall) -> Any:
     """DeleteAlias."""
-    await call.whole(functions(call).delete_alias(name_of(call), call.path["alias"], owner=call.visible))
+    await call.whole(call.functions.delete_alias(name_of(call), call.path["alias"], owner=call.visible))
     return answer(call, status=204)
 
 
 async def list_all(call: SignedCall) -> Any:
     """ListAliases."""
     call.allow(lacking, "prefix", "limit", "nextToken")
-    found = functions(call).aliases(name_of(call), owner=call.visible)
+    found = call.functions.aliases(name_of(call), owner=call.visible)
     return listed(call, "aliases", [(one.name, _view(one)) for one in found])
 
 

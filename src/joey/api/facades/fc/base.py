@@ -11,26 +11,15 @@ from joey.api.facades.fields import Fields
 from joey.api.facades.signed import ACCOUNT, REGION
 from joey.api.facades.signed_server import SignedCall
 from joey.api.light import web
-from joey.functions.service import Functions
 from joey.model import codec
 from joey.model.errors import Invalid
-from joey.model.function import LATEST, Version, check_name, check_qualifier
+from joey.model.function import LATEST, check_name, check_qualifier
 
 JSON = "application/json"
 ROOT = "/2023-03-30"
 FUNCTION = f"{ROOT}/functions/{{name}}"
 Message = dict[str, Any]
 _LIMIT, _MOST = 20, 100
-
-
-def functions(call: SignedCall) -> Functions:
-    """Joey's own."""
-    return call.service.functions
-
-
-def found(call: SignedCall, name: str, qualifier: str = "") -> Version:
-    """What a qualifier stands for. Raises NotFound."""
-    return functions(call).version(name, owner=call.visible, qualifier=qualifier)
 
 
 def fields(call: SignedCall) -> Fields:

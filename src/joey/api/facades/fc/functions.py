@@ -16,8 +16,6 @@ from joey.api.facades.fc.base import (
     answer,
     arn,
     fields,
-    found,
-    functions,
     inward,
     listed,
     name_of,
@@ -108,15 +106,15 @@ async def create_function(call: SignedCall) -> Any:
         raise Invalid("code", "is required")
     try:
         spec = FunctionSpec(name=name, **values)
-        await call.whole(functions(call).create(spec, await stored(call, spec, code, "code.zipFile"), owner=call.owner))
+        await call.whole(call.functions.create(spec, await stored(call, spec, code, "code.zipFile"), owner=call.owner))
     except Conflict as error:
         raise Failure(409, "FunctionAlreadyExists", error.message) from None
     return _now(call, name)
 
 
 def _now(call: SignedCall, name: str, qualifier: str = "") -> Any:
-    created = functions(call).get(name, owner=call.visible).created
-    return answer(call, view(found(call, name, qualifier), created, bool(qualifier)))
+    created = call.functions.get(name, owner=call.visible).created
+    return answer(call, view(call.version(name, qualifier), created, bool(qualifier)))
 
 
 def _code(given: Fields) -> str:
@@ -151,10 +149,10 @@ async def get_function(call: SignedCall) -> Any:
 async def get_code(call: SignedCall) -> Any:
     """GetFunctionCode: a link."""
     call.allow(lacking, "qualifier")
-    version = found(call, *reference(call))
+    version = call.version(*reference(call))
     if not version.spec.code:
         raise Failure(404, "FunctionCodeNotFound", "a custom container's code is its image")
-    owner = functions(call).get(version.name, owner=call.visible).owner
+    owner = call.functions.get(version.name, owner=call.visible).owner
     url = link(call.facade, owner, version.name, version.version, now())
     return answer(call, {"url": url, "checksum": version.code_sha256})
 
@@ -171,17 +169,17 @@ async def list_functions(call: SignedCall) -> Any:
         except (msgspec.DecodeError, RecursionError):
             raise Invalid("tags", "is not a list of tags in JSON") from None
     rows = []
-    for one in functions(call).list(owner=call.visible):
+    for one in call.functions.list(owner=call.visible):
         right = call.param("runtime") in ("", one.spec.runtime) and call.param("functionName") in one.name
         if right and tags.items() <= one.spec.tags.items():
-            rows.append((one.name, view(functions(call).versions(one.name, owner=one.owner)[0], one.created)))
+            rows.append((one.name, view(call.functions.versions(one.name, owner=one.owner)[0], one.created)))
     return listed(call, "functions", rows)
 
 
 async def update_function(call: SignedCall) -> Any:
     """UpdateFunction: what is named."""
     given, name = fields(call), name_of(call)
-    before = found(call, name)
+    before = call.version(name)
     code = _code(given)
     changes = translate.configuration(given, before.spec.runtime, present(call))
     if (layers := take(call, given)) is not None:
@@ -193,22 +191,22 @@ async def update_function(call: SignedCall) -> Any:
     permitted(call, before.spec, changes)
     new = await stored(call, before.spec, code, "code.zipFile")
     spec = codec.convert(FunctionSpec, {**codec.to_builtins(before.spec), **changes})
-    owner = functions(call).get(name, owner=call.visible).owner
-    await call.whole(functions(call).put(spec, new, owner=owner))
+    owner = call.functions.get(name, owner=call.visible).owner
+    await call.whole(call.functions.put(spec, new, owner=owner))
     return _now(call, name)
 
 
 async def delete_function(call: SignedCall) -> Any:
     """DeleteFunction."""
     call.allow(lacking)
-    await call.whole(functions(call).delete(name_of(call), owner=call.visible))
+    await call.whole(call.functions.delete(name_of(call), owner=call.visible))
     return answer(call, status=204)
 
 
 async def list_instances(call: SignedCall) -> Any:
     """ListInstances: those there are now."""
     call.allow(lacking, "qualifier", "limit", "withAllActive")
-    rows = functions(call).instances(name_of(call), owner=call.visible)
+    rows = call.functions.instances(name_of(call), owner=call.visible)
     chosen = inward(call.param("qualifier"))
     shown = [
         {
@@ -242,7 +240,7 @@ async def publish(call: SignedCall) -> Any:
     given, name = fields(call), name_of(call)
     description = given.take("description", str, "")
     given.done()
-    made = await call.whole(functions(call).publish(name, description=description, owner=call.visible))
+    made = await call.whole(call.functions.publish(name, description=description, owner=call.visible))
     return answer(call, _version(made))
 
 
@@ -252,7 +250,7 @@ async def list_versions(call: SignedCall) -> Any:
     direction = call.param("direction") or "BACKWARD"
     if direction not in ("BACKWARD", "FORWARD"):
         raise Invalid("direction", "is BACKWARD or FORWARD")
-    versions = functions(call).versions(name_of(call), owner=call.visible)
+    versions = call.functions.versions(name_of(call), owner=call.visible)
     rows = [(one.version.zfill(20), _version(one)) for one in versions if one.version != LATEST]
     return listed(call, "versions", rows, backward=direction == "BACKWARD")
 
@@ -262,7 +260,7 @@ async def delete_version(call: SignedCall) -> Any:
     version = inward(call.path["version"])
     if version == LATEST:
         raise Invalid("versionId", "LATEST goes with the function only")
-    await call.whole(functions(call).delete_version(name_of(call), version, owner=call.visible))
+    await call.whole(call.functions.delete_version(name_of(call), version, owner=call.visible))
     return answer(call, status=204)
 
 
@@ -271,10 +269,10 @@ async def delete_version(call: SignedCall) -> Any:
 
 async def _retag(call: SignedCall, name: str, tags: dict[str, str], gone: set[str] | None) -> None:
     """gone: None for all."""
-    tags_now = found(call, name).spec.tags
+    tags_now = call.version(name).spec.tags
     keep = {key for key in tags_now if key.startswith("joey.") or (gone is not None and key not in gone)}
     left = {key: value for key, value in tags_now.items() if key in keep}
-    await call.whole(functions(call).update_config(name, {"tags": left | tags}, owner=call.visible))
+    await call.whole(call.functions.update_config(name, {"tags": left | tags}, owner=call.visible))
 
 
 def _named(resource: str) -> str:
@@ -292,7 +290,7 @@ async def tag(call: SignedCall) -> Any:
     tags = _tags(given.need("Tag", list[dict[str, str]]))
     given.done()
     for name in names:
-        found(call, name)  # all or none
+        call.version(name)  # all or none
     for name in names:
         await _retag(call, name, tags, set())
     return answer(call, {"RequestId": call.id})
@@ -314,7 +312,7 @@ async def untag(call: SignedCall) -> Any:
     everything = call.param("All").lower() == "true"
     names = [_named(one) for one in _list(call, "ResourceId")]
     for name in names:
-        found(call, name)
+        call.version(name)
     for name in names:
         await _retag(call, name, {}, None if everything else set(_list(call, "TagKey")))
     return answer(call, {"RequestId": call.id})
@@ -332,7 +330,7 @@ async def list_tags(call: SignedCall) -> Any:
         raise Invalid("Tag", "is not a list of tags in JSON") from None
     names = [_named(one) for one in _list(call, "ResourceId")]
     rows = []
-    for one in functions(call).list(owner=call.visible):
+    for one in call.functions.list(owner=call.visible):
         tags = _shown_tags(one.spec.tags)
         if (not names or one.name in names) and _tags(wanted).items() <= tags.items():
             for key, value in sorted(tags.items()):

@@ -6,19 +6,7 @@ import re
 from base64 import b64encode
 from typing import Any
 
-from joey.api.facades.fc.base import (
-    FUNCTION,
-    Message,
-    answer,
-    arn,
-    functions,
-    inward,
-    limit_of,
-    marked,
-    name_of,
-    outward,
-    token,
-)
+from joey.api.facades.fc.base import FUNCTION, Message, answer, arn, inward, limit_of, marked, name_of, outward, token
 from joey.api.facades.fc.errors import Failure, lacking
 from joey.api.facades.signed_server import SignedCall, route
 from joey.api.function_calls import closed
@@ -55,7 +43,7 @@ async def invoke(call: SignedCall) -> Any:
         return await _later(call, name, qualifier, id)
     if id:
         raise Invalid("x-fc-async-task-id", "is for asynchronous invocations")
-    done = await functions(call).invoke(
+    done = await call.functions.invoke(
         name, call.content, owner=call.visible, qualifier=qualifier, request_id=call.id, stream=True,
         arn=arn(name, qualifier),
     )  # fmt: skip
@@ -92,12 +80,12 @@ async def _later(call: SignedCall, name: str, qualifier: str, id: str) -> Any:
     if id:
         id = _inner(call, id)
         try:
-            functions(call).task(id, None)
+            call.functions.task(id, None)
         except NotFound:
             pass
         else:
             raise Failure(409, "AsyncTaskAlreadyExists", f"there is a task {_outer(id)!r} already")
-    done = await functions(call).invoke(
+    done = await call.functions.invoke(
         name, call.content, owner=call.visible, qualifier=qualifier, kind="async", request_id=id or call.id
     )
     return web.Response(status=202, headers={"x-fc-request-id": call.id, "x-fc-async-task-id": _outer(done.request_id)})
@@ -139,9 +127,9 @@ def _view(found: TaskView, whole: bool) -> Message:
 def _task(call: SignedCall) -> TaskView:
     id = call.path["task"]
     try:
-        found = functions(call).task(_inner(call, id), call.visible)
+        found = call.functions.task(_inner(call, id), call.visible)
     except NotFound:
-        found = functions(call).task(id, call.visible)
+        found = call.functions.task(id, call.visible)
     chosen = inward(call.param("qualifier"))
     if found.function != name_of(call) or chosen not in ("", inward(outward(found.qualifier))):
         raise NotFound("task", f"the function has no task {call.path['task'][:128]!r}")
@@ -172,7 +160,7 @@ async def list_tasks(call: SignedCall) -> Any:
     qualifier, prefix = inward(call.param("qualifier")), call.param("prefix")
     if before and not before.isdigit():
         raise Invalid("nextToken", "is none that Joey gave")
-    found, cursor = functions(call).tasks(
+    found, cursor = call.functions.tasks(
         name_of(call), owner=call.visible, state=state, limit=limit_of(call), cursor=int(before or 0)
     )
     rows = []
@@ -200,7 +188,7 @@ async def stop_task(call: SignedCall) -> Any:
     call.allow(lacking, "qualifier")
     found = _task(call)
     try:
-        await call.whole(functions(call).stop_task(found.id, call.visible))
+        await call.whole(call.functions.stop_task(found.id, call.visible))
     except Conflict as error:
         raise Failure(412, "AsyncInvocationStopped", error.message) from None
     return answer(call, {})

@@ -12,8 +12,6 @@ from joey.api.facades.fc.base import (
     answer,
     arn,
     fields,
-    found,
-    functions,
     inward,
     listed,
     name_of,
@@ -45,14 +43,14 @@ async def put_concurrency(call: SignedCall) -> Any:
     given.done()
     if wanted < 0:
         raise Invalid("reservedConcurrency", "is negative")
-    await call.whole(functions(call).set_scaling(name, {"reserved": wanted}, owner=call.visible))
+    await call.whole(call.functions.set_scaling(name, {"reserved": wanted}, owner=call.visible))
     return answer(call, _concurrency(name, wanted))
 
 
 async def get_concurrency(call: SignedCall) -> Any:
     """GetConcurrencyConfig."""
     name = name_of(call)
-    reserved = found(call, name).spec.reserved
+    reserved = call.version(name).spec.reserved
     if reserved is None:
         raise Failure(404, "OnDemandConfigNotFound", f"function {name!r} has no concurrency config")
     return answer(call, _concurrency(name, reserved))
@@ -60,7 +58,7 @@ async def get_concurrency(call: SignedCall) -> Any:
 
 async def delete_concurrency(call: SignedCall) -> Any:
     """DeleteConcurrencyConfig."""
-    await call.whole(functions(call).set_scaling(name_of(call), {"reserved": None}, owner=call.visible))
+    await call.whole(call.functions.set_scaling(name_of(call), {"reserved": None}, owner=call.visible))
     return answer(call, status=204)
 
 
@@ -68,7 +66,7 @@ async def list_concurrency(call: SignedCall) -> Any:
     """ListConcurrencyConfigs."""
     call.allow(lacking, "functionName", "limit", "nextToken")
     rows = []
-    for one in functions(call).list(owner=call.visible):
+    for one in call.functions.list(owner=call.visible):
         if one.spec.reserved is not None and call.param("functionName") in ("", one.name):
             rows.append((one.name, _concurrency(one.name, one.spec.reserved)))
     return listed(call, "configs", rows)
@@ -81,8 +79,8 @@ def _kept(call: SignedCall) -> tuple[str, str, int, int]:
     """(name, qualifier, wanted, ready) of the qualifier."""
     call.allow(lacking, "qualifier")
     name, qualifier = reference(call)
-    found(call, name, qualifier)
-    wanted, ready = functions(call).provisioned(name, owner=call.visible).get(qualifier or LATEST, (0, 0))
+    call.version(name, qualifier)
+    wanted, ready = call.functions.provisioned(name, owner=call.visible).get(qualifier or LATEST, (0, 0))
     return name, qualifier or LATEST, wanted, ready
 
 
@@ -94,7 +92,7 @@ def _target(value: int, name: str) -> int:
 
 async def _provision(call: SignedCall, target: int) -> None:
     name, qualifier = reference(call)
-    await call.whole(functions(call).set_provisioned(name, qualifier or LATEST, target, owner=call.visible))
+    await call.whole(call.functions.set_provisioned(name, qualifier or LATEST, target, owner=call.visible))
 
 
 def _provisioned(name: str, qualifier: str, wanted: int, ready: int) -> Message:
@@ -167,9 +165,9 @@ async def get_scaling(call: SignedCall) -> Any:
 def _all(call: SignedCall, name: str, view: Any) -> Any:
     call.allow(lacking, "functionName", "limit", "nextToken")
     rows = []
-    for one in functions(call).list(owner=call.visible):
+    for one in call.functions.list(owner=call.visible):
         if call.param("functionName") in ("", one.name):
-            for qualifier, (wanted, ready) in functions(call).provisioned(one.name, owner=one.owner).items():
+            for qualifier, (wanted, ready) in call.functions.provisioned(one.name, owner=one.owner).items():
                 rows.append((f"{one.name}:{qualifier}", view(one.name, qualifier, wanted, ready)))
     return listed(call, name, rows)
 
@@ -188,7 +186,7 @@ async def list_scaling(call: SignedCall) -> Any:
 
 
 def _config(call: SignedCall, name: str, qualifier: str, config: AsyncConfig) -> Message:
-    when = stamp(functions(call).get(name, owner=call.visible).modified)
+    when = stamp(call.functions.get(name, owner=call.visible).modified)
     return {
         "functionArn": arn(name, outward(qualifier)),
         "maxAsyncRetryAttempts": config.max_retries,
@@ -247,14 +245,14 @@ async def put_async(call: SignedCall) -> Any:
     given.done()
     config = AsyncConfig(max_retries=retries, max_age=float(age), **targets)
     name, qualifier = reference(call)
-    await call.whole(functions(call).set_async(name, qualifier or LATEST, config, owner=call.visible))
+    await call.whole(call.functions.set_async(name, qualifier or LATEST, config, owner=call.visible))
     return answer(call, _config(call, name, qualifier, config))
 
 
 def _existing(call: SignedCall) -> tuple[str, str, AsyncConfig]:
     call.allow(lacking, "qualifier")
     name, qualifier = reference(call)
-    config = functions(call).async_configs(name, owner=call.visible).get(qualifier or LATEST)
+    config = call.functions.async_configs(name, owner=call.visible).get(qualifier or LATEST)
     if config is None:
         raise Failure(404, "AsyncConfigNotExists", f"AsyncConfig for {name}:{outward(qualifier)} does not exist.")
     return name, qualifier or LATEST, config
@@ -268,7 +266,7 @@ async def get_async(call: SignedCall) -> Any:
 async def delete_async(call: SignedCall) -> Any:
     """DeleteAsyncInvokeConfig."""
     name, qualifier, _ = _existing(call)
-    await call.whole(functions(call).set_async(name, qualifier, None, owner=call.visible))
+    await call.whole(call.functions.set_async(name, qualifier, None, owner=call.visible))
     return answer(call, status=204)
 
 
@@ -276,9 +274,9 @@ async def list_async(call: SignedCall) -> Any:
     """ListAsyncInvokeConfigs."""
     call.allow(lacking, "functionName", "limit", "nextToken")
     rows = []
-    for one in functions(call).list(owner=call.visible):
+    for one in call.functions.list(owner=call.visible):
         if call.param("functionName") in ("", one.name):
-            for qualifier, config in functions(call).async_configs(one.name, owner=one.owner).items():
+            for qualifier, config in call.functions.async_configs(one.name, owner=one.owner).items():
                 rows.append((f"{one.name}:{qualifier}", _config(call, one.name, qualifier, config)))
     return listed(call, "configs", rows)
 

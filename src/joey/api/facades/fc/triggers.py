@@ -6,19 +6,7 @@ from typing import Any
 
 import msgspec
 
-from joey.api.facades.fc.base import (
-    FUNCTION,
-    Message,
-    answer,
-    arn,
-    fields,
-    functions,
-    inward,
-    listed,
-    name_of,
-    outward,
-    stamp,
-)
+from joey.api.facades.fc.base import FUNCTION, Message, answer, arn, fields, inward, listed, name_of, outward, stamp
 from joey.api.facades.fc.errors import Failure, lacking
 from joey.api.facades.fields import Fields
 from joey.api.facades.signed_server import SignedCall, route, url_of
@@ -65,7 +53,7 @@ def _http(config: Fields, before: Trigger | None) -> dict[str, Any]:
 
 
 def _view(call: SignedCall, name: str, view: TriggerView) -> Message:
-    one, made = view.trigger, functions(call).get(name, owner=call.visible).created
+    one, made = view.trigger, call.functions.get(name, owner=call.visible).created
     shown: Message = {
         "triggerName": one.name,
         "triggerType": "timer" if one.kind == "timer" else "http",
@@ -110,14 +98,14 @@ async def create(call: SignedCall) -> Any:
 
 
 async def _set(call: SignedCall, name: str, trigger: Trigger, new: bool = False) -> Any:
-    made = await call.whole(functions(call).set_trigger(name, trigger, owner=call.visible, new=new))
+    made = await call.whole(call.functions.set_trigger(name, trigger, owner=call.visible, new=new))
     return answer(call, _view(call, name, made))
 
 
 async def update(call: SignedCall) -> Any:
     """UpdateTrigger: what is named, also within triggerConfig."""
     given, name = fields(call), name_of(call)
-    before = functions(call).trigger(name, call.path["trigger"], owner=call.visible).trigger
+    before = call.functions.trigger(name, call.path["trigger"], owner=call.visible).trigger
     config = _config(given.take("triggerConfig", str, ""))
     values = _timer(config, before) if before.kind == "timer" else _http(config, before)
     values |= {
@@ -131,12 +119,12 @@ async def update(call: SignedCall) -> Any:
 async def get(call: SignedCall) -> Any:
     """GetTrigger."""
     name = name_of(call)
-    return answer(call, _view(call, name, functions(call).trigger(name, call.path["trigger"], owner=call.visible)))
+    return answer(call, _view(call, name, call.functions.trigger(name, call.path["trigger"], owner=call.visible)))
 
 
 async def remove(call: SignedCall) -> Any:
     """DeleteTrigger."""
-    await call.whole(functions(call).delete_trigger(name_of(call), call.path["trigger"], owner=call.visible))
+    await call.whole(call.functions.delete_trigger(name_of(call), call.path["trigger"], owner=call.visible))
     return answer(call, status=204)
 
 
@@ -144,7 +132,7 @@ async def list_all(call: SignedCall) -> Any:
     """ListTriggers."""
     call.allow(lacking, "prefix", "limit", "nextToken")
     name = name_of(call)
-    rows = functions(call).triggers(name, owner=call.visible)
+    rows = call.functions.triggers(name, owner=call.visible)
     return listed(call, "triggers", [(one.trigger.name, _view(call, name, one)) for one in rows])
 
 
