@@ -52,7 +52,8 @@ class Runner:
     """An instance."""
 
     def __init__(self, deployed: Deployed, code: Path, layers: Path | None, loop: asyncio.AbstractEventLoop) -> None:
-        self.deployed, self.id, self.in_flight = deployed, "instance", 0
+        self.deployed, self.id = deployed, "instance"
+        self._work: set[asyncio.Future[Answer]] = set()
         self.gone: asyncio.Future[Failure] = loop.create_future()
         module, _, name = deployed.version.spec.handler.rpartition(".")
         space: dict[str, Any] = {"__name__": module}
@@ -65,13 +66,14 @@ class Runner:
             raise StartFailed(Failure("Runtime.ImportModuleError", str(error))) from None
 
     def submit(self, head: Head, body: bytes, timeout: float) -> asyncio.Future[Answer]:
-        self.in_flight += 1
         work = asyncio.ensure_future(self._answer(head, body))
-        work.add_done_callback(self._answered)
+        self._work.add(work)
+        work.add_done_callback(self._work.discard)
         return work
 
-    def _answered(self, _: object) -> None:
-        self.in_flight -= 1
+    @property
+    def in_flight(self) -> int:
+        return len(self._work)
 
     async def _answer(self, head: Head, body: bytes) -> Answer:
         as_json = self.deployed.version.spec.event_format == "json"
@@ -99,6 +101,10 @@ class Runner:
         return not self.gone.done()
 
     async def stop(self, grace: float | None = None) -> None:
+        if self._work and grace != 0:
+            await asyncio.wait(self._work, timeout=grace)
+        for work in tuple(self._work):
+            work.cancel()
         if not self.gone.done():
             self.gone.set_result(Failure("Sandbox.Stopped", "stopped"))
 
