@@ -230,6 +230,17 @@ def test_a_wrong_signature_and_an_event_that_is_no_json(opened: Opener) -> None:
     run(work())
 
 
+@pytest.mark.parametrize(("event_format", "shown"), [("json", False), ("bytes", True)])
+def test_what_a_handler_logs_is_shown_as_its_cloud_does(opened: Opener, event_format: str, shown: bool) -> None:
+    source = "import logging\ndef handler(event, context):\n    logging.getLogger().info('told')\n    return event"
+
+    async def work() -> None:
+        async with opened(source, event_format=event_format) as lab:
+            assert (b"[INFO]\t" in (await lab.call(1)).logs) is shown
+
+    run(work())
+
+
 def test_what_is_printed_belongs_to_its_invocation(opened: Opener) -> None:
     source = """
 import logging, os, sys

@@ -247,7 +247,7 @@ class Server:
         else:
             from .asgi import Application
         self.application = Application(loader.load(config["handler"]), config)
-        _logging(self)
+        _logging(self, info=config["event_format"] == "bytes")
         if config["initializer"]:
             loader.hook(config["initializer"], "initializer", context.Context(self.static, {}))
 
@@ -309,8 +309,10 @@ def _json(value):
     return dumps(value).encode()
 
 
-def _logging(server):
-    """As in AWS Lambda: what a function logs is printed with its request's id. Only if it uses `logging` at all."""
+def _logging(server, info):
+    """As in AWS Lambda: what a function logs is printed with its request's id. Only if it uses `logging` at all. info:
+    as in Function Compute, also what is no warning, unless the function has chosen a level.
+    """
     logging = sys.modules.get("logging")
     if logging is None or logging.root.handlers:
         return
@@ -334,3 +336,5 @@ def _logging(server):
             logging.StreamHandler.emit(self, record)
 
     logging.root.addHandler(Handler())
+    if info and logging.root.level == logging.WARNING:  # as it is at first
+        logging.root.setLevel(logging.INFO)
