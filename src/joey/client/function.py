@@ -285,6 +285,7 @@ class RemoteFunction(Generic[P, R]):
             about = {"python": list(sys.version_info[:2])}
             files: dict[str, str | bytes] = {
                 "joey_shipped.py": Path(__file__).with_name("shipped.py").read_bytes(),
+                "joey_inside.py": Path(__file__).with_name("inside.py").read_bytes(),
                 "joey_function.json": json.dumps(about),
                 "joey_function.pickle": dumped(self._work),
                 **_cloudpickle(),

@@ -1,4 +1,5 @@
-"""What runs inside a sandbox for joey.map: sent as source, so it imports only what every Python 3 has.
+"""What runs inside a sandbox for joey.map: sent as source, so it imports only what every Python 3 has. To
+functions it is sent beside joey.client.shipped, for `returned`.
 
 Lines on standard input: {"load": base64 of a pickle of the function, "lib": source of cloudpickle or ""}, then
 {"item": base64 of a pickle, "trust": bool} for each call. Answers, a line each, on what was standard output:
@@ -46,10 +47,9 @@ def provide(source):
         exec(compile(source, "cloudpickle.py", "exec"), module.__dict__)
 
 
-def call(function, line):
-    item = pickle.loads(base64.b64decode(line["item"]))
-    value = function(item)
-    if line["trust"]:
+def returned(value, trust):
+    """The answer for a result."""
+    if trust:
         return {"pickle": base64.b64encode(pickle.dumps(value)).decode()}
     if not plain(value):
         raise TypeError(
@@ -57,6 +57,10 @@ def call(function, line):
             "lists and dicts of these); convert it, or say trust=True if you trust what runs inside"
         )
     return {"value": value}
+
+
+def call(function, line):
+    return returned(function(pickle.loads(base64.b64decode(line["item"]))), line["trust"])
 
 
 def main():
