@@ -247,18 +247,6 @@ class Store:
         if error := await self.flushed():
             raise error
 
-    def _tell(self, waiting: list[asyncio.Future[JoeyError | None]], error: JoeyError | None) -> None:
-        """From the writer: all that wait are woken by one call into their loop."""
-
-        def settle() -> None:
-            for future in waiting:
-                if not future.done():
-                    future.set_result(error)
-
-        if waiting and self._loop is not None:
-            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
-                self._loop.call_soon_threadsafe(settle)
-
     async def close(self) -> None:
         """Commit and close. Raises what prevents the commit; it is closed all the same. Done again: nothing."""
         if self._closing:
@@ -302,7 +290,7 @@ class Store:
             error = self._commit(pending, exact=closing)
             if error is None:
                 pending = _Batch()
-            self._tell(waiting, error)
+            tell(self._loop, waiting, error)
             if len(waiting) >= _CROWD and not closing:  # they come in a burst: let more of them share the next commit
                 time.sleep(min(_GROUP_SECONDS, len(waiting) * _SECONDS_EACH))
         self._db.close()
@@ -398,3 +386,18 @@ class Store:
 
 
 __all__ = ["Counter", "Loaded", "Row", "Store"]
+
+
+def tell(
+    loop: asyncio.AbstractEventLoop | None, waiting: list[asyncio.Future[JoeyError | None]], error: JoeyError | None
+) -> None:
+    """From a writer's thread: all that wait are woken by one call into their loop, which is there if anybody waits."""
+
+    def settle() -> None:
+        for future in waiting:
+            if not future.done():
+                future.set_result(error)
+
+    if waiting and loop is not None:
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            loop.call_soon_threadsafe(settle)

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from joey.engine.store import tell
 from joey.functions.schema import explain, open_database
 from joey.model.errors import Broken, JoeyError
 
@@ -106,7 +107,7 @@ class Store:
                 waiting, self._waiting = self._waiting, []
                 closing = self._closing
             error = self._commit(noted) if noted else None
-            self._tell(waiting, error)
+            tell(self._loop, waiting, error)
             if closing:
                 self._db.close()
                 return
@@ -124,13 +125,3 @@ class Store:
             log.error("%s", told)
             return told
         return None
-
-    def _tell(self, waiting: list[asyncio.Future[JoeyError | None]], error: JoeyError | None) -> None:
-        def settle() -> None:
-            for future in waiting:
-                if not future.done():
-                    future.set_result(error)
-
-        if waiting and self._loop is not None:
-            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
-                self._loop.call_soon_threadsafe(settle)
