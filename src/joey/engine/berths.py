@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
-from collections.abc import Mapping
+import select
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,7 +17,7 @@ import joey
 from joey.engine.launching import Launched, Request, Within
 from joey.engine.slots import Prepared, Special
 from joey.host import sys
-from joey.model.errors import JoeyError, from_os
+from joey.model.errors import Broken, JoeyError, from_os
 from joey.model.facts import HostFacts
 from joey.model.image import Identity
 from joey.model.network import NetworkSpec
@@ -49,13 +51,14 @@ class Outer:
 
 
 class Berth:
-    """A sandbox that can be entered. fds: its namespaces, then the files by which its cgroups are joined. channel: to
+    """A sandbox that can be entered. fds: its namespaces; joins: the files by which its cgroups are joined. channel: to
     the child that waits in it, once there is one.
     """
 
     def __init__(self, box: Box) -> None:
         self.id, self.box = box.id, box
         self.fds: tuple[int, ...] = ()
+        self.joins: tuple[str, ...] = ()
         self.channel: Channel | None = None
 
     def entered(self) -> None:
@@ -92,17 +95,17 @@ class Inner:
             taken["net"], taken["user"] = os.dup(prepared.netns), os.dup(prepared.userns)
             for kind in ("pid", "cgroup", "ipc", "uts"):
                 taken[kind] = os.open(f"/proc/{launched.pid}/ns/{kind}", _READ)
-            for hierarchy in plans.joined(request.spec, machine.facts):
-                file = f.JOIN_V1 if hierarchy.version == 1 else "cgroup.procs"
-                path = f"{machine.cgroup.path(hierarchy, prepared.slot.name)}/{file}"
-                taken[path] = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
         except OSError as error:
             for fd in taken.values():
                 os.close(fd)
             with contextlib.suppress(OSError, JoeyError):
                 await launched.shard.signal(key, 9)
             raise from_os("enter a sandbox that was prepared", error) from error
-        self.berth.fds = tuple(taken.pop(kind) for kind in _NAMESPACES) + tuple(taken.values())
+        self.berth.fds = tuple(taken[kind] for kind in _NAMESPACES)
+        self.berth.joins = tuple(
+            f"{machine.cgroup.path(one, prepared.slot.name)}/{f.JOIN_V1 if one.version == 1 else 'cgroup.procs'}"
+            for one in plans.joined(request.spec, machine.facts)
+        )
         return Launched(launched.shard, key, launched.pid, {}, launched.layers)
 
 
@@ -114,6 +117,29 @@ def within(pid: int) -> Within:
     except OSError:
         os.close(outer)
         raise
+
+
+def move(pid: int, outer: os.stat_result, joins: Sequence[str]) -> None:
+    """Move a child of the warm process into its cgroups. pid: of the host, as the kernel told it; outer: the template's
+    user namespace, in which nothing of ours is. Raises OSError, Broken if it is nobody's of the template.
+
+    The files are not the warm process's to have: whoever holds one that root has opened moves all whom he sees, also a
+    process of the launcher on its way into a berth, say to where it has no processor time, or is frozen.
+    """
+    pidfd = sys.pidfd_open(pid)
+    try:
+        if not os.path.samestat(os.stat(f"/proc/{pid}/ns/user"), outer):
+            raise Broken("fork", "whoever says to be the template's child is none")
+        for path in joins:
+            if select.select((pidfd,), (), (), 0)[0]:  # so the number is still its own
+                raise ProcessLookupError(errno.ESRCH, "it has ended")
+            fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+            try:
+                os.write(fd, b"%d" % pid)
+            finally:
+                os.close(fd)
+    finally:
+        os.close(pidfd)
 
 
 def become(spec: SandboxSpec, identity: Identity, facts: HostFacts) -> dict[str, object]:

@@ -18,6 +18,7 @@ import secrets
 import socket
 import time
 from collections.abc import Coroutine, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -252,15 +253,20 @@ class Templates:
         if template.zygote is None or template.state != "ready":
             raise Broken("fork", "the template's process has just ended", "try again")
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        ours.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
         out, err = os.pipe2(os.O_CLOEXEC), os.pipe2(os.O_CLOEXEC)
         channel = berth.channel = Channel(ours, out[0], err[0], 0, lambda: _kill(box))
         try:
-            template.zygote.fork((*berth.fds[:7], out[1], err[1], theirs.fileno(), *berth.fds[7:]))
+            template.zygote.fork((*berth.fds, out[1], err[1], theirs.fileno()))
         finally:
             theirs.close()
             os.close(out[1])
             os.close(err[1])
             berth.entered()
+        if template.within is None:
+            raise Broken("fork", "the template's sandbox has just ended", "try again")
+        outer = os.fstat(template.within.outer)
+        await zygote.born(channel, partial(berths.move, outer=outer, joins=berth.joins), HELLO_SECONDS)
         await zygote.hello(channel, HELLO_SECONDS)
 
     async def _plain(self, template: Template, spec: SandboxSpec, owner: str, *, main: bool) -> tuple[Sandbox, Channel]:

@@ -9,7 +9,7 @@ import json
 import os
 import socket
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import msgspec
 
@@ -22,7 +22,9 @@ _PIECE, _PAUSE = 1 << 16, 0.05
 """So much of its output at a time is read at most, and after as much no more for so many seconds."""
 _TAKEN_SECONDS = 10.0
 _SIZE = struct.Struct(">I")
-_HELLO = b"\1"
+_HELLO, _BORN = b"\1", b"\2"
+_CREDENTIALS = struct.Struct("=iII")
+"""struct ucred: pid, uid, gid."""
 
 
 class Answer(msgspec.Struct, frozen=True):
@@ -117,6 +119,50 @@ class Zygote:
         self.channel.close()
 
 
+async def born(channel: Channel, move: Callable[[int], None], seconds: float) -> None:
+    """Learn of a child who it is, move it, and let it go on. Its socket has SO_PASSCRED. Raises Broken."""
+    try:
+        async with asyncio.timeout(seconds):
+            pid = await _sender(channel.sock)
+            await asyncio.to_thread(move, pid)
+    except TimeoutError:
+        raise Broken("fork", f"the template's child has not come within {seconds:.0f} seconds") from None
+    except OSError as error:
+        raise Broken("fork", f"the template's child has ended at once{_words(channel)}") from error
+    channel.sock.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 0)
+    try:
+        channel.sock.send(_BORN)
+    except OSError as error:
+        raise Broken("fork", f"the template's child has ended at once{_words(channel)}") from error
+
+
+async def _sender(sock: socket.socket) -> int:
+    """Who sends the next byte, which is _BORN: by his number in our pid namespace. Raises OSError."""
+    loop = asyncio.get_running_loop()
+    readable = asyncio.Event()
+    loop.add_reader(sock.fileno(), readable.set)
+    try:
+        await readable.wait()
+    finally:
+        loop.remove_reader(sock.fileno())
+    # There is room for credentials and no more; what else is sent along the kernel drops (unix(7)).
+    byte, more, _, _ = sock.recvmsg(1, socket.CMSG_SPACE(_CREDENTIALS.size))
+    for level, kind, data in more:
+        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_CREDENTIALS) and byte == _BORN:
+            pid: int = _CREDENTIALS.unpack(data)[0]
+            if pid > 0:
+                return pid
+    raise ConnectionResetError("it has not come")
+
+
+def _words(channel: Channel) -> str:
+    try:
+        said = os.read(channel.err, _PRINTED).decode("utf-8", "replace").strip()
+    except OSError:
+        return ""
+    return f": {said[-300:]}" if said else ""
+
+
 async def hello(channel: Channel, seconds: float) -> None:
     """Return when a child is all that it shall be. Raises Broken saying why there is none."""
     try:
@@ -127,11 +173,7 @@ async def hello(channel: Channel, seconds: float) -> None:
     except OSError:
         got = b""
     if got != _HELLO:
-        try:
-            said = os.read(channel.err, _PRINTED).decode("utf-8", "replace").strip()
-        except OSError:
-            said = ""
-        raise Broken("fork", f"the template's child has ended at once{': ' + said[-300:] if said else ''}")
+        raise Broken("fork", f"the template's child has ended at once{_words(channel)}")
 
 
 async def tell(channel: Channel, env: dict[str, str], *, main: bool) -> None:

@@ -4,7 +4,7 @@ It trusts nothing and need not be trusted: it has the powers of a sandbox, and t
 namespace that only serve setns(2). On its channel (descriptor 3) come
 
     {settings}          u32 length | JSON, once; the answer is {state, reason, …} in the same form
-    F + descriptors     fork: `_KINDS` of namespaces, standard output and error, the child's channel, cgroups to join
+    F + descriptors     fork: `_KINDS` of namespaces, standard output and error, the child's channel
 
 A fork takes two processes: the pid namespace is entered by being born in it, and the second one, whose parent ends, is
 a child of that namespace's first process, which ends with it. Neither is told anything of the child but descriptors:
@@ -33,6 +33,7 @@ _KINDS = (  # name, CLONE_NEW*: in the order in which the descriptors come; the 
 )
 _NEWPID = 0x20000000
 _MOVED_IN = 64
+_BORN = b"\2"
 _PR_SET_DUMPABLE, _PR_SET_SECCOMP, _PR_CAPBSET_READ, _PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS = 4, 22, 23, 24, 38
 _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL = 47, 4
 _NUMBERS = {"x86_64": {"capset": 126, "close_range": 436}, "aarch64": {"capset": 91, "close_range": 436}}
@@ -182,7 +183,7 @@ class Zygote:
                 self.ended.discard(pid)
 
     def fork(self, fds):
-        """fds: pid namespace, the others of _KINDS, out, err, channel, cgroups."""
+        """fds: pid namespace, the others of _KINDS, out, err, channel."""
         self.kernel.setns(fds[0], _NEWPID, "pid")
         # The C library's fork: Python's has handlers to run, and what the child writes to before it is in its cgroups
         # is the template's for as long as the instance lives (0.8 MiB; so 0.3). They run at the second fork.
@@ -193,9 +194,11 @@ class Zygote:
             return
         self.kernel.check(pid, "fork")
         try:
+            # With it the daemon learns from the kernel who this is, and moves it into its cgroups.
+            os.write(fds[9], _BORN)
+            if os.read(fds[9], 1) != _BORN:
+                os._exit(70)
             # From here on its memory is the instance's, and so is what it uses of everything else.
-            for fd in fds[10:]:
-                os.write(fd, b"0")
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             if os.fork():
                 os._exit(0)
