@@ -15,7 +15,7 @@ from joey.host.instance import Instance
 from joey.model.errors import Invalid, JoeyError, NotFound, Unenforceable
 from joey.model.network import NetworkSpec
 from joey.model.resources import Resources
-from joey.model.spec import Process, SandboxSpec
+from joey.model.spec import Process, Restart, SandboxSpec
 from joey.model.template import TemplateSpec
 from machine_state import eventually, until
 from root.conftest import Lab
@@ -207,6 +207,9 @@ WRONG = (
         "spec.process.capabilities",
     ),
     (TemplateSpec(name="x", spec=SandboxSpec(image="host"), code="/nosuch"), "code"),
+    (TemplateSpec(name="x", spec=SandboxSpec(image="host", process=Process(argv=("sh",)))), "spec.process.argv"),
+    (TemplateSpec(name="x", spec=SandboxSpec(image="host", entrypoint=("sh",))), "spec.entrypoint"),
+    (TemplateSpec(name="x", spec=SandboxSpec(image="host", restart=Restart(policy="always"))), "spec.restart"),
 )
 
 

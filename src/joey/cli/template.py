@@ -8,7 +8,18 @@ from joey.cli.values import whole
 from joey.client.transport import quote
 
 _VERBS = ("create", "ls", "inspect", "rm")
-_NEEDLESS = ("name", "detach", "interactive", "tty", "rm", "cidfile", "detach_keys", "sig_proxy")
+_NEEDLESS = (
+    "name",
+    "entrypoint",
+    "restart",
+    "detach",
+    "interactive",
+    "tty",
+    "rm",
+    "cidfile",
+    "detach_keys",
+    "sig_proxy",
+)
 
 
 def template(values, arguments):

@@ -133,6 +133,12 @@ class Templates:
         engine = self._engine
         if spec.code and not os.path.isdir(spec.code):
             raise Invalid("code", f"{spec.code} is no directory")
+        of = spec.spec
+        for field, given in (("process.argv", of.process.argv), ("entrypoint", of.entrypoint)):
+            if given:
+                raise Invalid(f"spec.{field}", "a template runs no command", "name what it imports")
+        if of.restart.policy != "no":
+            raise Invalid("spec.restart", "what is forked from a template is removed when it ends", "leave it out")
         try:
             plans.check(berths.inside(spec))
             engine.networks.check(berths.inside(spec), owner)
