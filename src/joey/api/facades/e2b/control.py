@@ -7,6 +7,7 @@ when it ends. Metadata are labels; what E2B asks back and Joey has no field for 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -20,19 +21,21 @@ from joey.api.facades.e2b import catalogue, network, starting
 from joey.api.facades.e2b.call import Owned
 from joey.api.facades.e2b.envd import RESUME, VERSION
 from joey.api.facades.e2b.errors import Failure, lacking
-from joey.api.facades.e2b.kinds import OWN, OWN_ENV, TEMPLATE, Kind
+from joey.api.facades.e2b.kinds import INTERPRETER_NAMES, OWN, OWN_ENV, TEMPLATE, Kind
 from joey.api.light import web
 from joey.api.routes import JSON, Route
 from joey.api.tenant import restrict
 from joey.build.workshop import LABEL as STEP
 from joey.engine.interface import Filter
 from joey.model import codec
-from joey.model.errors import Conflict, ImageError, Invalid, NotFound, RegistryFailed
+from joey.model.errors import Conflict, ImageError, Invalid, JoeyError, NotFound, RegistryFailed
 from joey.model.spec import Process, SandboxSpec, Update, check_labels
 from joey.model.views import Detail, Sandbox, Stats
 
 DEFAULT_TIMEOUT = 15.0
 """Seconds, of E2B's API; its SDKs ask for 300."""
+FIRST = "base"
+"""The template that SDKs ask for when they are told of none."""
 _LONGEST = 30 * 86400
 _PAGE = 100
 _MIB = 1 << 20
@@ -70,10 +73,7 @@ async def create(call: Owned) -> web.StreamResponse:
     """A running sandbox."""
     data = await call.data()
     body = codec.decode(NewSandbox, data or b"{}")
-    kind = kind_of(call, body.templateID)
-    spec = restrict(call, _spec(body, kind))
-    if kind.mounts:
-        spec = msgspec.structs.replace(spec, mounts=kind.mounts)
+    kind, spec = _wanted(call, body)
 
     async def work() -> tuple[int, bytes]:
         begun = time.monotonic()
@@ -91,6 +91,22 @@ async def create(call: Owned) -> web.StreamResponse:
     else:
         status, text, _ = await call.whole(call.service.idempotency.answer(call.owner, key, data, work))
     return web.Response(status=status, body=text, content_type=JSON)
+
+
+def _wanted(call: Owned, body: NewSandbox) -> tuple[Kind, SandboxSpec]:
+    kind = kind_of(call, body.templateID)
+    spec = restrict(call, _spec(body, kind))
+    return kind, msgspec.structs.replace(spec, mounts=kind.mounts) if kind.mounts else spec
+
+
+def welcome(call: Owned, interpreter: bool = False) -> None:
+    """Start ahead what the caller's key is likely to ask for first. interpreter: also that, if one was chosen."""
+    names = [FIRST]
+    if interpreter and INTERPRETER_NAMES[0] in call.catalogue.templates:
+        names.append(INTERPRETER_NAMES[0])
+    for name in names:
+        with contextlib.suppress(Failure, JoeyError):  # who asks for it is told
+            call.warmth.ahead(*_wanted(call, NewSandbox(templateID=name)), call.owner)
 
 
 def kind_of(call: Owned, ref: str) -> Kind:

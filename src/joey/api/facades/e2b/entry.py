@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import msgspec
 
-from joey.api.auth import KeyBody
+from joey.api.auth import Key, KeyBody
 from joey.api.facades.loopback import Loopback
 from joey.api.routes import Call, Route
 
@@ -28,18 +29,22 @@ class E2B(Loopback):
 
     name = "e2b"
     title = "the E2B API"
+    welcome: Callable[[Call, Key], None] | None = None
+    """Of the application, while there is one: a key is about to be used."""
 
     def application(self) -> web.Application:
         from joey.api.facades.e2b.server import application
 
         return application(self.service, self)
 
-    async def access(self) -> E2BAccess:
+    async def access(self, call: Call) -> E2BAccess:
         """Listen, and say where; the key is made anew if it was revoked. Raises Exhausted."""
         await self.listen()
         if self.service.access.find(self.kept.key) is None:
             self.kept.key = self.service.access.create(KeyBody(name="joey env e2b", form="e2b")).key
             self.write()
+        if self.welcome is not None and (key := self.service.access.find(self.kept.key)) is not None:
+            self.welcome(call, key)
         return E2BAccess(url=self.url, key=self.kept.key)
 
     def token(self, id: str) -> str:
@@ -49,7 +54,7 @@ class E2B(Loopback):
 
 async def e2b_access(call: Call) -> E2BAccess:
     """Serve the E2B API on the loopback, from now on also after a restart, and say what its clients need."""
-    return await call.whole(call.service.e2b.access())
+    return await call.whole(call.service.e2b.access(call))
 
 
 ROUTES = (

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import compileall
+import contextlib
+import os
 from pathlib import Path
 
 import msgspec
@@ -22,7 +25,8 @@ OWN_ENV = {"E2B_SANDBOX": "true"}
 _INSIDE = Path(__file__).with_name("inside")
 _PLACE = "/opt/joey-interpreter"
 _MIB = 1 << 20
-_INTERPRETER_MEMORY = 1 << 30
+_INTERPRETER_MEMORY, _INTERPRETER_CPUS = 1 << 30, 2
+"""As E2B has it; its server and a kernel start beside each other."""
 # What ends is started again: its contexts are new ones then.
 _KEPT = (
     "python=python3; if [ -d /usr/lib/python3/dist-packages/ipykernel ]; then python=/usr/bin/python3; fi; "
@@ -30,6 +34,14 @@ _KEPT = (
 )
 # A start command that ends leaves its sandbox, as with E2B.
 _STARTED = 'if [ -x /bin/bash ]; then /bin/bash -l -c "$1"; else /bin/sh -l -c "$1"; fi; while :; do sleep 86400; done'
+
+
+def compiled() -> None:
+    """See to it that sandboxes, which cannot write there, find the interpreter's programs compiled: for this Python,
+    which is the image `host`'s. What is compiled is compared, nothing is done twice.
+    """
+    with contextlib.suppress(OSError):
+        compileall.compile_dir(_INSIDE, quiet=2)
 
 
 def host_interprets(usr: Path = Path("/usr")) -> bool:
@@ -72,7 +84,8 @@ class Kind(msgspec.Struct, frozen=True, kw_only=True):
     def resources(self) -> Resources:
         found = Resources.default()
         if self.interpreter:
-            found = msgspec.structs.replace(found, memory=_INTERPRETER_MEMORY)
+            cpus = float(min(_INTERPRETER_CPUS, len(os.sched_getaffinity(0))))
+            found = msgspec.structs.replace(found, memory=_INTERPRETER_MEMORY, cpus=cpus)
         if self.memory:
             found = msgspec.structs.replace(found, memory=self.memory * _MIB)
         if self.cpus:

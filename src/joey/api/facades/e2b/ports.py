@@ -13,6 +13,7 @@ import hmac
 import time
 
 from joey.api.facades.e2b.call import EnvdCall
+from joey.api.facades.e2b.connect import Answer
 from joey.api.facades.e2b.envd import awake
 from joey.api.facades.e2b.errors import GONE, Failure, lacking
 from joey.api.facades.e2b.kinds import INTERPRETER, INTERPRETER_PORT, OWN_ENV
@@ -80,7 +81,7 @@ async def _connected(call: EnvdCall, door: object, port: int) -> tuple[asyncio.S
             if not patient or time.monotonic() > end or not await _runs(call):
                 raise await _broken(call, port, error) from None
         await asyncio.sleep(pause)
-        pause = min(pause * 1.5, 0.1)
+        pause = min(pause * 1.2, 0.02)
 
 
 async def _runs(call: EnvdCall) -> bool:
@@ -115,7 +116,8 @@ async def _head(call: EnvdCall, reader: asyncio.StreamReader) -> tuple[Response,
 
 async def _passed(call: EnvdCall, answer: Response, data: bytes, reader: asyncio.StreamReader) -> web.StreamResponse:
     """The answer to the client. Raises ConnectionResetError where it is cut off, so that the client sees it."""
-    response = web.StreamResponse(status=answer.status)
+    # A head after which nothing has come yet may be all that comes for a while.
+    response = (Answer if data else web.StreamResponse)(status=answer.status)
     for name, raw, value in answer.fields:
         if name.decode("latin-1") not in _DROPPED:
             response.headers.add(raw.decode("latin-1"), value.decode("latin-1"))

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from typing import Any, ClassVar
+from collections.abc import Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from joey.api.facades.e2b import connect
 from joey.api.facades.e2b.call import EnvdCall
@@ -24,6 +26,9 @@ from joey.engine.interface import Attachment
 from joey.model.errors import Conflict, Invalid, JoeyError, NotFound
 from joey.model.spec import Process
 from joey.model.views import Exit, ProcessView
+
+if TYPE_CHECKING:
+    from joey.engine.interface import Engine
 
 _KEEPALIVE = 90.0
 _GRACE = 0.1
@@ -42,11 +47,13 @@ async def start(call: EnvdCall) -> web.StreamResponse:
     limit = connect.seconds(call, "Connect-Timeout-Ms", 0.001)
     more: Message = {"tag": tag} if tag else {}
     started: list[Attachment] = []
+    overdue: list[asyncio.TimerHandle] = []
 
     async def begin() -> None:
         started.append(await call.engine.exec(call.ref, wanted, keep=True, **more))
         if limit is not None:
-            _Deadline(call, started[0].id, limit + _GRACE)
+            kill = partial(_Overdue.kill, call.engine, call.ref, started[0].id)
+            overdue.append(asyncio.get_running_loop().call_later(limit + _GRACE, kill))
 
     try:
         await call.whole(begin())
@@ -59,7 +66,7 @@ async def start(call: EnvdCall) -> web.StreamResponse:
     except JoeyError as error:
         return await _refused(call, error)
     attachment = started[0]
-    return await _follow(call, attachment, wanted.tty, limit)
+    return await _follow(call, attachment, wanted.tty, limit, overdue)
 
 
 async def _wanted(call: EnvdCall, asked: Fields) -> tuple[Process, str]:
@@ -89,23 +96,20 @@ async def _refused(call: EnvdCall, error: JoeyError) -> web.StreamResponse:
     return await stream.end(Failure(error.status, f"error starting process: {error.where}: {error.message}", code))
 
 
-class _Deadline:
-    """Kills a program when the time of its request is over, also when nobody listens any more."""
+class _Overdue:
+    """Programs that the time of their request is over for are killed, also when nobody listens any more."""
 
     _all: ClassVar[set[asyncio.Task[None]]] = set()
 
-    def __init__(self, call: EnvdCall, id: str, limit: float) -> None:
-        task = asyncio.ensure_future(self._run(call.engine, call.ref, id, limit))
-        self._all.add(task)
-        task.add_done_callback(self._all.discard)
+    @classmethod
+    def kill(cls, engine: Engine, ref: str, id: str) -> None:
+        task = asyncio.ensure_future(cls._run(engine, ref, id))
+        cls._all.add(task)
+        task.add_done_callback(cls._all.discard)
 
     @staticmethod
-    async def _run(engine: Any, ref: str, id: str, limit: float) -> None:
-        with contextlib.suppress(JoeyError):
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(limit):
-                    await engine.wait_process(ref, id)
-                return
+    async def _run(engine: Engine, ref: str, id: str) -> None:
+        with contextlib.suppress(JoeyError):  # most have ended long ago
             await engine.signal_process(ref, id, 9)
 
 
@@ -120,7 +124,10 @@ async def attach(call: EnvdCall) -> web.StreamResponse:
     return await _follow(call, attachment, view.tty, connect.seconds(call, "Connect-Timeout-Ms", 0.001))
 
 
-async def _follow(call: EnvdCall, attachment: Attachment, tty: bool, limit: float | None) -> web.StreamResponse:
+async def _follow(
+    call: EnvdCall, attachment: Attachment, tty: bool, limit: float | None, overdue: Sequence[asyncio.TimerHandle] = ()
+) -> web.StreamResponse:
+    """overdue: of no use any more when it has ended."""
     try:
         stream = await Stream.begin(call)
         await stream.send({"event": {"start": {"pid": attachment.pid}}})
@@ -130,33 +137,27 @@ async def _follow(call: EnvdCall, attachment: Attachment, tty: bool, limit: floa
                 end = await attachment.wait()
         except TimeoutError:
             return await stream.end(Failure(408, "the time of the request is over"))
+        for timer in overdue:
+            timer.cancel()
         if end.signal == 9 and not await _runs(call):
             return await stream.end(Failure(502, GONE))
-        await stream.send({"event": {"end": _end(end)}})
-        return await stream.end()
+        return await stream.end(last={"event": {"end": _end(end)}})
     finally:
         await attachment.close()
 
 
 async def _pump(stream: Stream, attachment: Attachment, tty: bool, interval: float) -> None:
-    reading: asyncio.Future[Any] | None = None
-    try:
-        while True:
-            reading = reading or asyncio.ensure_future(attachment.read())
-            if not reading.done():
-                await asyncio.wait((reading,), timeout=interval)
-            if not reading.done():
-                await stream.send({"event": {"keepalive": {}}})
-                continue
-            piece, reading = reading.result(), None
-            if piece is None:
-                return
-            name = "pty" if tty else "stdout" if piece[0] == 1 else "stderr"
-            await stream.send({"event": {"data": {name: piece[1]}}})
-    finally:
-        if reading is not None:
-            reading.cancel()
-            await asyncio.gather(reading, return_exceptions=True)
+    while True:
+        try:
+            async with asyncio.timeout(interval):
+                piece = await attachment.read()
+        except TimeoutError:
+            await stream.send({"event": {"keepalive": {}}})
+            continue
+        if piece is None:
+            return
+        name = "pty" if tty else "stdout" if piece[0] == 1 else "stderr"
+        await stream.send({"event": {"data": {name: piece[1]}}})
 
 
 async def _runs(call: EnvdCall) -> bool:

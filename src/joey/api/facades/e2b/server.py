@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable
 from weakref import WeakSet
 
 from joey.api import streams
+from joey.api.auth import Key
 from joey.api.facades.e2b import (
     catalogue,
     control,
@@ -25,6 +26,7 @@ from joey.api.facades.e2b.building import Yard
 from joey.api.facades.e2b.call import EnvdCall, Owned
 from joey.api.facades.e2b.entry import E2B
 from joey.api.facades.e2b.errors import GONE, Failure
+from joey.api.facades.e2b.kinds import compiled
 from joey.api.facades.e2b.warmth import Warmth
 from joey.api.keys import ACTIVITY, ENDED, ENGINE, SERVICE, STREAMS
 from joey.api.light import web
@@ -47,10 +49,11 @@ def application(service: Service, e2b: E2B) -> web.Application:
     app[SERVICE], app[ENGINE], app[ENDED], app[ACTIVITY] = service, service.engine, service.ended, service.activity
     app[STREAMS] = WeakSet()
     server = Server(service, e2b)
+    e2b.welcome = server.welcome
 
     async def begin(app: web.Application) -> None:
         server.warmth.open()
-        await server.yard.discard()
+        await asyncio.gather(server.yard.discard(), asyncio.to_thread(compiled))
 
     async def end(app: web.Application) -> None:
         await server.warmth.close()
@@ -74,6 +77,7 @@ class Server:
         self.catalogue = catalogue.of(service)
         self.warmth = Warmth(service)
         self.yard = Yard(service, self.catalogue)
+        self._welcomed: set[str] = set()
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
         activity = self.service.activity
@@ -102,12 +106,32 @@ class Server:
         if key is None and not uploads:
             raise Failure(401, "the API key (E2B_API_KEY) is missing, wrong or revoked: joey keys create --e2b")
         route, variables = _found(self.control, request.method, path)
+        call = self._owned(request, route, variables, key)
+        if call.ref:
+            call.ref = self._id(call.ref, call.visible)
+        try:
+            return await self._counted(call)
+        finally:
+            if key is not None:
+                self._greet(call)
+
+    def _owned(self, request: web.Request, route: Route, variables: dict[str, str], key: Key | None) -> Owned:
         call = Owned(request, route, self.service, variables, self.e2b)
         call.catalogue, call.warmth, call.yard = self.catalogue, self.warmth, self.yard
         call.key, call.owner = key, "" if key is None or key.admin else key.id
-        if call.ref:
-            call.ref = self._id(call.ref, call.visible)
-        return await self._counted(call)
+        return call
+
+    def _greet(self, call: Owned) -> None:
+        """A key that is seen for the first time, once its request is done."""
+        if call.owner not in self._welcomed:
+            self._welcomed.add(call.owner)
+            control.welcome(call)
+
+    def welcome(self, call: Call, key: Key) -> None:
+        """A key that somebody has just asked for: `joey env e2b`."""
+        owned = self._owned(call.request, call.route, {}, key)
+        self._welcomed.add(owned.owner)
+        control.welcome(owned, interpreter=True)
 
     async def _envd(self, request: web.Request, path: str) -> web.StreamResponse:
         route, variables = _found(self.envd, request.method, path)

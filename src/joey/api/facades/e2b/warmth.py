@@ -1,5 +1,6 @@
-"""Sandboxes started ahead: a warm pool of a key's for each template it uses, made at the first use and removed when
-nothing has been made of that template for ten minutes. A key with limits of its own has none: they would count.
+"""Sandboxes started ahead: a warm pool of a key's for each template it uses, made at the first use, or, of what keys
+mostly ask for, when the key is first seen; removed when nothing has been made of that template for ten minutes. A key
+with limits of its own has none: they would count.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ IDLE_SECONDS = 600.0
 _SIZE, _HEAVY_SIZE = 4, 2
 _INTERPRETER_BYTES = 2 << 30
 """Of the machine's memory, for each interpreter that waits, which takes some 130 MB."""
-_HEAVY_SECONDS = 2.0
+_HEAVY_SECONDS = 0.5
 """After a cold start of a program: members would slow it down."""
 log = logging.getLogger("joey.daemon")
 
@@ -71,8 +72,16 @@ class Warmth:
         sandbox = (await self._engine.run(spec, owner=owner, pool=pool)).sandbox
         self.used[owner, name] = time.monotonic()
         if not pool:
-            self._beside(self._make(wanted, owner))
+            self._beside(self._make(wanted, owner, _HEAVY_SECONDS if kind.argv else 0.0))
         return sandbox
+
+    def ahead(self, kind: Kind, spec: SandboxSpec, owner: str) -> None:
+        """A pool of what `run` may be asked for soon."""
+        if not kind.warm or self._service.access.limits(owner) != NO_LIMITS:
+            return
+        wanted = self._spec(kind, spec)
+        self.used[owner, wanted.name] = time.monotonic()
+        self._beside(self._make(wanted, owner, 0.0))
 
     def _spec(self, kind: Kind, spec: SandboxSpec) -> PoolSpec:
         """What members are: without what a request may choose."""
@@ -97,10 +106,9 @@ class Warmth:
             return ""
         return name
 
-    async def _make(self, wanted: PoolSpec, owner: str) -> None:
-        """Make it, unless it is there and this request only was an unusual one."""
-        if wanted.spec.process.argv:
-            await asyncio.sleep(_HEAVY_SECONDS)
+    async def _make(self, wanted: PoolSpec, owner: str, seconds: float) -> None:
+        """Make it after some seconds, unless it is there and this request only was an unusual one."""
+        await asyncio.sleep(seconds)
         try:
             if self._engine.pool(wanted.name, owner).spec == wanted.spec:
                 return

@@ -1,9 +1,12 @@
 """The code interpreter's main program: what Jupyter kernels are forked from, once their modules are imported.
 
-Three kinds of processes, all of one user. This one imports ipykernel, forks the server (joey_serving, which speaks HTTP
-on port 49999) and then kernels as the server asks for them: a fork takes a tenth of what a start of Python with its
-imports takes. When nothing else is to be done it imports what data work begins with (numpy, pandas, matplotlib), and
-says so: kernels forked from then on have them. It never starts a thread of its own.
+Three kinds of processes, all of one user. This one forks the server (joey_serving, which speaks HTTP on port 49999),
+imports ipykernel while that begins to listen, and forks kernels as the server asks for them: a fork takes a fifth of
+what a start of Python with its imports takes. When nothing else is to be done it imports what data work begins with
+(numpy, pandas, matplotlib), and says so: kernels forked from then on have them. It never starts a thread of its own.
+
+Until the first answer every millisecond is somebody's: no garbage is collected while modules are imported, as none of
+it is any, and what IPython has for terminals (prompt_toolkit: a third of all its imports) is imported if it is called.
 
 Messages between them are JSON in datagrams of a socketpair. To here: {"spawn": id, "cwd": …}, and {"used": true} when
 somebody runs code: from then on processors are for that, and nothing more is imported ahead. From here:
@@ -12,6 +15,7 @@ somebody runs code: from then on processors are for that, and nothing more is im
 
 from __future__ import annotations
 
+import gc
 import importlib
 import importlib.util
 import json
@@ -23,8 +27,15 @@ import signal
 import socket
 import sys
 import tempfile
+import types
 
 WARM = ("numpy", "pandas", "matplotlib.pyplot")
+POSTPONED = {
+    "IPython.terminal.embed": ("embed",),
+    "stack_data": ("FrameInfo",),
+    "psutil": ("Process",),
+    "urllib.request": ("Request", "urlopen"),
+}
 PYTHONS = ("python3", "/usr/bin/python3", "/usr/local/bin/python3", "/opt/conda/bin/python3")
 _QUIET_SECONDS = 1.5
 _PACKET = 1 << 16
@@ -61,12 +72,58 @@ def become_user() -> None:
 
 
 def import_ahead() -> None:
-    """What every kernel, or the server, needs. Without debugger and completion: half of the time, and no use here."""
+    """What every kernel needs. Without debugger and completion: half of the time, and no use here; and without what is
+    for terminals, tracebacks, processes' figures and %load, until it is used.
+    """
     for name in ("debugpy", "jedi"):
         sys.modules[name] = None  # type: ignore[assignment]
-    for name in ("ipykernel.kernelapp", "IPython.core.ultratb", "joey_results", "joey_serving"):
+    for name, names in POSTPONED.items():
+        if name not in sys.modules:
+            sys.modules[name] = Postponed(name, names)
+    for name in ("ipykernel.kernelapp", "IPython.core.ultratb", "joey_results"):
         importlib.import_module(name)
-    del sys.modules["debugpy"], sys.modules["jedi"]
+    for name in ("debugpy", "jedi", *POSTPONED):
+        if sys.modules.get(name) is None or isinstance(sys.modules[name], Postponed):
+            del sys.modules[name]  # who imports it from now on gets it
+
+
+class Postponed(types.ModuleType):
+    """In place of a module, for those that import it: it is imported when something of it is used. names: what is
+    imported from it by name, or only named in annotations; anything else imports it at once.
+    """
+
+    def __init__(self, name: str, names: tuple) -> None:
+        super().__init__(name)
+        for one in names:
+            setattr(self, one, Name(one, (), {"place": (name, one)}))
+
+    def __getattr__(self, attribute: str):
+        if attribute.startswith("__"):
+            raise AttributeError(attribute)
+        return getattr(real(self.__name__), attribute)
+
+
+def real(name: str) -> types.ModuleType:
+    if isinstance(sys.modules.get(name), Postponed):
+        del sys.modules[name]
+    return importlib.import_module(name)
+
+
+class Name(type):
+    """A class or function of a module that is not yet imported."""
+
+    def thing(cls):
+        module, name = cls.__dict__["place"]
+        return getattr(real(module), name)
+
+    def __call__(cls, *args, **named):
+        return cls.thing()(*args, **named)
+
+    def __getattr__(cls, attribute: str):
+        return getattr(cls.thing(), attribute)
+
+    def __instancecheck__(cls, instance) -> bool:
+        return isinstance(instance, cls.thing())
 
 
 def prepare_matplotlib(folder: str) -> None:
@@ -123,6 +180,7 @@ class Zygote:
         except Exception as error:
             print(f"{name}: {error}", file=sys.stderr)
         if not self.cold:
+            gc.freeze()
             self.send({"warm": True})
 
     def reap(self) -> int | None:
@@ -164,18 +222,17 @@ class Zygote:
         signal.signal(signal.SIGINT, signal.default_int_handler)
         os.close(self.woken)
         os.close(self.wake)
+        gc.enable()
 
 
 def main() -> int:
+    gc.disable()
     find_python()
     become_user()
     folder = tempfile.mkdtemp(prefix=".joey-kernels-")
     prepare_matplotlib(folder)
-    import_ahead()
-    import joey_kernel
     import joey_serving
 
-    joey_kernel.prepare()
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     zygote = Zygote(ours, folder)
     zygote.server = os.fork()
@@ -188,7 +245,12 @@ def main() -> int:
             print(f"the interpreter's server has failed: {type(error).__name__}: {error}", file=sys.stderr)
         os._exit(1)
     theirs.close()
+    import joey_kernel
+
     try:
+        import_ahead()
+        joey_kernel.prepare()
+        gc.freeze()  # children neither look through what is here, nor copy its pages for that
         return zygote.run()
     finally:
         shutil.rmtree(folder, ignore_errors=True)

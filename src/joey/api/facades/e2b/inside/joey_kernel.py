@@ -42,8 +42,14 @@ def run(message: dict, folder: str, control: socket.socket) -> None:
     os.close(null)
     from ipykernel.kernelapp import IPKernelApp
 
+    class Kernel(IPKernelApp):
+        """A parser of arguments takes a tenth of the start, and there are none."""
+
+        def parse_command_line(self, argv=None) -> None:
+            pass
+
     file = os.path.join(folder, message["spawn"] + ".json")
-    app = IPKernelApp.instance(connection_file=file, transport="ipc", ip=file[:-5])
+    app = Kernel.instance(connection_file=file, transport="ipc", ip=file[:-5])
     app.initialize([])
     joey_results.install(app.shell)
     control.send(json.dumps({"ready": message["spawn"], "file": file}).encode())

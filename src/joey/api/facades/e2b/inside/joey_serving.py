@@ -79,11 +79,13 @@ class Kernel:
 
     async def ready(self) -> None:
         """Output is heard once an answer to a question was: subscriptions take a moment."""
+        pause = 0.01
         while True:
             queue = self.ask("kernel_info_request", {})
             with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(self._idle(queue), 0.05)
+                await asyncio.wait_for(self._idle(queue), pause)
                 break
+            pause = min(2 * pause, 0.1)
         if not self.started.done():
             self.started.set_result(None)
 
@@ -118,10 +120,11 @@ class Kernel:
         while True:  # what they say has come as output
             await self.shell.recv_multipart()
 
-    async def set_environment(self, wanted: dict) -> None:
+    def set_environment(self, wanted: dict) -> None:
+        """Of what is asked for from then on: a kernel answers in the order it was asked."""
         if wanted != self.environment:
             code = f"get_ipython().joey_environ({wanted!r})"
-            await self._idle(self.ask("execute_request", {"code": code, "silent": True, "store_history": False}))
+            self.ask("execute_request", {"code": code, "silent": True, "store_history": False})
             self.environment = wanted
 
     def signal(self, number: int) -> None:
@@ -295,7 +298,7 @@ class Interpreter:
             kernel = context.kernel
             await self.started(kernel)
             try:
-                await kernel.set_environment({**environment, **more})
+                kernel.set_environment({**environment, **more})
                 content = {"code": code, "silent": False, "store_history": True, "user_expressions": {}}
                 queue = kernel.ask("execute_request", {**content, "allow_stdin": False, "stop_on_error": False})
                 await self._follow(kernel, queue, write)
