@@ -20,8 +20,8 @@ from joey.api.facades.signed import Credentials, Signed
 from joey.api.service import Service
 from joey.api.table import table
 from joey.functions.deploy import Deployments
-from joey.functions.pool import Deployed, StartFailed
-from joey.functions.wire import Answer, Failure, Head
+from joey.functions.pool import Deployed
+from joey.functions.wire import Answer, Failure, Head, StartFailed
 from joey.testing.engine import FakeEngine
 
 

@@ -6,8 +6,8 @@ import selectors
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from joey.functions.pool import Deployed, StartFailed
-from joey.functions.wire import STOPPED, Answer, Failure, Head
+from joey.functions.pool import Deployed
+from joey.functions.wire import STOPPED, Answer, Failure, Head, StartFailed
 from joey.model.function import FunctionSpec, Version
 
 Handler = Callable[[Head, bytes], Awaitable[Answer]]

@@ -15,8 +15,8 @@ import pytest
 
 from joey.engine.interface import Filter
 from joey.functions import wire
-from joey.functions.instance import LABEL, Instance, Paths, StartFailed, sweep
-from joey.functions.wire import Head
+from joey.functions.instance import LABEL, Instance, Paths, sweep
+from joey.functions.wire import Head, StartFailed
 from joey.model.errors import Busy, Invalid, Unenforceable
 from joey.model.function import FunctionSpec, Version
 from joey.model.units import MIB

@@ -6,8 +6,7 @@ import pytest
 
 from fn_lab import Lab, deployed, failed, lasting, unloadable, virtual
 from joey.functions.dispatch import Bounds, Dispatcher
-from joey.functions.pool import StartFailed
-from joey.functions.wire import Head
+from joey.functions.wire import Head, StartFailed
 from joey.model.errors import Broken, Busy, TooMany, Unenforceable
 
 

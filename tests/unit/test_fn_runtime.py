@@ -214,7 +214,7 @@ def test_what_a_handler_does_wrong_is_told_and_the_next_is_served(
             if not type.startswith(("Runtime.", "Function.")):
                 assert "app.py" in answer.failure.trace[0] and "joey" not in "".join(answer.failure.trace)
             assert f"[ERROR] {type}".encode() in answer.logs
-            assert set(json.loads(answer.payload)) == {"errorType", "errorMessage", "stackTrace", "requestId"}
+            assert set(json.loads(answer.failure.json())) == {"errorType", "errorMessage", "stackTrace", "requestId"}
             assert await lab.result(1) == "fine"
 
     run(work())

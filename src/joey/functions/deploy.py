@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from msgspec.structs import replace
 
 from joey.functions.logs import Logs
-from joey.functions.pool import Deployed, Runner, StartFailed
+from joey.functions.pool import Deployed, Runner
 from joey.functions.service import Code, Functions
 from joey.functions.wire import STDERR
 from joey.model.errors import Broken, Invalid, JoeyError, NotFound, Unenforceable, from_os
@@ -99,15 +99,12 @@ class Deployments(Functions):
         template = self.warm().name(deployed, paths) if hasattr(engine, "template_create") else ""
         start = functools.partial(instance.Instance.start, engine, version, paths, owner=deployed.owner, log=printed)
         try:
-            try:
-                made = await start(template=template)
-            except (Broken, NotFound) as error:
-                if not template:
-                    raise
-                log.info("function %s: not forked: %s", version.name, error)
-                made = await start()
-        except instance.StartFailed as failed:
-            raise StartFailed(failed.failure, failed.logs) from None
+            made = await start(template=template)
+        except (Broken, NotFound) as error:
+            if not template:
+                raise
+            log.info("function %s: not forked: %s", version.name, error)
+            made = await start()
         id = made.id
         return made
 

@@ -20,10 +20,10 @@ from joey.functions import wire
 from joey.functions.conversation import Conversation
 from joey.functions.http_work import HttpWork
 from joey.functions.runtime_api import ADDRESS, RuntimeApi
-from joey.functions.wire import Answer, Failure, Head
+from joey.functions.wire import Answer, Failure, Head, StartFailed
 from joey.functions.work import LogSink, Pending, Work
 from joey.model.errors import Broken, Busy, CannotExecute, Invalid, JoeyError, NotFound, ProgramNotFound
-from joey.model.function import PYTHON_KINDS, FunctionSpec, Version
+from joey.model.function import ACCOUNT, PYTHON_KINDS, REGION, FunctionSpec, Version
 from joey.model.resources import Resources
 from joey.model.spec import Mount, Process, SandboxSpec
 from joey.model.views import Exit, Sandbox
@@ -36,8 +36,6 @@ LABEL = "joey.function"
 LABEL_VERSION = "joey.function.version"
 RUNTIME = Path(__file__).parent / "runtime"
 RUNTIME_AT, CODE_AT, LAYERS_AT = "/opt/joey-runtime", "/code", "/opt"
-REGION, ACCOUNT = "us-east-1", "000000000000"
-"""What clients of AWS Lambda find in an ARN."""
 _log = logging.getLogger(__name__)
 _END_SECONDS = 1.0
 """From the end of a channel to that of its process."""
@@ -49,14 +47,6 @@ class Paths:
 
     code: Path | None = None
     layers: Path | None = None
-
-
-class StartFailed(Exception):
-    """An instance did not become ready, and it is the function's doing. logs: the last it printed."""
-
-    def __init__(self, failure: Failure, logs: bytes = b"") -> None:
-        super().__init__(failure.message)
-        self.failure, self.logs = failure, logs
 
 
 class Instance:
@@ -91,8 +81,8 @@ class Instance:
         log: LogSink | None = None,
         name: str = "",
     ) -> Instance:
-        """A new one, ready. template: the name of one of the owner's to fork it from (Python's kinds). Raises StartFailed for what the function is to
-        blame for, JoeyError for everything else (limits, images, the host).
+        """A new one, ready. template: the name of one of the owner's to fork it from (Python's kinds). Raises
+        StartFailed for what the function is to blame for, JoeyError for everything else (limits, images, the host).
         """
         self = cls(engine, version, log)
         try:

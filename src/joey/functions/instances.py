@@ -16,10 +16,11 @@ from itertools import count
 from typing import Any
 
 from joey.functions.histogram import IdleTimes, Windows
-from joey.functions.pool import Deployed, Member, Pool, Runner, StartFailed
+from joey.functions.pool import Deployed, Member, Pool, Runner
 from joey.functions.scaler import Limits, wanted_now
 from joey.functions.stats import Stats
 from joey.functions.turns import Turns
+from joey.functions.wire import StartFailed
 from joey.model.errors import Broken, Busy, JoeyError, TooMany
 
 log = logging.getLogger("joey.functions")
@@ -36,9 +37,10 @@ _LONGEST_PAUSE = 10.0
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """running: invocations of one key under way or waiting, of the administrator; waiting: of one function, of all.
-    seconds: that one waits at most. starts: of instances in flight; key_starts: of one key's; start_seconds: one that
-    takes longer is not counted any more, since initializers may take a day.
+    """key_running, admin_running: invocations under way or waiting, of one key and of the administrator;
+    function_waiting, waiting: those that wait, of one function and of all; seconds: that one waits at most. starts: of
+    instances in flight; key_starts: of one key's; start_seconds: one that takes longer is not counted any more, since
+    initializers may take a day.
     """
 
     key_running: int = 1000

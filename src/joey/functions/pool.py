@@ -17,7 +17,7 @@ import msgspec
 from joey.functions.histogram import Windows
 from joey.functions.scaler import Demand, Limits, Scaler
 from joey.functions.stats import Stats
-from joey.functions.wire import Answer, Failure, Head
+from joey.functions.wire import Answer, Failure, Head, StartFailed
 from joey.model.errors import JoeyError
 from joey.model.function import AsyncConfig, Version
 
@@ -44,14 +44,6 @@ class Runner(Protocol):
     async def stop(self, grace: float | None = None) -> None: ...
 
 
-class StartFailed(Exception):
-    """The function's own code could not be loaded: what every invocation of it would be answered."""
-
-    def __init__(self, failure: Failure, logs: bytes = b"") -> None:
-        super().__init__(failure.message)
-        self.failure, self.logs = failure, logs
-
-
 _ONLY_SCALING: dict[str, Any] = {
     "reserved": None, "provisioned": 0, "max_instances": None, "keep_alive": None, "tags": {}, "description": "",
     "async_": AsyncConfig(),
@@ -76,14 +68,15 @@ class Deployed:
 
 @dataclass(slots=True, eq=False)
 class Member:
-    """An instance of a pool. idle: since when it has nothing to do; cold: nothing was asked of it yet."""
+    """An instance of a pool. started, idle: when it was, and since when it has nothing to do, of `Instances.now`.
+    running: invocations it works at; served: those that are over.
+    """
 
     runner: Runner
     started: float
     idle: float
     running: int = 0
     served: int = 0
-    provisioned: bool = False
 
 
 class Pool:
@@ -103,8 +96,10 @@ class Pool:
         self.last = 0.0
         """When an invocation ended last."""
         self.draining = False
+        """No more invocations come: its version is no more, or is run otherwise now."""
         self.start_seconds: float | None = None
         self.duration: float | None = None
+        """Of an invocation, in seconds: moving averages, None for not known yet."""
         self.begun: dict[int, float] = {}
         """When those that run began, oldest first."""
         self._counted = (0.0, 0)
@@ -215,6 +210,7 @@ class Pool:
                 count -= 1
 
     def demand(self, now: float) -> Demand:
+        """What the scaler has to know. now: of `Instances.now`."""
         duration = self.duration
         if duration is not None and self.begun:  # one that has taken longer already says more than those before
             duration = max(duration, now - next(iter(self.begun.values())))

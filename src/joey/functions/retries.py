@@ -17,7 +17,6 @@ FIRST, LONGEST = 1.0, 300.0
 JITTER = 0.2
 
 State = Literal["queued", "running", "succeeded", "failed", "expired", "stopped"]
-OPEN: tuple[State, ...] = ("queued", "running")
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,15 +16,15 @@ import msgspec
 
 from joey.functions.dispatch import Bounds, Dispatcher
 from joey.functions.invocation import Invocation, record, timer_event
-from joey.functions.pool import Deployed, Pool, StartFailed
+from joey.functions.pool import Deployed, Pool
 from joey.functions.queue import Outcome, Queue, Statement, Task
 from joey.functions.registry import Entry, Registry
 from joey.functions.retries import Next
 from joey.functions.store import Store
 from joey.functions.timers import Key, Timers
-from joey.functions.wire import MAX_BODY, RESPONSE_TOO_LARGE, STOPPED, Answer, Failure, Head, StreamFailed
+from joey.functions.wire import MAX_BODY, RESPONSE_TOO_LARGE, STOPPED, Answer, Failure, Head, StartFailed, StreamFailed
 from joey.model.errors import Busy, Invalid, JoeyError, NotFound
-from joey.model.function import LATEST, AsyncConfig, Trigger, Version
+from joey.model.function import AsyncConfig, Trigger, Version
 from joey.model.function_views import TaskView
 
 log = logging.getLogger("joey.functions")
@@ -378,4 +378,4 @@ async def _whole(answer: Answer, id: str) -> None:
         await chunks.aclose()  # type: ignore[attr-defined]
 
 
-__all__ = ["FILE", "LATEST", "MAX_ASYNC", "UNDELIVERED", "Core"]
+__all__ = ["FILE", "MAX_ASYNC", "UNDELIVERED", "Core"]

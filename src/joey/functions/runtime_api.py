@@ -21,7 +21,7 @@ from joey.functions.wire import Answer, Failure, Head
 from joey.functions.work import HELD, LogSink, Pending, Work
 from joey.host import netns
 from joey.model.errors import Conflict, Unenforceable, from_os
-from joey.model.function import Version
+from joey.model.function import ACCOUNT, REGION, Version
 from joey.network import http_head as http
 from joey.network.http_body import body as body_of
 
@@ -177,7 +177,7 @@ class RuntimeApi(Work):
         self._given[one.head.id] = one
         head, left = one.head, max(0.0, one.due - time.monotonic())
         spec = self._version.spec
-        arn = head.arn or f"arn:aws:lambda:us-east-1:000000000000:function:{spec.name}"
+        arn = head.arn or f"arn:aws:lambda:{REGION}:{ACCOUNT}:function:{spec.name}"
         lines = [
             "HTTP/1.1 200 OK",
             "Content-Type: application/json",
@@ -187,9 +187,8 @@ class RuntimeApi(Work):
             f"Lambda-Runtime-Invoked-Function-Arn: {arn}",
             f"Lambda-Runtime-Trace-Id: {head.trace or 'Root=1-00000000-000000000000000000000000;Sampled=0'}",
         ]
-        for name, value in (("Client-Context", head.client_context), ("Cognito-Identity", head.identity)):
-            if value is not None:
-                lines.append(f"Lambda-Runtime-{name}: {msgspec.json.encode(value).decode('latin-1')}")
+        if head.client_context is not None:
+            lines.append(f"Lambda-Runtime-Client-Context: {msgspec.json.encode(head.client_context).decode('latin-1')}")
         writer.write("\r\n".join(lines).encode("latin-1") + b"\r\n\r\n" + body)
         await writer.drain()
         return True

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 import msgspec
@@ -127,12 +127,15 @@ class Answer:
     logs: bytes = b""
     seconds: float = 0.0
 
-    @property
-    def payload(self) -> bytes:
-        """The whole answer as bytes; of a failure its JSON. Not of a stream."""
-        if self.failure is not None:
-            return self.failure.json()
-        return self.body or b""
+
+class StartFailed(Exception):
+    """An instance did not become ready, and it is the function's doing: what every invocation of it would be answered.
+    logs: the last it printed.
+    """
+
+    def __init__(self, failure: Failure, logs: bytes = b"") -> None:
+        super().__init__(failure.message)
+        self.failure, self.logs = failure, logs
 
 
 class StreamFailed(Exception):
@@ -148,18 +151,16 @@ class Head:
     """What goes in with a request's body.
 
     id: the request's. http: of a request by HTTP: {"method", "path", "query", "headers": [[name, value], …],
-    "scheme", "client"}; None for an event. client_context, identity: as JSON gives them (AWS Lambda). trace: X-Ray's.
-    stream: the caller takes an answer in pieces (HEAD, DATA); else a generator's pieces are joined.
+    "scheme", "client"}; None for an event. client_context: as JSON gives it (AWS Lambda). trace: X-Ray's. arn: of
+    what was invoked. stream: the caller takes an answer in pieces (HEAD, DATA); else a generator's pieces are joined.
     """
 
     id: str
     http: dict[str, Any] | None = None
     client_context: Any = None
-    identity: Any = None
     trace: str = ""
     arn: str = ""
     stream: bool = False
-    extra: dict[str, Any] = field(default_factory=dict)
 
 
 _encode = msgspec.json.Encoder().encode
@@ -169,6 +170,6 @@ __all__ = [
     "Frames", "HANDLER_NOT_FOUND", "HEAD", "HEADER", "Head", "IMPORT_ERROR", "INIT_ERROR", "INIT_TIMED_OUT",
     "INVALID_ENTRYPOINT", "INVOKE", "LOG", "LOG_TAIL", "MALFORMED_HANDLER", "MARSHAL_ERROR", "MAX_BODY", "MAX_DATA",
     "MAX_FRAME", "OUT_OF_MEMORY", "PROTOCOL_ERROR", "READY", "RESPONSE_TOO_LARGE", "RESULT", "STDERR", "STDOUT", "STOP",
-    "STOPPED", "SYNTAX_ERROR", "StreamFailed", "TIMED_OUT", "UNMARSHAL_ERROR", "WINDOW", "frame",
+    "STOPPED", "SYNTAX_ERROR", "StartFailed", "StreamFailed", "TIMED_OUT", "UNMARSHAL_ERROR", "WINDOW", "frame",
     "read_failure", "read_head", "said",
 ]  # fmt: skip

@@ -157,11 +157,10 @@ class Work:
         if not self.pending and self.idle is not None:
             self.idle()
 
-    def fail(self, one: Pending, type: str, message: str, *, trace: list[str] | None = None) -> None:
+    def fail(self, one: Pending, type: str, message: str) -> None:
         """It gets no answer, or no more of one."""
         request = one.head.id
-        failure = Failure(type, f"RequestId: {request} Error: {message}", trace or [], request)
-        self.refuse(one, failure)
+        self.refuse(one, Failure(type, f"RequestId: {request} Error: {message}", request_id=request))
 
     def refuse(self, one: Pending, failure: Failure) -> None:
         """The same with a failure of the function's own."""
@@ -235,7 +234,7 @@ def head_json(head: Head, timeout: float) -> bytes:
     fields: dict[str, Any] = {"id": head.id, "t": timeout}
     if head.stream:
         fields["stream"] = True
-    for name in ("http", "client_context", "identity", "trace", "arn"):
+    for name in ("http", "client_context", "trace", "arn"):
         if value := getattr(head, name):
             fields[name] = value
     return _encode(fields)

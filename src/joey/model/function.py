@@ -20,6 +20,8 @@ from joey.model.volumes import VolumeMount
 
 LATEST = "$LATEST"
 """The version that can still be changed."""
+REGION, ACCOUNT = "us-east-1", "000000000000"
+"""What functions, and clients of other systems' APIs, find in names (ARNs): there is only one of each."""
 MAX_TIMEOUT = 86_400.0
 MIN_MEMORY = 16 * MIB
 MAX_CONCURRENCY = 1000

@@ -13,10 +13,8 @@ from joey.api.auth import Key, KeyBody
 from joey.api.facades import signing
 from joey.api.facades.loopback import Loopback
 from joey.model.errors import Invalid, NotFound
+from joey.model.function import ACCOUNT, REGION
 from joey.model.value import Value
-
-REGION, ACCOUNT = "us-east-1", "000000000000"
-"""As functions see them, too (joey.functions.instance)."""
 
 
 class WhoseKey(Value, frozen=True):

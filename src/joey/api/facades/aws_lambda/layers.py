@@ -11,9 +11,9 @@ from joey.api.facades.aws_lambda.errors import Failure, lacking
 from joey.api.facades.aws_lambda.views import Message, stamp
 from joey.api.facades.fields import Fields
 from joey.api.facades.links import layer_link
-from joey.api.facades.signed import ACCOUNT, REGION
 from joey.api.facades.signed_server import SignedCall, now, route
 from joey.model.errors import Invalid, NotFound
+from joey.model.function import ACCOUNT, REGION
 from joey.model.function_views import LayerView
 
 _ROOT = "/2018-10-31/layers"

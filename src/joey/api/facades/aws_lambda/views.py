@@ -12,9 +12,8 @@ from joey.api.facades.aws_lambda.errors import lacking
 from joey.api.facades.aws_lambda.spec import ARCHITECTURES, LAYERS, PACKAGE, ROLE
 from joey.api.facades.layers import told
 from joey.api.facades.runtimes import stands_in
-from joey.api.facades.signed import ACCOUNT, REGION
 from joey.model.errors import Invalid
-from joey.model.function import LATEST, Alias, Version, check_qualifier
+from joey.model.function import ACCOUNT, LATEST, REGION, Alias, Version, check_qualifier
 from joey.model.function_views import VersionView
 from joey.model.units import MIB
 

@@ -8,12 +8,11 @@ from typing import Any
 
 from joey.api.facades.fc import errors
 from joey.api.facades.fields import Fields
-from joey.api.facades.signed import ACCOUNT, REGION
 from joey.api.facades.signed_server import SignedCall
 from joey.api.light import web
 from joey.model import codec
 from joey.model.errors import Invalid
-from joey.model.function import LATEST, check_name, check_qualifier
+from joey.model.function import ACCOUNT, LATEST, REGION, check_name, check_qualifier
 
 JSON = "application/json"
 ROOT = "/2023-03-30"

@@ -11,9 +11,9 @@ from joey.api.facades.fc.base import ROOT, Message, answer, fields, limit_of, li
 from joey.api.facades.fc.errors import lacking
 from joey.api.facades.fields import Fields
 from joey.api.facades.links import layer_link
-from joey.api.facades.signed import ACCOUNT, REGION
 from joey.api.facades.signed_server import SignedCall, now, route
 from joey.model.errors import Invalid, NotFound
+from joey.model.function import ACCOUNT, REGION
 from joey.model.function_views import LayerView
 
 _ARN = re.compile(r"acs:fc:[a-z0-9-]+:\d+:layers/([A-Za-z0-9_-]+)/versions/(\d+)", re.ASCII)

@@ -20,10 +20,9 @@ from joey.api.facades.fc.base import (
     stamp,
 )
 from joey.api.facades.fc.errors import Failure, lacking
-from joey.api.facades.signed import ACCOUNT, REGION
 from joey.api.facades.signed_server import SignedCall, route
 from joey.model.errors import Invalid
-from joey.model.function import LATEST, AsyncConfig, split_ref
+from joey.model.function import ACCOUNT, LATEST, REGION, AsyncConfig, split_ref
 
 _MOST = 10_000
 _QUEUE = re.compile(r"acs:mns:[a-z0-9-]+:\d+:/queues/([A-Za-z0-9_-]+)/messages", re.ASCII)
