@@ -345,7 +345,8 @@ def test_what_functions_of_a_key_are_has_an_end(tmp_path: Path, monkeypatch: pyt
         with pytest.raises(TooMany):
             await own.set_alias("f", Alias(name="live", version="1", description="x" * 100_000), owner="k")
         with pytest.raises(TooMany):
-            trigger = Trigger(name="t", kind="timer", schedule="rate(1 second)", payload="x" * 100_000, enabled=False)
+            text = f'"{"x" * 100_000}"'
+            trigger = Trigger(name="t", kind="timer", schedule="rate(1 second)", payload=text, enabled=False)
             await own.set_trigger("f", trigger, owner="k")
         for name in ("one", "two"):
             trigger = Trigger(name=name, kind="timer", schedule="rate(1 second)", enabled=False)
