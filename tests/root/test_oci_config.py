@@ -289,7 +289,6 @@ REFUSED: dict[str, tuple[Edit, str]] = {
     "version 2": (lambda c, _: c.update(ociVersion="2.0.0"), "ociVersion"),
     "no version": (lambda c, _: c.pop("ociVersion"), "ociVersion: is missing"),
     "no root": (lambda c, _: c.pop("root"), "root"),
-    "no process": (lambda c, _: c.pop("process"), "process"),
     "no args": (lambda c, _: c["process"].update(args=[]), "process.args"),
     "relative cwd": (lambda c, _: c["process"].update(cwd="x"), "process.cwd"),
     "wrong type": (lambda c, _: c["process"].update(terminal="yes"), "process.terminal: must be true or false"),

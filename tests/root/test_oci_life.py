@@ -285,8 +285,8 @@ def test_hooks_run_in_order_in_their_places_with_the_state(oci: OciLab) -> None:
     words = [line.split(" ", 3) for line in lines]
     assert sorted(w[0] for w in words) == sorted([*KINDS, "program"])
     assert [w[0] for w in words if w[0] not in ("program", "poststart")] == [k for k in KINDS if k != "poststart"]
-    wanted = dict.fromkeys(("prestart", "createRuntime", "createContainer"), "creating")
-    wanted |= {"startContainer": "created", "poststart": "running", "poststop": "stopped"}
+    wanted = dict.fromkeys(("prestart", "createRuntime", "createContainer", "startContainer"), "created")
+    wanted |= {"poststart": "running", "poststop": "stopped"}
     for name, variable, namespace, text in (w for w in words if w[0] != "program"):
         assert variable == "value"
         assert (namespace == ours) == (name not in ("createContainer", "startContainer")), name
@@ -296,6 +296,8 @@ def test_hooks_run_in_order_in_their_places_with_the_state(oci: OciLab) -> None:
         assert said["bundle"] == str(oci.bundle)
         assert said["annotations"] == {"some.key": "some value"}
         assert ("pid" in said) == (name != "poststop")
+        if name != "poststop":  # as whoever is told sees it
+            assert (said["pid"] == 1) == (name in ("createContainer", "startContainer"))
 
 
 @pytest.mark.parametrize("kind", KINDS[:5])
@@ -435,7 +437,8 @@ def test_features_tells_what_is_there(oci: OciLab) -> None:
     assert found["ociVersionMin"] == "1.0.0"
     assert "rro" in found["mountOptions"]
     assert found["linux"]["intelRdt"] == {"enabled": False}
-    assert set(found["linux"]["namespaces"]) <= {"cgroup", "ipc", "mount", "network", "pid", "time", "user", "uts"}
+    assert found["linux"]["namespaces"] == ["cgroup", "ipc", "mount", "network", "pid", "time", "user", "uts"]
+    assert len(found["linux"]["capabilities"]) == 41  # whatever this host has: features.md
 
 
 def test_nothing_stays_beside_a_container(oci: OciLab, sleeper: str) -> None:

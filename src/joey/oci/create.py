@@ -65,7 +65,7 @@ def _create(container, bundle, config, text, options, launcher):
         "ociVersion": state.SPEC, "id": container.id, "status": "creating", "bundle": bundle, "created": state.now(),
         "rootfs": _rootfs(bundle, config), "annotations": config.get("annotations", {}), "owner": "root",
         "terminal": bool(process.get("terminal")), "namespaces": [n["type"] for n in linux.get("namespaces", [])],
-        "hooks": [kind for kind, hooks in config.get("hooks", {}).items() if hooks],
+        "hooks": [kind for kind, hooks in config.get("hooks", {}).items() if hooks], "program": "args" in process,
     }  # fmt: skip
     state.replace(f"{container.directory}/config.json", text)
     if process.get("terminal") and not options.console and options.console_fd < 0:
@@ -165,6 +165,8 @@ def _facts(container, bundle, config, options, fds, steps):
     if linux.get("mountLabel") and not prepare.selinux():
         raise Invalid("linux.mountLabel", "SELinux is not enabled on this host")
     filter_, listen = prepare.filter_of(linux, container.root)
+    if not listen and linux.get("seccomp", {}).get("listenerPath"):
+        prepare.greet_listener(linux["seccomp"])
     facts = oci.Facts(
         rootfs=container.data["rootfs"], cgroups=seen(container.data["cgroups"]), paths=paths, kinds=kinds,
         core=os.path.exists("/proc/kcore"), held=held, seccomp=filter_, listen=listen, preserved=preserved,
@@ -209,21 +211,24 @@ def _hooks(container, config, launcher, pid):
     wanted = config.get("hooks", {})
     container.data["hooked"] = True
     container.data["pid"] = pid
-    report = container.report("creating", pid)
+    # "creating" is step 2 of the lifecycle, "created" is after it, and these are the steps 3 to 5 (as crun; runc says
+    # "creating", and what reads it does not care, but for the specification's own tests).
+    report = container.report("created", pid)
     for kind in ("prestart", "createRuntime"):
         if wanted.get(kind):
             hooks.run(wanted, kind, report)
     if wanted.get("createContainer"):
-        _inside(container, config, launcher, pid, report)
+        _inside(container, config, launcher, pid)
 
 
-def _inside(container, config, launcher, pid, report):
+def _inside(container, config, launcher, pid):
     """createContainer hooks: programs of the host in the container's namespaces, but for its user namespace."""
     fds = Descriptors()
     try:
         kinds = [n for n in container.data["namespaces"] if n in ("mount", "network", "ipc", "uts", "pid", "cgroup")]
         facts = oci.Facts(paths=fds.namespaces_of(pid, kinds))
         facts.fds = fds.more
+        report = container.report("created", state.seen_inside(pid))
         hooks.run(config["hooks"], "createContainer", report, hooks.inside(launcher, facts))
     finally:
         fds.close()
@@ -232,13 +237,17 @@ def _inside(container, config, launcher, pid, report):
 # --- start ----------------------------------------------------------------------------------------------------------
 
 
-def start(container):
-    """Open the gate. Raises OciError."""
+def start(container, strict=False):
+    """Open the gate. Raises OciError. strict: a poststart hook that fails ends the container, whatever its bundle's
+    version: `run` is runc's operation, and does as runc's.
+    """
     status = container.status()
     if status == "stopped":
         raise OciError("cannot start a container that has stopped")
     if status != "created":
         raise OciError("cannot start an already running container")
+    if not container.data.get("program", True):
+        raise OciError("cannot start a container whose configuration has no process")
     wanted = container.data.get("hooks", ("startContainer", "poststart"))
     if "startContainer" in wanted:
         _start_hooks(container)
@@ -252,11 +261,23 @@ def start(container):
         os.close(fd)
     os.unlink(container.fifo)
     if "poststart" in wanted:
-        try:
-            hooks.run(_checked(container.config().get("hooks") or {}), "poststart", container.report("running"))
-        except OciError:
-            _end(container)
-            raise
+        _poststart(container, strict)
+
+
+def _poststart(container, strict):
+    """Up to version 1.2 a poststart hook that fails is a warning, and the others run all the same; from 1.3 on it is an
+    error and ends the container (runtime.md, "Lifecycle", step 9).
+    """
+    config = container.config()
+    wanted, report = _checked(config.get("hooks") or {}), container.report("running")
+    if not strict and int(config["ociVersion"].split(".")[1]) < 3:
+        hooks.run_all(wanted, "poststart", report)
+        return
+    try:
+        hooks.run(wanted, "poststart", report)
+    except OciError:
+        _end(container)
+        raise
 
 
 def _end(container):
@@ -274,7 +295,8 @@ def _start_hooks(container):
     try:
         config = schema.decode(state.read(f"{container.directory}/config.json"))
         runner = execute.hooks_of(container, config, launcher)
-        hooks.run(config.get("hooks", {}), "startContainer", container.report("created"), runner)
+        report = container.report("created", state.seen_inside(container.pid))
+        hooks.run(config.get("hooks", {}), "startContainer", report, runner)
     except OciError:
         _end(container)
         raise

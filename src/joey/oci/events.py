@@ -9,17 +9,38 @@ from joey.client import jsontext
 from joey.oci import cgroups
 from joey.oci.errors import OciError
 
+_OOM_SECONDS = 0.1
+"""How often it looks whether somebody was killed for want of memory, between figures."""
+
 
 def follow(container, interval, once):
     seconds = _seconds(interval)
     if container.status() == "stopped":
         raise OciError(f"container with id {container.id} is not running")
+    groups = container.data["cgroups"]
+    due, kills = 0.0, _kills(groups)
     while container.status() != "stopped":
-        line = {"type": "stats", "id": container.id, "data": stats(container.data["cgroups"])}
-        os.write(1, (jsontext.dumps(line) + "\n").encode())
+        now = time.monotonic()
+        if now >= due:
+            _tell({"type": "stats", "id": container.id, "data": stats(groups)})
+            due = now + seconds
         if once:
             return
-        time.sleep(seconds)
+        time.sleep(min(max(due - time.monotonic(), 0.001), _OOM_SECONDS))
+        more = _kills(groups)
+        if more > kills:
+            _tell({"type": "oom", "id": container.id})
+        kills = max(kills, more)
+
+
+def _tell(line):
+    os.write(1, (jsontext.dumps(line) + "\n").encode())
+
+
+def _kills(groups):
+    """How many the kernel has killed in it for want of memory."""
+    directory = cgroups.of(groups, "memory") or "/nowhere"
+    return _table(f"{directory}/memory.{'events' if cgroups.v2(groups) else 'oom_control'}").get("oom_kill", 0)
 
 
 def _seconds(text):

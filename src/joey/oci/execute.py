@@ -47,7 +47,8 @@ def process_of(config, options):
             raise OciError(f"{options.process}: {error.strerror.lower()}") from None
         process = schema.decode(text, schema.PROCESS)
     else:
-        process = {k: v for k, v in config["process"].items() if k not in ("terminal", "consoleSize", "args")}
+        base = config.get("process", prepare.NOTHING)
+        process = {k: v for k, v in base.items() if k not in ("terminal", "consoleSize", "args")}
         if not options.args:
             raise OciError("process args cannot be empty")
         process["args"] = options.args

@@ -9,6 +9,7 @@ import select
 import time
 
 from joey.client import jsontext
+from joey.oci import log
 from joey.oci import system as os
 from joey.oci.errors import OciError
 
@@ -28,6 +29,15 @@ def run(hooks, kind, report, runner=None):
             raise OciError(f"error running {kind} hook #{number}: {hook['path']}: {why}") from None
         except OciError as error:
             raise OciError(f"error running {kind} hook #{number}: {error}") from None
+
+
+def run_all(hooks, kind, report):
+    """Run them all, in order: one that fails is a warning."""
+    for hook in hooks.get(kind, ()):
+        try:
+            run({kind: [hook]}, kind, report)
+        except OciError as error:
+            log.warning(str(error))
 
 
 def _one(hook, text, runner):

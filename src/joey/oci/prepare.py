@@ -16,6 +16,8 @@ NS_FILES = {
     "pid": "pid", "network": "net", "mount": "mnt", "ipc": "ipc", "uts": "uts", "user": "user", "cgroup": "cgroup",
     "time": "time",
 }  # fmt: skip
+NOTHING = {"cwd": "/"}
+"""`process` of a container that has none, and so no `args`: it is created, and `start` is an error (runtime.md)."""
 _NS_GET_NSTYPE = 0xB703
 MAX_PRESERVED = 40
 _PLACE = os.O_PATH | os.O_CLOEXEC
@@ -43,9 +45,10 @@ def check(config):
         raise Invalid("ociVersion", f"{config['ociVersion']!r}: this runtime knows 1.x")
     if "root" not in config or not config["root"]["path"]:
         raise Invalid("root", "is missing")
-    if "process" not in config:
-        raise Invalid("process", "is missing")
-    check_process(config["process"], "process.")
+    if "process" in config:
+        check_process(config["process"], "process.")
+    else:
+        config["process"] = dict(NOTHING)
     for number, mount in enumerate(config.get("mounts", [])):
         if not mount["destination"]:
             raise Invalid(f"mounts[{number}].destination", "is empty")
@@ -347,6 +350,19 @@ def give_pidfd(path, pid):
     finally:
         client.close()
         os.close(fd)
+
+
+def greet_listener(profile):
+    """listenerPath of a filter that asks nobody: it means nothing then, so nothing is sent and nothing is an error; but
+    who waits there for this container must not wait for ever.
+    """
+    client = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM | _socket.SOCK_NONBLOCK)
+    try:
+        client.connect(profile["listenerPath"])
+    except OSError:
+        pass
+    finally:
+        client.close()
 
 
 def tell_listener(profile, report, fd):

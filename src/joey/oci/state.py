@@ -56,6 +56,14 @@ def started(pid):
     return None if fields[0] in (b"Z", b"X", b"x") else int(fields[19])
 
 
+def seen_inside(pid):
+    """The number of a process as its own pid namespace has it: what hooks that run in there are told (runtime.md)."""
+    for line in read(f"/proc/{pid}/status").split(b"\n"):
+        if line.startswith(b"NSpid:"):
+            return int(line.split()[-1])
+    return pid
+
+
 class Container:
     """One container's directory. `data` is its state.json."""
 
@@ -152,6 +160,7 @@ class Container:
 
         wanted = self.data["hooks"]
         hooks = sum(bit for bit, kind in ((1, "startContainer"), (2, "poststart"), (4, "poststop")) if kind in wanted)
+        hooks |= int(not self.data.get("program", True))  # `start` is not for the front: it is an error
         groups = self.data["cgroups"]
         pidns = int("pid" in self.data["namespaces"])
         lines = ["joey-oci 1", f"{self.pid} {self.data['started'] or 0} created {pidns} {hooks}"]

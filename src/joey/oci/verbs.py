@@ -41,7 +41,7 @@ def do_run(call):
 
     options, name = _created(call), call.id()
     if call.flag("--detach", False):
-        create.start(create.create(call.root, name, options))
+        create.start(create.create(call.root, name, options), strict=True)
         return 0
     launcher, console, master = Launcher(options.keyring), None, -1
     if not options.console:
@@ -54,7 +54,7 @@ def do_run(call):
             master = console.receive()
         try:
             signals = foreground.Signals()
-            create.start(container)
+            create.start(container, strict=True)
             container.unlock()  # others may do things to it while it runs
             return foreground.attend(launcher, 1, container.pid, signals, master)
         finally:

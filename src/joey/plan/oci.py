@@ -298,7 +298,8 @@ def _become(
     ops += [op.Chdir(process["cwd"])]
     groups = not facts.keep_groups and (not has_user or bool(process.get("user", {}).get("additionalGids")))
     ops += proc.identity(process, masks, facts.seccomp, groups)
-    ops += [op.Find(path or process["args"][0], proc.search_path(env))]
+    if path or process.get("args"):
+        ops += [op.Find(path or process["args"][0], proc.search_path(env))]
     if facts.listen and facts.seccomp:
         ops += [op.Listen(SYNC, *facts.seccomp)]
     return ops

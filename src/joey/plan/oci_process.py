@@ -186,7 +186,7 @@ def program(
         ops += [op.Seccomp(seccomp[0], "of the configuration", seccomp[1])]
     if seccomp and not process.get("noNewPrivileges"):
         ops += _final(masks)
-    argv = tuple(process["args"])
+    argv = tuple(process.get("args", ("/",)))  # nothing to run: `start` is refused, and a directory is no program
     return [*ops, op.Exec(path or argv[0], argv, env, search=search_path(env))]
 
 
