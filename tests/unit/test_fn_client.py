@@ -175,6 +175,7 @@ def test_every_option_of_deploy_is_looked_at(monkeypatch: pytest.MonkeyPatch) ->
         ("trigger f t --qualifier 1", "--qualifier goes with"), ("trigger f t --url --payload 1", "--payload goes"),
         ("trigger f t --schedule rate(1minute) --auth none", "--auth goes with"),
         ("alias f live --weight 2=0.1", "--weight goes"), ("alias f live --remove --weight 2=0.1", "--weight goes"),
+        ("trigger f t --method GET", "--method goes with"), ("trigger f t --schedule x --method GET", "--method goes"),
         ("tasks t --stop --state failed", "--stop takes ids"), ("scale f:1 --reserved 2", "--reserved is the whole"),
     ],
 )  # fmt: skip

@@ -190,7 +190,7 @@ def _last(pieces, most):
 
 
 _SCALING = ("reserved", "provisioned", "max_instances", "keep_alive", "json")
-_TRIGGER = ("schedule", "payload", "url", "auth", "qualifier", "off", "remove", "json")
+_TRIGGER = ("schedule", "payload", "url", "auth", "method", "qualifier", "off", "remove", "json")
 _CODE = "NAME [DIRECTORY|ZIP|FILE|-]"
 VERBS = {
     "deploy": (fn_deploy.deploy, _CODE, "Make a function, or change one", (1, 2), (*fn_deploy.NAMES, "json")),
@@ -264,6 +264,7 @@ COMMANDS = {
             ("--payload", "JSON", "trigger: the timer's event"),
             ("--url", "", "trigger: a URL of its own"),
             ("--auth", "key|none", "trigger: who may use the URL: keys of its owner (key), or anybody"),
+            ("--method", "METHOD…", "trigger: the URL takes these methods of HTTP, and no others"),
             ("--qualifier", "VERSION|ALIAS", "trigger: what of it is invoked"),
             ("--off", "", "trigger: without doing anything for now"),
             ("--remove", "", "alias, trigger, layer: remove it; queue: what was shown"),

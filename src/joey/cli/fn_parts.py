@@ -169,8 +169,9 @@ def _trigger(values):
         raise UsageError("--schedule and --url are two triggers", "one of them")
     if "schedule" in values:
         body = {"kind": "timer", "schedule": values["schedule"]}
-        if "auth" in values:
-            raise UsageError("--auth goes with --url")
+        for option in ("auth", "method"):
+            if option in values:
+                raise UsageError(f"--{option} goes with --url")
         if "payload" in values:
             body["payload"] = values["payload"]
     elif values.get("url"):
@@ -181,8 +182,10 @@ def _trigger(values):
             if values["auth"] not in ("key", "none"):
                 raise UsageError(f"--auth: {values['auth']!r} is neither key nor none")
             body["auth"] = values["auth"]
+        if "method" in values:
+            body["methods"] = [method.upper() for method in values["method"]]
     else:
-        for option in ("payload", "auth", "off", "qualifier"):
+        for option in ("payload", "auth", "method", "off", "qualifier"):
             if option in values:
                 raise UsageError(f"--{option} goes with --schedule or --url")
         return None
