@@ -55,6 +55,27 @@ def hasty(monkeypatch):
 # --- functions and versions ------------------------------------------------------------------------------------------
 
 
+def test_what_was_set_for_an_alias_or_a_version_goes_with_it_from_disk_too(tmp_path):
+    async def first(own, lab):
+        await own.create(spec(), owner="")
+        await own.publish("f", owner="")
+        for name in ("1", "live"):
+            if name == "live":
+                await own.set_alias("f", Alias(name="live", version="1"), owner="")
+            await own.set_provisioned("f", name, 1, owner="")
+            await own.set_async("f", name, AsyncConfig(max_retries=7), owner="")
+        await own.delete_alias("f", "live", owner="")
+        await own.delete_version("f", "1", owner="")
+
+    async def second(own, lab):
+        assert own.provisioned("f", owner="") == own.async_configs("f", owner="") == {}
+        await own.set_alias("f", Alias(name="live", version="$LATEST"), owner="")
+        assert own.async_config("f", "live", owner="").max_retries == 2
+
+    run(first, tmp_path)
+    run(second, tmp_path)
+
+
 def test_a_function_is_made_changed_published_and_removed_and_outlives_the_engine(tmp_path):
     async def first(own, lab):
         made = await own.create(spec(), Code("sha256:" + "a" * 64, "aa", 1), owner="k")

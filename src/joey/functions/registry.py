@@ -11,7 +11,7 @@ import secrets
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Any
 
 import msgspec
 from msgspec.structs import replace
@@ -23,7 +23,6 @@ from joey.model.errors import Conflict, Invalid, NotFound
 from joey.model.function import LATEST, Alias, AsyncConfig, FunctionSpec, Trigger, Version, check_qualifier, split_ref
 from joey.model.function_views import LayerView
 
-T = TypeVar("T")
 MOST = 10_000
 """Functions of one owner."""
 _AFTER = ("url", "provisioned")
@@ -153,8 +152,8 @@ class Registry:
         self._save(entry)
         return entry
 
-    def change(self, entry: Entry, spec: FunctionSpec, code_sha256: str, code_size: int) -> Version:
-        """$LATEST anew. Returns what it was."""
+    def change(self, entry: Entry, spec: FunctionSpec, code_sha256: str, code_size: int) -> None:
+        """$LATEST anew."""
         before = entry.latest
         after = replace(
             before, spec=spec, revision=_revision(), created=time.time(), code_sha256=code_sha256,
@@ -167,7 +166,6 @@ class Registry:
             if not spec.provisioned:
                 del entry.provisioned[LATEST]
         self._save(entry)
-        return before
 
     def publish(self, entry: Entry, description: str = "", revision: str = "") -> tuple[Version, bool]:
         """$LATEST as a version with the next number; the last one again if nothing has changed since it was published.
@@ -202,9 +200,9 @@ class Registry:
         for table in ("functions", "versions", "parts", "fired"):
             self._store.write(f"DELETE FROM {table} WHERE owner = ? AND name = ?", *entry.key)
 
-    def remove_version(self, entry: Entry, version: str) -> Version:
-        """A published one. Raises NotFound, Conflict if an alias leads to it."""
-        found = entry.version(version)
+    def remove_version(self, entry: Entry, version: str) -> None:
+        """A published one, and what was set for it. Raises NotFound, Conflict if an alias leads to it."""
+        entry.version(version)
         if version == LATEST:
             raise Invalid("version", "$LATEST goes only with the function", "remove the function")
         for alias in entry.aliases.values():
@@ -213,7 +211,7 @@ class Registry:
         del entry.versions[version]
         self._room.give((*entry.key, "version", version))
         self._store.write("DELETE FROM versions WHERE owner = ? AND name = ? AND version = ?", *entry.key, version)
-        return found
+        self._unset(entry, version)
 
     # --- aliases, triggers, configurations ---------------------------------------------------------------------------
 
@@ -225,9 +223,17 @@ class Registry:
         entry.aliases[alias.name] = alias
 
     def remove_alias(self, entry: Entry, name: str) -> None:
-        """Raises NotFound."""
-        _taken(entry.aliases, name, "alias")
+        """And what was set for it. Raises NotFound."""
+        _remove(entry.aliases, name, "alias")
         self._part(entry, "alias", name, None)
+        self._unset(entry, name)
+
+    def _unset(self, entry: Entry, qualifier: str) -> None:
+        """It stands for nothing any more: nor may what is called so later get what was set for it."""
+        if entry.provisioned.pop(qualifier, None) is not None:
+            self._part(entry, "provisioned", qualifier, None)
+        if entry.configs.pop(qualifier, None) is not None:
+            self._part(entry, "config", qualifier, None)
 
     def set_trigger(self, entry: Entry, trigger: Trigger) -> None:
         """Make it, or change it. A URL keeps its address."""
@@ -240,7 +246,7 @@ class Registry:
 
     def remove_trigger(self, entry: Entry, name: str) -> None:
         """Raises NotFound."""
-        _taken(entry.triggers, name, "trigger")
+        _remove(entry.triggers, name, "trigger")
         id = entry.urls.pop(name, None)
         if id is not None:
             self.addresses.pop(id, None)
@@ -253,7 +259,7 @@ class Registry:
         entry.resolve(qualifier, 0.0)
         qualifier = qualifier or LATEST
         if config is None:
-            _taken(entry.configs, qualifier, "configuration")
+            _remove(entry.configs, qualifier, "configuration")
         self._part(entry, "config", qualifier, config)
         if config is not None:
             entry.configs[qualifier] = config
@@ -382,7 +388,7 @@ def _revision() -> str:
 _LISTED = {"alias": "joey fn alias FUNCTION", "trigger": "joey fn trigger FUNCTION", "layer": "joey fn layer"}
 
 
-def _taken(parts: dict[str, T], name: str, kind: str) -> T:
+def _remove(parts: dict[str, Any], name: str, kind: str) -> None:
     if name not in parts:
         raise NotFound(kind, f"there is no {kind} {name!r}", _LISTED.get(kind, "joey fn ls"))
-    return parts.pop(name)
+    del parts[name]

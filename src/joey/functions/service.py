@@ -192,8 +192,6 @@ class Functions(Core):
         """Raises NotFound, Conflict while an alias leads to it."""
         entry = self.registry.find(name, owner)
         self.registry.remove_version(entry, version)
-        for part in (entry.provisioned, entry.configs):
-            part.pop(version, None)
         self.apply(entry)
         await self.saved()
 
@@ -226,8 +224,6 @@ class Functions(Core):
         """Raises NotFound."""
         entry = self.registry.find(name, owner)
         self.registry.remove_alias(entry, alias)
-        for part in (entry.provisioned, entry.configs):
-            part.pop(alias, None)
         self.apply(entry)
         await self.saved()
 
