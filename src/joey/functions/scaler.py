@@ -119,7 +119,6 @@ class Scaler:
     panic_until: float = -math.inf
     panic_most: int = 0
     lowered: float = -math.inf
-    last: int = 0
 
     def observe(self, now: float, concurrency: int) -> None:
         """So many invocations run or wait from now on."""
@@ -131,8 +130,7 @@ class Scaler:
         wanted = max(limits.least, min(wanted, limits.most))
         have = demand.ready + demand.starting
         if wanted < have:
-            wanted = self._lowered(now, wanted, have, limits)
-        self.last = wanted
+            return self._lowered(now, wanted, have, limits)
         return wanted
 
     def _on_average(self, now: float, demand: Demand, limits: Limits) -> int:
