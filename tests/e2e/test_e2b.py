@@ -29,6 +29,24 @@ def home(homes: Path) -> Iterator[Path]:
     assert list(found.glob("**/*")) == [], "reset left something"
 
 
+@pytest.fixture(scope="module", autouse=True)
+def packages(tmp_path_factory: pytest.TempPathFactory) -> "Iterator[tuple[Path, subprocess.Popen[bytes]] | None]":
+    """Of the JavaScript SDK: a folder, and what fetches them into it, beside the other tests, for it mostly waits."""
+    npm = shutil.which("npm")
+    if npm is None:
+        yield None
+        return
+    folder = tmp_path_factory.mktemp("js")
+    for name in ("package.json", "scenarios.mjs"):
+        shutil.copy(TESTS / "e2e/js" / name, folder)
+    fetch = [npm, "install", "--no-audit", "--no-fund", "--ignore-scripts", "--cache", str(folder / "cache")]
+    with subprocess.Popen(fetch, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as fetching:
+        try:
+            yield folder, fetching
+        finally:
+            fetching.kill()
+
+
 def of(home: Path) -> dict[str, str]:
     return {**os.environ, "JOEY_HOME": str(home)}
 
@@ -83,16 +101,14 @@ def test_the_code_interpreter(interpreter: Path, which: str) -> None:
 
 
 @pytest.mark.may_skip("node, npm and a registry of its packages are not everywhere")
-def test_the_javascript_sdk(interpreter: Path, tmp_path: Path) -> None:
-    node, npm = shutil.which("node"), shutil.which("npm")
-    if node is None or npm is None:
+def test_the_javascript_sdk(interpreter: Path, packages: "tuple[Path, subprocess.Popen[bytes]] | None") -> None:
+    node = shutil.which("node")
+    if node is None or packages is None:
         pytest.skip("node or npm is not installed")
-    for name in ("package.json", "scenarios.mjs"):
-        shutil.copy(TESTS / "e2e/js" / name, tmp_path)
-    fetch = [npm, "install", "--no-audit", "--no-fund", "--ignore-scripts", "--cache", str(tmp_path / "cache")]
-    if subprocess.run(fetch, cwd=tmp_path, capture_output=True, timeout=40, check=False).returncode:
+    folder, fetching = packages
+    if fetching.wait(40):
         pytest.skip("its packages cannot be had here")
-    scenarios(interpreter, node, "scenarios.mjs", cwd=tmp_path)
+    scenarios(interpreter, node, "scenarios.mjs", cwd=folder)
 
 
 def test_env_is_the_same_after_a_restart_and_revocable(home: Path) -> None:

@@ -22,14 +22,16 @@ from joey.model.errors import JoeyError
 
 HELP = "the E2B SDK (the Python packages e2b and e2b-code-interpreter) against Joey"
 _CLIENTS = 20
-_PAUSE, _HEAVY_PAUSE = 0.08, 8.0
-"""Seconds in which a pool is filled again, between two uses that are to find it full."""
-_ANSWERS = 20
+_PAUSE, _LONG_PAUSE = 0.08, 1.0
+"""Seconds in which a pool is filled again, between two uses that are to find it full; the same of interpreters."""
+_KINDS: tuple[tuple[str, float, dict[str, Any]], ...] = (
+    ("cold_ms", _PAUSE, {"allow_internet_access": False}), ("warm_ms", _LONG_PAUSE, {}),
+)  # fmt: skip
 
 
 def arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--count", type=int, default=1000, help=f"sandboxes, made by {_CLIENTS} clients at once (1000)")
-    parser.add_argument("--single", type=int, default=50, help="sandboxes, one after the other (50)")
+    parser.add_argument("--single", type=int, default=50, help="sandboxes of each kind, one after the other (50)")
     parser.add_argument("--interpreter", default="", metavar="IMAGE", help="run_code, too, in this image (host)")
 
 
@@ -87,24 +89,25 @@ class _Bench:
             found = [took for took in clients.map(one, range(count)) if took is not None]
             return found, time.perf_counter() - begin
 
-    def interpreter(self, factory: Callable[..., Any]) -> dict[str, float | None]:
-        """First answers in a cold and in a warm sandbox, then of the same kernel; milliseconds, the median."""
-        cold = self._answers(factory, 1)
-        time.sleep(_HEAVY_PAUSE)
-        warm = []
-        for _ in range(3):
-            warm += self._answers(factory, 1)[:1]
-            time.sleep(_HEAVY_PAUSE)
-        again = self._answers(factory, _ANSWERS)[1:]
-        median = {"cold_ms": cold[:1], "warm_ms": warm, "again_ms": again}
-        return {
-            name: round(sorted(times)[len(times) // 2] * 1e3, 1) if times else None for name, times in median.items()
-        }
+    def interpreter(self, factory: Callable[..., Any], count: int) -> dict[str, Any]:
+        """run_code("1+1") in `count` sandboxes each: that no pool has, and of a pool; then of one kernel."""
+        with Progress("run_code", 2 * count + 4) as progress:
+            found: dict[str, list[float]] = {}
+            for name, pause, more in _KINDS:
+                times: list[float] = []
+                for at in range(count + 2):  # the first ones make the pool, which then becomes full
+                    took = self._answers(factory, 1, **more)
+                    times += took if at >= 2 else []
+                    time.sleep(_LONG_PAUSE if at < 2 else pause)
+                    progress.step()
+                found[name] = times
+        found["again_ms"] = self._answers(factory, count + 1)[1:]
+        return {name: quantiles(times) for name, times in found.items()}
 
-    def _answers(self, factory: Callable[..., Any], count: int) -> list[float]:
+    def _answers(self, factory: Callable[..., Any], count: int, **options: Any) -> list[float]:
         found = []
         try:
-            sandbox = factory(timeout=120)
+            sandbox = factory(timeout=120, **options)
             try:
                 for _ in range(count):
                     begin = time.perf_counter()
@@ -169,19 +172,19 @@ def clients(single: int, count: int, code: bool) -> dict[str, Any]:
         "clients_ms": quantiles(many),
         "seconds": round(seconds, 2),
         "per_second": round(len(many) / seconds, 1),
-        "run_code": _code(bench) if code else None,
+        "run_code": _code(bench, single) if code else None,
         "failed": bench.failed,
         "failures": bench.failures,
     }
 
 
-def _code(bench: _Bench) -> dict[str, float | None] | None:
+def _code(bench: _Bench, count: int) -> dict[str, Any] | None:
     try:
         from e2b_code_interpreter import Sandbox  # type: ignore[import-untyped]
     except ImportError:
         bench.fail(JoeyError("e2b", "the package e2b-code-interpreter is not installed"))
         return None
-    return bench.interpreter(Sandbox.create)
+    return bench.interpreter(Sandbox.create, count)
 
 
 def rows(result: dict[str, Any]) -> list[Row]:
@@ -196,7 +199,7 @@ def rows(result: dict[str, Any]) -> list[Row]:
     ]
     if code:
         shown = [("cold start", "cold_ms"), ("warm kernel", "warm_ms"), ("again", "again_ms")]
-        found += [(f"run_code, {name}", number(code[key], "ms")) for name, key in shown]
+        found += [(f"run_code, {name}", spread(code[key])) for name, key in shown]
     found += [("failed", str(result["failed"])), ("left over", str(result["leftovers"]))]
     return found + [("failure", text) for text in result["failures"]]
 

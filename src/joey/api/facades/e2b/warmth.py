@@ -31,7 +31,9 @@ PREFIX = "e2b."
 IDLE_SECONDS = 600.0
 _SIZE, _HEAVY_SIZE = 4, 2
 _INTERPRETER_BYTES = 2 << 30
-"""Of the machine's memory, for each interpreter that waits, which takes some 130 MB."""
+"""Of the machine's memory, for each interpreter that waits, which takes some 130 MB. There is one for each processor
+at most, for they take a second of one, each, to import what data work begins with.
+"""
 _HEAVY_SECONDS = 0.5
 """After a cold start of a program: members would slow it down."""
 log = logging.getLogger("joey.daemon")
@@ -94,7 +96,7 @@ class Warmth:
         size = _HEAVY_SIZE if kind.argv else _SIZE
         if kind.interpreter:
             memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-            size = min(_SIZE, max(1, memory // _INTERPRETER_BYTES))
+            size = min(_SIZE, len(os.sched_getaffinity(0)), max(1, memory // _INTERPRETER_BYTES))
         return PoolSpec(name=name, spec=plain, size=size, max_starting=min(size, 2), late_env=True)
 
     def _fitting(self, name: str, spec: SandboxSpec, owner: str) -> str:

@@ -37,7 +37,8 @@ POSTPONED = {
     "urllib.request": ("Request", "urlopen"),
 }
 PYTHONS = ("python3", "/usr/bin/python3", "/usr/local/bin/python3", "/opt/conda/bin/python3")
-_QUIET_SECONDS = 1.5
+_QUIET_SECONDS = 3.0
+"""Nothing more is imported ahead while others may be busy: with starting, or with what they asked one of us for."""
 _PACKET = 1 << 16
 _TRIED = "JOEY_INTERPRETER_TRIED"
 
