@@ -15,9 +15,9 @@ import msgspec
 from msgspec.structs import replace
 
 from joey.functions import cron
+from joey.functions.core import UNDELIVERED, Core
 from joey.functions.pool import Pool
 from joey.functions.registry import Entry
-from joey.functions.running import UNDELIVERED, Core
 from joey.functions.stats import Stats
 from joey.model import codec
 from joey.model.errors import Conflict, Invalid, NotFound, TooMany
