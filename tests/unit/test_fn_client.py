@@ -209,6 +209,14 @@ def test_options_of_deploy(tmp_path: Path) -> None:
     assert _handled({}, str(tmp_path / "x.zip"))["handler"] == "main.handler"
     (tmp_path / "no.zip").touch()
     assert _handled({}, str(tmp_path / "no.zip")) == {}
+    (tmp_path / "pack").mkdir()
+    (tmp_path / "pack" / "mine.py").touch()
+    for handler, after in (("pack.mine.go", None), ("gone.go", "lambda_function.lambda_handler")):
+        before = {"kind": "event", "handler": handler}
+        assert _handled({}, str(tmp_path), before).get("handler") == after
+        assert _handled({"kind": "wsgi"}, str(tmp_path), before)["handler"] == "lambda_function.app"
+    assert _handled({}, "work.py", {"kind": "wsgi", "handler": "old.app"})["handler"] == "work.app"
+    assert _handled({}, "work.py", {"kind": "http", "handler": ""}) == {}
     assert _handled({"handler": "a.b"}, str(tmp_path)) == {"handler": "a.b"}
     assert _handled({"kind": "http"}, str(tmp_path)) == {"kind": "http"}
 

@@ -59,8 +59,6 @@ def deploy(values, words):
     name, *rest = words
     code = rest[0] if rest else None
     body = settings(values)
-    if code is not None:
-        body = _handled(body, code)
     steps = _Steps(name)
     archive = None if code is None else packed(code, values.get("requirements"))
     if code is None and "requirements" in values:
@@ -68,6 +66,8 @@ def deploy(values, words):
     with engine() as connection:
         steps.step("looking")
         there = _there(connection, name)
+        if code is not None:
+            body = _handled(body, code, there and there["spec"])
         _check(there, body, code)
         found = _put(connection, f"/v1/functions/{quote(name)}", there, body, archive, steps)
         version = ""
@@ -136,21 +136,37 @@ def _count(text, option):
     return whole(text, option, 1)
 
 
-def _handled(body, code):
-    """With a handler, as the code suggests it, where one is needed and none was named."""
-    kind = body.get("kind", "event")
+def _handled(body, code, before=None):
+    """With a handler, as the code suggests it, where one is needed and none was named. before: the spec of a function
+    that is there; its handler stays if the new code has it, too.
+    """
+    kind = body.get("kind") or (before["kind"] if before else "event")
     if "handler" in body or kind not in ("event", "wsgi", "asgi"):
         return body
+    has = _modules(code)
+    if before and before["kind"] == kind and has(before["handler"].rpartition(".")[0]):
+        return body
     named = [os.path.splitext(os.path.basename(code))[0]] if code.endswith(".py") else _USUAL
-    zipped = _names(code) if code.endswith(".zip") else ()
     for module in named:
-        file = f"{module}.py"
-        if code.endswith(".py") or file in zipped or os.path.isfile(os.path.join(code, file)):
+        if has(module):
             called = _APPLICATIONS.get(kind) or _HANDLERS.get(module, "handler")
             return {**body, "handler": f"{module}.{called}"}
-    if code == "-":
-        return {**body, "handler": f"app.{_APPLICATIONS.get(kind, 'handler')}"}
     return body
+
+
+def _modules(code):
+    """Tells whether a module's name is that of one in the code."""
+    if code == "-" or code.endswith(".py"):
+        only = "app" if code == "-" else os.path.splitext(os.path.basename(code))[0]
+        return lambda module: module == only
+    names = _names(code) if code.endswith(".zip") else None
+
+    def has(module):
+        path = module.replace(".", "/")
+        files = (f"{path}.py", f"{path}/__init__.py")
+        return any(file in names if names is not None else os.path.isfile(os.path.join(code, file)) for file in files)
+
+    return has
 
 
 def _names(code):
@@ -159,9 +175,9 @@ def _names(code):
 
     try:
         with zipfile.ZipFile(code) as archive:
-            return archive.namelist()
+            return set(archive.namelist())
     except (OSError, zipfile.BadZipFile):
-        return ()
+        return set()
 
 
 def _check(there, body, code):
