@@ -163,6 +163,14 @@ def test_a_life(client: docker.DockerClient, box: Container) -> None:
     log.remove()
 
 
+def test_sizes(client: docker.DockerClient, box: Container) -> None:
+    box.exec_run(["sh", "-c", "head -c 3000000 /dev/zero >/f"])
+    [row] = client.api.containers(size=True)
+    assert 3_000_000 <= row["SizeRw"] < 3_100_000
+    assert row["SizeRootFs"] == row["SizeRw"] + client.images.get("bb:1").attrs["Size"]
+    assert "SizeRw" not in client.api.containers()[0] and "SizeRw" not in box.attrs
+
+
 def test_events(client: docker.DockerClient) -> None:
     seen: list[str] = []
     events = client.events(decode=True)
@@ -312,6 +320,8 @@ def test_what_nobody_knows_is_refused(client: docker.DockerClient) -> None:
     for method, path, body, status in (
         ("GET", "/containers/json?nosuch=1", "", 501), ("GET", "/v1.45/containers/json?nosuch=0", "", 200),
         ("GET", '/containers/json?filters={"nosuch":["x"]}', "", 400), ("GET", "/v1.12/info", "", 400),
+        ("GET", '/containers/json?filters={"name":5}', "", 400), ("GET", "/v1.99/info", "", 400),
+        ("POST", "/swarm/init", "{}", 501), ("POST", "/images/load", "no archive", 400),
         ("GET", "/nosuch", "", 404), ("DELETE", "/info", "", 405), ("POST", "/containers/create", "{", 400),
         ("POST", "/containers/create", '{"Image": "bb:1", "Nosuch": 1}', 501),
         ("POST", "/containers/create", '{"Image": "bb:1", "HostConfig": {"Nosuch": 1}}', 501),

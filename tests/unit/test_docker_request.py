@@ -136,3 +136,5 @@ def test_versions():
     assert split("/v1.45/containers/a%2Fb/json?x=1") == ("/containers/a/b/json", "x=1")
     with pytest.raises(JoeyError, match="too old"):
         split("/v1.12/info")
+    with pytest.raises(JoeyError, match="too new"):
+        split("/v1.46/info")

@@ -134,15 +134,15 @@ class BoxFiles:
         while (payload := await self._next(helper, path, wire.DATA)) is not None:
             yield payload
 
-    def pack(self, path: str) -> AsyncIterator[bytes]:
-        return self._pack(path)
+    def pack(self, path: str, *, root: str = ".") -> AsyncIterator[bytes]:
+        return self._pack(path, root)
 
-    async def _pack(self, path: str) -> AsyncIterator[bytes]:
-        """Names in the archive begin with the last one of `path`, those of the root with "."."""
+    async def _pack(self, path: str, root: str) -> AsyncIterator[bytes]:
+        """Names in the archive begin with the last one of `path`, those of the root with `root`."""
         async with self._helpers.helper(self._box, reading=True) as helper:
             names = await self._names(helper)
             await helper.send(wire.request(wire.PACK, checked(path)))
-            packer = Packer(names)
+            packer = Packer(names, root)
             while True:
                 kind, payload = await helper.frame()
                 if kind == wire.DONE:

@@ -26,8 +26,8 @@ _LONG = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.GNUT
 class Packer:
     """Entries and their bytes → an archive (pax)."""
 
-    def __init__(self, names: Names) -> None:
-        self._names = names
+    def __init__(self, names: Names, root: str = ".") -> None:
+        self._names, self._root = names, root
         self._left = 0
         self._padding = 0
 
@@ -40,7 +40,8 @@ class Packer:
         type = _TYPES.get(one.kind)
         if type is None:
             return b""
-        info = tarfile.TarInfo(one.path.decode("utf-8", "surrogateescape"))
+        name = one.path.decode("utf-8", "surrogateescape")
+        info = tarfile.TarInfo(self._root + name[1:] or "/" if name == "." or name.startswith("./") else name)
         info.type, info.mode, info.mtime = type, one.mode & 0o7777, one.modified / 1e9
         info.uid, info.gid = one.uid, one.gid
         info.uname, info.gname = self._names.users.get(one.uid, ""), self._names.groups.get(one.gid, "")

@@ -188,8 +188,8 @@ class Files(Protocol):
     async def chown(self, path: str, user: str) -> FileInfo:
         """Give it to "uid", "name", "uid:gid" or "name:group" of the sandbox."""
 
-    def pack(self, path: str) -> AsyncIterator[bytes]:
-        """A tree as a tar archive."""
+    def pack(self, path: str, *, root: str = ".") -> AsyncIterator[bytes]:
+        """A tree as a tar archive. root: what the sandbox's root is called in it, "." or "" (names begin with "/")."""
 
     async def unpack(self, path: str, chunks: AsyncIterator[bytes]) -> None:
         """Unpack a tar archive (not compressed) into a directory that exists."""

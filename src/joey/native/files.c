@@ -104,13 +104,26 @@ static int remove_one(int at, const char *name, const struct stat *st, const cha
 	(void)whole, (void)depth;
 	return unlinkat(at, name, S_ISDIR(st->st_mode) ? AT_REMOVEDIR : 0) && errno != ENOENT ? errno : 0;
 }
+/* whether that is where the kernel shows itself: nothing in there is a file to keep */
+static bool is_the_kernels(int at, const char *name, dev_t device)
+{
+	struct stat above;
+	struct statfs there;
+	if (fstat(at, &above) || above.st_dev == device) return false;
+	int fd = open_directory(at, name);
+	if (fd < 0) return false;
+	bool is = !fstatfs(fd, &there) && (there.f_type == PROC_SUPER_MAGIC || there.f_type == SYSFS_MAGIC);
+	return close(fd), is;
+}
 static int pack_one(int at, const char *name, const struct stat *known, const char *whole, int depth)
 {
 	struct stat st = *known;
 	char target[FILES_PATH] = "";
-	(void)depth;
 	if (S_ISLNK(st.st_mode) && read_link(at, name, target)) return 0;
-	if (!S_ISREG(st.st_mode)) return tell(&st, whole, target);
+	if (!S_ISREG(st.st_mode)) {
+		int error = tell(&st, whole, target);
+		return !error && depth && S_ISDIR(st.st_mode) && is_the_kernels(at, name, st.st_dev) ? WALK_NOT_BELOW : error;
+	}
 	int fd = open_regular(at, name, O_RDONLY, &st);
 	if (fd < 0) return errno == ENOENT || errno == EINVAL || errno == EISDIR || errno == ELOOP ? 0 : errno;
 	tell(&st, whole, "");

@@ -22,6 +22,7 @@ int tell(const struct stat *st, const char *name, const char *target);
 int send_data(int fd, uint64_t size, bool exact);
 
 /* files_walk.c: finding what is below the root, and walking it. Errors are numbers, 0 for none. */
+#define WALK_NOT_BELOW (-1)	/* a visit's: go on, but not into this directory */
 typedef int visit(int at, const char *name, const struct stat *st, const char *whole, int depth);
 int look_up(const char *name, int flags);
 int open_directory(int at, const char *name);

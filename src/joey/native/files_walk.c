@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/openat2.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/syscall.h>
@@ -39,7 +40,9 @@ int walk(int fd, char *whole, size_t used, int depth, int deepest, visit *before
 			if (used) whole[used] = '/';
 			strcpy(whole + used + (used > 0), entry->name);
 			if (before) error = before(fd, entry->name, &st, whole, depth);
-			if (!error && S_ISDIR(st.st_mode) && depth < deepest) {
+			bool enter = error != WALK_NOT_BELOW;
+			if (!enter) error = 0;
+			if (!error && enter && S_ISDIR(st.st_mode) && depth < deepest) {
 				int below = depth < DEEPEST ? open_directory(fd, entry->name) : (errno = ELOOP, -1);
 				if (below < 0) error = errno == ENOENT || errno == ENOTDIR ? 0 : errno;
 				else {

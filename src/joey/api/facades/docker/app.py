@@ -100,6 +100,7 @@ async def _answer(request: web.Request, service: Service, state: State) -> web.S
                 if isinstance(value, web.StreamResponse):
                     return value
                 return web.Response(status=204) if value is None else _json(value, route.status)
+    system.no_swarm(path)
     if known:
         return error(405, f"{request.method} is not for {path}")
     return error(404, f"page not found: Joey does not serve {request.method} {path} (docs/docker.md)")

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 VERSION = "1.45"
 LEAST = "1.24"
+_MOST, _LEAST = (tuple(int(part) for part in text.split(".")) for text in (VERSION, LEAST))
 NOT_IMPLEMENTED = 501
 
 
@@ -109,7 +110,10 @@ class Req:
     def filters(self, *known: str) -> dict[str, list[str]]:
         """The parameter `filters`, {name: [value]} or {name: {value: true}}. Raises Invalid for one not `known`."""
         text = self.query.get("filters", "")
-        found = codec.decode(dict[str, Any], text) if text else {}
+        try:
+            found = codec.decode(dict[str, dict[str, bool] | list[str]], text) if text else {}
+        except Invalid as failure:
+            raise Invalid("", f"invalid filter: {failure}") from None
         for name in found:
             if name not in known:
                 raise Invalid("", f"invalid filter '{name}': Joey knows {', '.join(known) or 'none'} here")
@@ -229,9 +233,12 @@ def split(raw: str) -> tuple[str, str]:
     """Path without /vN.NN, decoded, and query. Raises Invalid for a version we do not speak."""
     path, _, query = raw.partition("?")
     if match := re.match(r"/v(\d+)\.(\d+)(?=/)", path):
-        asked, least = (int(match[1]), int(match[2])), tuple(int(part) for part in LEAST.split("."))
-        if asked < least:
-            raise Invalid("", f"client version {asked[0]}.{asked[1]} is too old: Joey speaks {LEAST} to {VERSION}")
+        asked = int(match[1]), int(match[2])
+        if not _LEAST <= asked <= _MOST:
+            old = "old. Minimum" if asked < _LEAST else "new. Maximum"
+            least = LEAST if asked < _LEAST else VERSION
+            text = f"client version {asked[0]}.{asked[1]} is too {old} supported API version is {least}"
+            raise Invalid("", f"{text} (try: DOCKER_API_VERSION={VERSION})")
         path = path[match.end() :]
     try:
         return unquote(path, errors="strict"), query

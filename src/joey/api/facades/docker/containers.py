@@ -11,7 +11,7 @@ from typing import Any
 
 from msgspec import structs
 
-from joey.api.facades.docker import anonymous, networks, request, views
+from joey.api.facades.docker import anonymous, networks, request, sizes, views
 from joey.api.facades.docker.base import Refused, Req, Route, answer, error
 from joey.api.facades.docker.fields import Fields
 from joey.api.facades.docker.hostconfig import resources, restart
@@ -227,7 +227,6 @@ async def _gone(r: Req, id: str) -> None:
 async def index(r: Req) -> Any:
     """Newest first. Filters hold all; of one filter's values any."""
     filters = r.filters(*_FILTERS)
-    _unsized(r)
     limit = r.number("limit", 0) or 0
     asked = Filter(
         all=r.flag("all") or bool(limit > 0), states=_states(filters.get("status", [])), limit=0,
@@ -240,18 +239,13 @@ async def index(r: Req) -> Any:
     for one in found[: limit if limit > 0 else None]:
         with contextlib.suppress(NotFound):
             rows.append(await shown(r, one))
-    return rows
+    return await sizes.added(r, rows) if r.flag("size") else rows
 
 
 async def shown(r: Req, one: Sandbox) -> dict[str, Any]:
     """Its row. Raises NotFound."""
     detail = await r.engine.inspect(one.id)
     return views.row(one, image_id(r, one), views.mounts(detail.spec), time.time(), r.gateway)
-
-
-def _unsized(r: Req) -> None:
-    if r.flag("size"):
-        raise Refused("size", "Joey does not count what a container has written: docker diff")
 
 
 def _states(wanted: list[str]) -> frozenset[Any]:
@@ -300,12 +294,12 @@ async def _times(r: Req, refs: list[str]) -> list[float]:
 
 async def inspect(r: Req) -> Any:
     id = r.id
-    _unsized(r)
     detail = await r.engine.inspect(id)
-    return views.inspect(
-        detail, image_of(r, detail.spec, id), image_id(r, detail.sandbox), r.state.of(id), id in r.state.stdin_stays,
-        r.gateway,
-    )  # fmt: skip
+    image = image_id(r, detail.sandbox)
+    size = await sizes.of(r, id, image) if r.flag("size") else {}
+    return size | views.inspect(
+        detail, image_of(r, detail.spec, id), image, r.state.of(id), id in r.state.stdin_stays, r.gateway
+    )
 
 
 def image_of(r: Req, spec: SandboxSpec, id: str) -> Image | None:
@@ -370,14 +364,16 @@ async def prune(r: Req) -> Any:
     filters = r.filters("label", "until")
     if "until" in filters:
         raise Refused("until", "Joey prunes by label, not by time")
-    gone = []
+    gone, freed = [], 0
     labels = _labels(filters.get("label", []))
     for one in await r.engine.list(Filter(states=frozenset(("created", "exited", "dead")), labels=labels)):
         with contextlib.suppress(NotFound, Conflict):
+            size = await sizes.written(r, one.id)
             await r.whole(r.engine.remove(one.id))
             r.state.forget(one.id)
             gone.append(one.id)
-    return {"ContainersDeleted": gone, "SpaceReclaimed": 0}
+            freed += size
+    return {"ContainersDeleted": gone, "SpaceReclaimed": freed}
 
 
 ROUTES = (

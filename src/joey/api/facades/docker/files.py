@@ -37,13 +37,14 @@ async def _there(r: Req) -> AsyncIterator[tuple[FileInfo, Callable[[], AsyncIter
     """(what is at the path, what packs it). A link is followed if the path ends with a slash. Raises NotFound."""
     id, path, runs = await _at(r)
     follow = r.query["path"].endswith(("/", "/."))
+    top = "." if r.query["path"].endswith(".") else ""  # of "/" the client expects names that begin with a slash
     try:
         if runs:
-            yield await r.engine.files(id).stat(path, follow=follow), lambda: r.engine.files(id).pack(path)
+            yield await r.engine.files(id).stat(path, follow=follow), lambda: r.engine.files(id).pack(path, root=top)
             return
         async with stopped.tree_of(r, id) as tree:
             real, info = await asyncio.to_thread(stopped.info, tree, path, follow=follow)
-            yield info, lambda: _in_thread(stopped.packed(tree, real, info.name or "."))
+            yield info, lambda: _in_thread(stopped.packed(tree, real, info.name or top or "/"))
     except NotFound:
         raise NotFound("", f"Could not find the file {path} in container {r.path['id']}") from None
 
@@ -72,6 +73,8 @@ async def stat(r: Req) -> web.Response:
 async def read(r: Req) -> web.StreamResponse:
     """A tree or a file as an archive whose first name is the last of the path."""
     async with _there(r) as (info, pack):
+        if info.type in ("socket", "block", "char"):
+            raise Invalid("", f"{r.query['path']} is no file, directory or link ({info.type}): it cannot be copied")
         response = web.StreamResponse(headers={"Content-Type": TAR, **_header(info)})
         await response.prepare(r.request)
         with cut_off(r.request):

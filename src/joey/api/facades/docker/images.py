@@ -336,7 +336,10 @@ async def load(r: Req) -> web.StreamResponse:
     """Every image of an archive."""
     own = r.images
     platform = index.parse_platform(r.query["platform"]) if r.query.get("platform") else None
-    found = await archives.received(r, own, lambda file: archive.load(own.store, file, platform=platform))
+    try:
+        found = await archives.received(r, own, lambda file: archive.load(own.store, file, platform=platform))
+    except ImageError as failure:  # 404 would be an image that is missing
+        raise Invalid("", str(failure)) from None
     response = await r.stream()
     for one in found:
         r.tell("image", "load", one.config.digest, name=one.config.digest)

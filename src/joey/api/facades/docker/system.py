@@ -8,7 +8,7 @@ import time
 from typing import Any
 
 from joey._version import __version__
-from joey.api.facades.docker import containers, images, views, volumes
+from joey.api.facades.docker import containers, images, sizes, views, volumes
 from joey.api.facades.docker.base import LEAST, VERSION, Refused, Req, Route, error
 from joey.api.facades.docker.fields import Fields
 from joey.api.light import web
@@ -85,7 +85,8 @@ async def df(r: Req) -> Any:
     stored = await images.all_of(r) if own else []
     found: dict[str, Any] = {"LayersSize": sum(row["Size"] for row in stored), "Images": stored, "BuildCache": []}
     if "container" in wanted:
-        found["Containers"] = [await containers.shown(r, one) for one in await r.engine.list(Filter(all=True))]
+        rows = [await containers.shown(r, one) for one in await r.engine.list(Filter(all=True))]
+        found["Containers"] = await sizes.added(r, rows)
     if "volume" in wanted:
         found["Volumes"] = (await volumes.all_of(r)) if getattr(r.engine, "volumes", None) else []
     return {name: found[name] for name in ("LayersSize", *(_KINDS[kind] for kind in wanted))}
@@ -110,8 +111,13 @@ async def auth(r: Req) -> Any:
     return {"Status": "Login Succeeded", "IdentityToken": ""}
 
 
-async def swarm(r: Req) -> Any:
-    raise Refused("swarm", "Joey is one machine: there is no swarm")
+SWARM = ("swarm", "nodes", "services", "tasks", "secrets", "configs")
+
+
+def no_swarm(path: str) -> None:
+    """Raises Refused for whatever is asked of a swarm."""
+    if path.split("/")[1] in SWARM:
+        raise Refused("swarm", "Joey is one machine: there is no swarm")
 
 
 ROUTES = (
@@ -121,5 +127,4 @@ ROUTES = (
     Route("GET", "/info", info),
     Route("GET", "/system/df", df, "type"),
     Route("POST", "/auth", auth),
-    *(Route("GET", f"/{what}", swarm) for what in ("swarm", "nodes", "services", "tasks", "secrets", "configs")),
 )
