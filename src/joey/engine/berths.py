@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
-import errno
 import os
-import select
+import signal
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -53,12 +53,15 @@ class Outer:
 class Berth:
     """A sandbox that can be entered. fds: its namespaces; joins: the files by which its cgroups are joined. channel: to
     the child that waits in it, once there is one.
+
+    Those files are not the warm process's to have: whoever holds one that root has opened moves all whom he sees, also
+    a process of the launcher on its way into a berth, say to where it has no processor time, or is frozen.
     """
 
     def __init__(self, box: Box) -> None:
         self.id, self.box = box.id, box
         self.fds: tuple[int, ...] = ()
-        self.joins: tuple[str, ...] = ()
+        self.joins: tuple[int, ...] = ()
         self.channel: Channel | None = None
 
     def entered(self) -> None:
@@ -67,9 +70,27 @@ class Berth:
         for fd in fds:
             os.close(fd)
 
+    async def move(self, pid: int, outer: os.stat_result) -> None:
+        """Move a child of the warm process into its cgroups. pid: of the host, as the kernel told it; outer: the
+        template's user namespace, in which nothing of ours is. Raises OSError, Broken if it is nobody's of the
+        template.
+        """
+        pidfd, joins = sys.pidfd_open(pid), self.joins
+        try:
+            if not os.path.samestat(os.stat(f"/proc/{pid}/ns/user"), outer):
+                raise Broken("fork", "whoever says to be the template's child is none")
+        except BaseException:
+            os.close(pidfd)
+            raise
+        self.joins = ()
+        await asyncio.shield(asyncio.get_running_loop().run_in_executor(None, _join, pid, pidfd, joins))
+
     def close(self) -> None:
         """Let go of all: who waits in it ends. Done again: nothing."""
         self.entered()
+        joins, self.joins = self.joins, ()
+        for fd in joins:
+            os.close(fd)
         channel, self.channel = self.channel, None
         if channel is not None:
             channel.close()
@@ -95,17 +116,18 @@ class Inner:
             taken["net"], taken["user"] = os.dup(prepared.netns), os.dup(prepared.userns)
             for kind in ("pid", "cgroup", "ipc", "uts"):
                 taken[kind] = os.open(f"/proc/{launched.pid}/ns/{kind}", _READ)
+            for one in plans.joined(request.spec, machine.facts):
+                file = f.JOIN_V1 if one.version == 1 else "cgroup.procs"
+                path = f"{machine.cgroup.path(one, prepared.slot.name)}/{file}"
+                taken[path] = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
         except OSError as error:
             for fd in taken.values():
                 os.close(fd)
             with contextlib.suppress(OSError, JoeyError):
                 await launched.shard.signal(key, 9)
             raise from_os("enter a sandbox that was prepared", error) from error
-        self.berth.fds = tuple(taken[kind] for kind in _NAMESPACES)
-        self.berth.joins = tuple(
-            f"{machine.cgroup.path(one, prepared.slot.name)}/{f.JOIN_V1 if one.version == 1 else 'cgroup.procs'}"
-            for one in plans.joined(request.spec, machine.facts)
-        )
+        self.berth.fds = tuple(taken.pop(kind) for kind in _NAMESPACES)
+        self.berth.joins = tuple(taken.values())
         return Launched(launched.shard, key, launched.pid, {}, launched.layers)
 
 
@@ -119,27 +141,15 @@ def within(pid: int) -> Within:
         raise
 
 
-def move(pid: int, outer: os.stat_result, joins: Sequence[str]) -> None:
-    """Move a child of the warm process into its cgroups. pid: of the host, as the kernel told it; outer: the template's
-    user namespace, in which nothing of ours is. Raises OSError, Broken if it is nobody's of the template.
-
-    The files are not the warm process's to have: whoever holds one that root has opened moves all whom he sees, also a
-    process of the launcher on its way into a berth, say to where it has no processor time, or is frozen.
-    """
-    pidfd = sys.pidfd_open(pid)
+def _join(pid: int, pidfd: int, joins: Sequence[int]) -> None:
+    """In a thread: the kernel has a process of another wait for all forks of the machine. Closes all descriptors."""
     try:
-        if not os.path.samestat(os.stat(f"/proc/{pid}/ns/user"), outer):
-            raise Broken("fork", "whoever says to be the template's child is none")
-        for path in joins:
-            if select.select((pidfd,), (), (), 0)[0]:  # so the number is still its own
-                raise ProcessLookupError(errno.ESRCH, "it has ended")
-            fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
-            try:
-                os.write(fd, b"%d" % pid)
-            finally:
-                os.close(fd)
+        for fd in joins:
+            signal.pidfd_send_signal(pidfd, 0)  # ESRCH if its number may be another's
+            os.write(fd, b"%d" % pid)
     finally:
-        os.close(pidfd)
+        for fd in (pidfd, *joins):
+            os.close(fd)
 
 
 def become(spec: SandboxSpec, identity: Identity, facts: HostFacts) -> dict[str, object]:

@@ -272,7 +272,7 @@ class Templates:
         if template.within is None:
             raise Broken("fork", "the template's sandbox has just ended", "try again")
         outer = os.fstat(template.within.outer)
-        await zygote.born(channel, partial(berths.move, outer=outer, joins=berth.joins), HELLO_SECONDS)
+        await zygote.born(channel, partial(berth.move, outer=outer), HELLO_SECONDS)
         await zygote.hello(channel, HELLO_SECONDS)
 
     async def _plain(self, template: Template, spec: SandboxSpec, owner: str, *, main: bool) -> tuple[Sandbox, Channel]:

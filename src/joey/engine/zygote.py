@@ -9,7 +9,7 @@ import json
 import os
 import socket
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 import msgspec
 
@@ -119,12 +119,12 @@ class Zygote:
         self.channel.close()
 
 
-async def born(channel: Channel, move: Callable[[int], None], seconds: float) -> None:
+async def born(channel: Channel, move: Callable[[int], Awaitable[None]], seconds: float) -> None:
     """Learn of a child who it is, move it, and let it go on. Its socket has SO_PASSCRED. Raises Broken."""
     try:
         async with asyncio.timeout(seconds):
             pid = await _sender(channel.sock)
-            await asyncio.to_thread(move, pid)
+            await move(pid)
     except TimeoutError:
         raise Broken("fork", f"the template's child has not come within {seconds:.0f} seconds") from None
     except OSError as error:

@@ -54,6 +54,11 @@ class Kernel:
         self.ctypes = ctypes
         self.libc = ctypes.CDLL(None, use_errno=True)
         self.bare_fork = ctypes.PyDLL(None, use_errno=True).fork  # keeps the interpreter's lock: nobody else has it
+        # Declared, so that numbers need not be made objects of ctypes first; and looked up now, not by each child.
+        whole = ctypes.c_ulong
+        self.libc.prctl.argtypes = [ctypes.c_int, whole, whole, whole, whole]
+        self.libc.setns.argtypes = [ctypes.c_int, ctypes.c_int]
+        self.libc.syscall  # noqa: B018
         self.numbers = _NUMBERS[os.uname().machine]
         self.capabilities = next((n for n in range(64) if self.libc.prctl(_PR_CAPBSET_READ, n, 0, 0, 0) < 0), 64)
 
@@ -66,8 +71,8 @@ class Kernel:
         self.check(self.libc.setns(fd, kind), "setns " + name)
 
     def prctl(self, option, a=0, b=0):
-        long = self.ctypes.c_ulong
-        self.check(self.libc.prctl(option, long(a), long(b), long(0), long(0)), "prctl %d" % option)
+        if self.libc.prctl(option, a, b, 0, 0) < 0:
+            self.check(-1, "prctl %d" % option)
 
     def capset(self, kept):
         header = struct.pack("=Ii", 0x20080522, 0)
@@ -79,10 +84,14 @@ class Kernel:
         if self.libc.syscall(self.numbers["close_range"], first, 0x7FFFFFFF, 0) < 0:
             os.closerange(first, os.sysconf("SC_OPEN_MAX"))
 
+    def program(self, filter):
+        """A filter as prctl wants it, once for all children."""
+        buffer = self.ctypes.create_string_buffer(filter, len(filter))
+        fprog = struct.pack("HxxxxxxP", len(filter) // 8, self.ctypes.addressof(buffer))
+        return buffer, self.ctypes.create_string_buffer(fprog, len(fprog))
+
     def filter(self, program):
-        buffer = self.ctypes.create_string_buffer(program, len(program))
-        fprog = struct.pack("HxxxxxxP", len(program) // 8, self.ctypes.addressof(buffer))
-        self.check(self.libc.prctl(_PR_SET_SECCOMP, 2, fprog, 0, 0), "seccomp")
+        self.prctl(_PR_SET_SECCOMP, 2, self.ctypes.addressof(program[1]))
 
 
 # --- warming ---------------------------------------------------------------------------------------------------------
@@ -145,7 +154,8 @@ class Zygote:
     def __init__(self, control, settings, kernel):
         self.control, self.settings, self.kernel = control, settings, kernel
         self.null = os.open("/dev/null", os.O_RDWR)
-        self.program = bytes.fromhex(settings["filter"])
+        self.program = kernel.program(bytes.fromhex(settings["filter"]))
+        self.dropped = [number for number in range(kernel.capabilities) if not settings["bounding"] >> number & 1]
         self.ended = set()
 
     def loop(self):
@@ -227,9 +237,8 @@ class Zygote:
         os.setsid()
         os.setgroups(settings["groups"])
         kernel.prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL)
-        for number in range(kernel.capabilities):
-            if not settings["bounding"] >> number & 1:
-                kernel.prctl(_PR_CAPBSET_DROP, number)
+        for number in self.dropped:
+            kernel.prctl(_PR_CAPBSET_DROP, number)
         os.setresgid(settings["gid"], settings["gid"], settings["gid"])
         os.setresuid(settings["uid"], settings["uid"], settings["uid"])
         kernel.capset(settings["kept"])
