@@ -213,6 +213,13 @@ def test_records_that_nobody_reads_have_an_end_in_bytes(tmp_path: Path, monkeypa
             done = await own.invoke("f", b"x" * 3000, owner="k", kind="async")
             while own.task(done.request_id, "k").finished is None:
                 await asyncio.sleep(0.002)
+        await own.saved()
+        first = own.messages("q", owner="k")[0].id
+        monkeypatch.setattr(queue, "PAGE_BYTES", 10_000)
+        assert [one.id for one in own.messages("q", owner="k", after=first)] == [first + 1]
+        monkeypatch.setattr(queue, "PAGE_BYTES", 15_000)
+        assert [one.id for one in own.messages("q", owner="k", after=first)] == [first + 1, first + 2]
+        assert all(one.result is None for one in own.tasks("f", owner="k")[0])
         own.queue.prune()
         await own.saved()
         assert len(own.messages("q", owner="k")) == 1

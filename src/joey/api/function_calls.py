@@ -231,8 +231,8 @@ async def stop_task(call: Call) -> Any:
 
 
 async def read_queue(call: Call) -> Any:
-    """What came as a record of an invocation to the destination `queue:NAME`, oldest first; `undelivered` has those
-    whose destination was gone. The administrator sees everybody's queues of that name.
+    """What came as a record of an invocation to the destination `queue:NAME`, oldest first, as many as are 8 MiB at a
+    time; `undelivered` has those whose destination was gone. The administrator sees everybody's queues of that name.
     """
     own, query = functions(call), call.query
     await own.check_queue(call.path["queue"], owner=call.visible)

@@ -192,6 +192,7 @@ async def get_code(call: Call) -> web.StreamResponse:
     packed = await functions(call).archive(
         call.path["name"], owner=call.visible, qualifier=call.query.get("qualifier", "")
     )
+    call.hold(len(packed))
     return web.Response(body=packed, content_type=ZIP)
 
 

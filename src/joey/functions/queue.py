@@ -20,6 +20,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+from msgspec.structs import replace
+
 from joey.functions import retries
 from joey.functions.retries import Attempt, Next, State, Window
 from joey.functions.store import Store
@@ -41,6 +43,8 @@ TASK_COST = 1024
 """What a task that is not over takes beside its event."""
 AT_ONCE, KEY_AT_ONCE = 512, 128
 """Tasks under way, all functions together, and of one key: each may take a day."""
+PAGE_BYTES = 8 << 20
+"""Of the messages that are read at once."""
 KEPT_RESULT = 256 << 10
 KEEP_SECONDS, KEEP_ROWS = 86_400.0, 200_000
 """Tasks that are over."""
@@ -404,7 +408,7 @@ class Queue:
     ) -> tuple[list[TaskView], int]:
         """Of a function, newest first, without results; and the cursor for the next ones, 0 at the end."""
         rows = self._store.read(
-            f"{_SELECT} WHERE owner = ? AND name = ? AND number < ? ORDER BY number DESC LIMIT ?",
+            f"{_SELECT_FEW} WHERE owner = ? AND name = ? AND number < ? ORDER BY number DESC LIMIT ?",
             owner, name, before or 1 << 62, 1000 if state else limit + 1,
         )  # fmt: skip
         found: list[TaskView] = []
@@ -416,7 +420,7 @@ class Queue:
             if len(found) > limit:
                 break
         more = len(found) > limit or (bool(state) and len(rows) == 1000)
-        found = found[:limit]
+        found = [replace(one, result=None) for one in found[:limit]]
         cursor = (found[-1].number if found else rows[-1][0]) if more else 0
         return found, cursor
 
@@ -477,12 +481,21 @@ class Queue:
     # --- messages ----------------------------------------------------------------------------------------------------
 
     def messages(self, owner: str | None, queue: str, *, after: int = 0, limit: int = 100) -> Sequence[Message]:
-        """What went to a queue as a destination, oldest first. owner None: to everybody's queues of that name."""
+        """What went to a queue as a destination, oldest first, of some MiB at a time. owner None: to everybody's queues
+        of that name.
+        """
         whose, values = _whose(owner)
-        rows = self._store.read(
-            f"SELECT id, at, body FROM messages WHERE {whose}queue = ? AND id > ? ORDER BY id LIMIT ?",
-            *values, queue, after, limit,
+        which = f"FROM messages WHERE {whose}queue = ? AND id > ?"
+        sizes = self._store.read(
+            f"SELECT id, length(body) {which} ORDER BY id LIMIT ?", *values, queue, after, limit
         )  # fmt: skip
+        last, size = after, 0
+        for id, more in sizes:
+            size += more
+            if size > PAGE_BYTES and last != after:
+                break
+            last = id
+        rows = self._store.read(f"SELECT id, at, body {which} AND id <= ? ORDER BY id", *values, queue, after, last)
         return [Message(id=id, queue=queue, at=at, body=body) for id, at, body in rows]
 
     async def remove_messages(self, owner: str | None, queue: str, upto: int) -> None:
@@ -501,6 +514,7 @@ _SELECT = (
     "SELECT number, id, owner, name, qualifier, state, created, due, attempts, started, finished, source, version,"
     " error, result FROM tasks"
 )
+_SELECT_FEW = _SELECT.replace("result", "NULL")
 
 
 def _of_row(row: Sequence[Any]) -> TaskView:
