@@ -160,7 +160,7 @@ def _dispatch(settings, rest):
     log.debug(f"{' '.join(rest)}, pid {os.getpid()}")
     if verb not in _VERBS:
         raise OciError(f"No help topic for '{verb}'")
-    if verb == "help":
+    if verb == "help" or rest[1:2] in (["-h"], ["--help"]):
         print(USAGE)
         return 0
     if _VERBS[verb] is None:
