@@ -23,7 +23,7 @@ from typing import Any
 
 from joey.bench import machine
 from joey.bench.chaos_parts import START_SECONDS, Daemons, subreaper
-from joey.bench.lab import folder
+from joey.bench.lab import folder, in_thread
 from joey.bench.leftovers import Watch
 from joey.bench.report import Progress, Row, number
 from joey.client.transport import Connection, Problem, socket_path
@@ -47,14 +47,7 @@ async def run(options: Namespace) -> dict[str, Any]:
     """daemon_kills, launcher_kills, lost, exits_lost, logs_lost, leaks; further lives, unknown (exits, after a kill of
     launchers), back_ms (from a kill to the next answer), failures, machine.
     """
-    stop = threading.Event()
-    work = asyncio.ensure_future(asyncio.to_thread(_run, options, stop))
-    try:
-        return await asyncio.shield(work)
-    except asyncio.CancelledError:
-        stop.set()
-        await asyncio.wait((work,))
-        raise
+    return await in_thread(partial(_run, options))
 
 
 def _run(options: Namespace, stop: threading.Event) -> dict[str, Any]:

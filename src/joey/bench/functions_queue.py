@@ -6,7 +6,6 @@ engine's own records have no part in. A client whose answer is lost asks again, 
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import os
 import random
@@ -15,10 +14,11 @@ import time
 from argparse import Namespace
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from joey.bench.chaos_parts import START_SECONDS, Daemons, subreaper
-from joey.bench.lab import folder
+from joey.bench.lab import folder, in_thread
 from joey.bench.leftovers import Watch
 from joey.bench.report import Progress, say
 from joey.client._sync import service as sync_service
@@ -40,14 +40,7 @@ def handler(event, context):
 
 async def run(options: Namespace) -> dict[str, Any]:
     """queued, kills, done, lost, repeated (handled more than once), seconds, failed."""
-    stop = threading.Event()
-    work = asyncio.ensure_future(asyncio.to_thread(_run, options, stop))
-    try:
-        return await asyncio.shield(work)
-    except asyncio.CancelledError:
-        stop.set()
-        await asyncio.wait((work,))
-        raise
+    return await in_thread(partial(_run, options))
 
 
 def _run(options: Namespace, stop: threading.Event) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 import tempfile
+import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
@@ -75,6 +76,18 @@ def guarded(work: Callable[[], Awaitable[T]]) -> T:
             raise
 
     return asyncio.run(main())
+
+
+async def in_thread(work: Callable[[threading.Event], T]) -> T:
+    """Run `work` in a thread. Cancelled, its event is set, and it is left to finish."""
+    stop = threading.Event()
+    done = asyncio.ensure_future(asyncio.to_thread(work, stop))
+    try:
+        return await asyncio.shield(done)
+    except asyncio.CancelledError:
+        stop.set()
+        await asyncio.wait((done,))
+        raise
 
 
 @contextlib.contextmanager
