@@ -11,28 +11,21 @@ from typing import Any
 
 from joey.network.http_head import Refused
 from joey.network.proxy import Proxy
+from joey.testing.doors import FakeDoor
 
 ID, OTHER = "0123456789abcdef01234567", "f" * 24
 Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 
-class Door:
-    """The way to this machine's loopback, in place of a sandbox's."""
-
-    token: str | None = None
-    key = "run 1"
+class Door(FakeDoor):
+    """The way to this machine's loopback, in place of a sandbox's; counts."""
 
     def __init__(self) -> None:
+        self.key, self.token = ("run", 1.0), None
         self.held = self.holds = self.made = 0
 
     async def connect(self, port: int) -> socket.socket:
-        sock = socket.socket()
-        sock.setblocking(False)
-        try:
-            await asyncio.get_running_loop().sock_connect(sock, ("127.0.0.1", port))
-        except BaseException:
-            sock.close()
-            raise
+        sock = await super().connect(port)
         self.made += 1
         return sock
 
