@@ -262,6 +262,7 @@ def test_the_command_line(client, served, fn, monkeypatch, capfd):
     assert found["error"] == found["result"]["errorType"] == "KeyError"
     broken = said("invoke", fn, '{"pieces": ["a", null]}', code=1)
     assert broken.out == "a" and "failed in the middle" in broken.err and f"joey fn logs {fn}" in broken.err
+    assert said("ls").out.splitlines()[0].split()[-2:] == ["CHANGED", "KEY"]
     path = said("trigger", fn, "web", "--url", "--auth", "none", "--method", "get", "--method", "POST").out.strip()
     assert [client(method, path)[0] for method in ("GET", "POST", "DELETE")] == [200, 200, 405]
     said("publish", fn)

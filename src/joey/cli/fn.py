@@ -30,8 +30,8 @@ def ls(values, words):
             spec = one["spec"]
             what = spec["handler"] or " ".join(spec["command"]) or spec["image"] or "-"
             rows.append((one["name"], spec["kind"], what, format_size(spec["memory"]), f"{spec['timeout']:g} s",
-                         one["figures"]["instances"], ago(one["modified"], now)))  # fmt: skip
-        say(table(("NAME", "KIND", "HANDLER", "MEMORY", "TIMEOUT", "INSTANCES", "CHANGED"), rows))
+                         one["figures"]["instances"], ago(one["modified"], now), one["owner"] or "-"))  # fmt: skip
+        say(table(("NAME", "KIND", "HANDLER", "MEMORY", "TIMEOUT", "INSTANCES", "CHANGED", "KEY"), rows))
 
 
 def inspect(values, words):
