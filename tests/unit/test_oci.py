@@ -157,6 +157,13 @@ def test_device_numbers() -> None:
         assert device(major, minor) == os.makedev(major, minor)
 
 
+def test_what_is_denied_in_runcs_spelling_is_denied() -> None:
+    rule = {"allow": False, "type": "c", "major": 1, "minor": 11, "access": "rwa"}
+    assert oci_cgroup.device_rules({"devices": [rule]})[0] == (False, "c", 1, 11, "rwm")
+    with pytest.raises(Refused, match="rwa"):
+        oci_cgroup.device_rules({"devices": [{**rule, "allow": True}]})
+
+
 @pytest.mark.parametrize(
     ("text", "path"),
     [

@@ -247,6 +247,8 @@ def device_rules(resources: Json) -> list[Rule]:
         kind, access = rule.get("type") or "a", rule.get("access") or "rwm"
         if kind not in ("a", "b", "c"):
             raise Refused(f"{where}.type", f"{kind!r}, known are a, b, c")
+        if "a" in access and not rule["allow"]:  # "rwa": in use, as runc takes it; what it denies is clear
+            access = "rwm"
         if set(access) - _ACCESS:
             raise Refused(f"{where}.access", f"{access!r} is not made of r, w, m")
         major, minor = (None if rule.get(name, -1) == -1 else rule[name] for name in ("major", "minor"))
