@@ -1,12 +1,16 @@
 """boto3 over the Lambda façade; what runs functions is this process (tests/facade_lab.py)."""
 
 import base64
+import contextlib
 import json
+import select
+import socket
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from typing import Any
+from urllib.parse import urlsplit
 
 import boto3
 import botocore.session
@@ -240,6 +244,21 @@ def test_concurrency(aws: Any) -> None:
         "InvalidParameterValueException", aws.put_provisioned_concurrency_config, "Qualifier", FunctionName="f",
         Qualifier="$LATEST", ProvisionedConcurrentExecutions=1,
     )  # fmt: skip
+
+
+def test_a_body_without_a_length_has_an_end_before_anybody_has_signed_it(served: Lab) -> None:
+    """Who signs is only claimed then, and what comes is counted for nobody."""
+    claim = f"AWS4-HMAC-SHA256 Credential={served.credentials.key_id}/x, SignedHeaders=host, Signature=x"
+    where = urlsplit(served.credentials.url)
+    sent, piece = 0, b"100000\r\n" + bytes(1 << 20) + b"\r\n"
+    with socket.create_connection((where.hostname, where.port), 5) as connection:
+        head = f"POST /fn/x/ HTTP/1.1\r\nHost: x\r\nAuthorization: {claim}\r\nTransfer-Encoding: chunked\r\n\r\n"
+        connection.sendall(head.encode())
+        with contextlib.suppress(ConnectionError):
+            while sent < 40 and not select.select([connection], [], [], 0)[0]:
+                connection.sendall(piece)
+                sent += 1
+        assert sent < 40 and connection.recv(4096).split()[1] == b"413"
 
 
 def test_urls_and_who_may(aws: Any) -> None:

@@ -170,10 +170,20 @@ class SignedServer:
             raise Unsigned("unknown", UNKNOWN)
         if (request.content_length or MAX_URL_BODY) > MAX_URL_BODY:
             raise web.HTTPRequestEntityTooLarge(MAX_URL_BODY, request.content_length or 0)
-        content = await request.read()
+        content = await self._of_url(request)
         key = self.service.access.of(self.verify_url(_signed(request, path, query, content)))
         assert key is not None  # it has just been found
         return key, content
+
+    async def _of_url(self, request: web.Request) -> bytes:
+        """A body that nobody has signed yet, as far as we know, and that may not say how long it is."""
+        found = bytearray()
+        async with asyncio.timeout(self.service.body_timeout):
+            while piece := await request.content.readany():
+                found += piece
+                if len(found) > MAX_URL_BODY:
+                    raise web.HTTPRequestEntityTooLarge(MAX_URL_BODY, len(found))
+        return bytes(found)
 
     def _limit(self, route: Route) -> int:
         if route.tag == "invoke":
