@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from joey.cli import VERBS, load, mounts, request, update, values
 from joey.cli.options import UsageError, help_text, key, listed, parse
+from joey.cli.ps import status
 from joey.model import codec
 from joey.model.capabilities import DEFAULT_CAPABILITIES
 from joey.model.spec import Mount, SandboxSpec, Tmpfs, Update
@@ -350,3 +351,15 @@ def test_seccomp_profile_is_sent_whole(tmp_path: object) -> None:
         out.write("{")
     with pytest.raises(UsageError, match="no JSON"):
         body("--security-opt", f"seccomp={file}", "host")
+
+
+@pytest.mark.parametrize(
+    ("state", "health", "said"),
+    [
+        ("running", None, "Up 3 minutes"), ("running", "healthy", "Up 3 minutes (healthy)"),
+        ("running", "unhealthy", "Up 3 minutes (unhealthy)"), ("running", "starting", "Up 3 minutes (health: starting)"),
+        ("paused", "healthy", "Up 3 minutes (Paused)"),
+    ],
+)  # fmt: skip
+def test_what_ps_says_of_one_that_runs(state, health, said):
+    assert status({"state": state, "health": health, "started": 1000.0}, 1180.0) == said

@@ -90,12 +90,14 @@ def _ports(box):
 
 
 def status(box, now):
-    """`Up 3 minutes`, `Exited (137) 5 seconds ago`."""
+    """`Up 3 minutes (healthy)`, `Exited (137) 5 seconds ago`."""
     from joey.cli.output import span
 
     if box["state"] in ("running", "paused"):
         up = f"Up {span(now - (box['started'] or now))}"
-        return f"{up} (Paused)" if box["state"] == "paused" else up
+        health = box.get("health")
+        mark = "Paused" if box["state"] == "paused" else "health: starting" if health == "starting" else health
+        return f"{up} ({mark})" if mark else up
     if box["state"] == "exited" and box["exit"] is not None:
         why = ", out of memory" if box["exit"].get("oom") else ""
         return f"Exited ({box['exit']['code']}{why}) {ago(box['finished'] or now, now)}"
