@@ -27,6 +27,18 @@ PROGRAM = (sys.executable, str(Path(__file__).parents[1] / "bin" / "joey"))
 LONG = ("sh", "-c", 'trap "exit 7" TERM; echo ready; while :; do sleep 0.05; done')
 
 
+def of(home: Path) -> dict[str, str]:
+    """The environment of programs that use a JOEY_HOME."""
+    return {**os.environ, "JOEY_HOME": str(home)}
+
+
+def joey(home: Path, *words: str) -> str:
+    """What a command prints, which must succeed."""
+    done = subprocess.run([*PROGRAM, *words], env=of(home), capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
 class Joey:
     """Runs `joey`, with JOEY_HOME as it is in the environment. Every sandbox it made is removed by `clean`."""
 

@@ -3,8 +3,6 @@
 import base64
 import json
 import os
-import subprocess
-import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -20,7 +18,7 @@ from darabonba.core import DaraCore
 from darabonba.runtime import RuntimeOptions
 
 from facade_lab import zipped
-from scenarios_cli import PROGRAM
+from scenarios_cli import joey
 
 pytestmark = pytest.mark.leak_scope("module")
 CODE = """
@@ -48,21 +46,6 @@ class Handler(http.server.BaseHTTPRequestHandler):
 http.server.HTTPServer(("0.0.0.0", int(os.environ["PORT"])), Handler).serve_forever()
 """
 METHODS = ["GET", "POST", "PUT", "DELETE", "HEAD", "PATCH", "OPTIONS"]
-
-
-def joey(home: Path, *words: str) -> str:
-    environment = {**os.environ, "JOEY_HOME": str(home)}
-    done = subprocess.run([*PROGRAM, *words], env=environment, capture_output=True, text=True, timeout=60, check=False)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
-@pytest.fixture(scope="module")
-def home(homes: Path) -> Iterator[Path]:
-    found = Path(tempfile.mkdtemp(prefix="c", dir=homes))
-    yield found
-    joey(found, "system", "reset", "-f")
-    assert list(found.glob("**/*")) == [], "reset left something"
 
 
 @pytest.fixture

@@ -2,30 +2,16 @@
 
 import asyncio
 import json
-import os
-import subprocess
-import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 import joey
-from joey.client._sync.service import close
-from scenarios_cli import PROGRAM, Joey
+from scenarios_cli import Joey
 
 pytestmark = pytest.mark.leak_scope("module")
-
-
-@pytest.fixture(scope="module")
-def home(homes: Path) -> Iterator[Path]:
-    folder = Path(tempfile.mkdtemp(prefix="f", dir=homes))
-    yield folder
-    close()
-    env = {**os.environ, "JOEY_HOME": str(folder)}
-    subprocess.run([*PROGRAM, "system", "reset", "-f"], env=env, check=True, stdout=subprocess.DEVNULL, timeout=60)
-    assert list(folder.glob("**/*")) == [], "reset left something"
 
 
 @pytest.fixture(autouse=True)

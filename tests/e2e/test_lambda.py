@@ -5,8 +5,6 @@ import io
 import json
 import os
 import signal
-import subprocess
-import tempfile
 import time
 import urllib.request
 import zipfile
@@ -20,7 +18,7 @@ from botocore.exceptions import ClientError
 
 from facade_lab import zipped
 from joey.client.transport import Connection
-from scenarios_cli import PROGRAM
+from scenarios_cli import joey
 
 pytestmark = pytest.mark.leak_scope("module")
 ROLE = "arn:aws:iam::000000000000:role/any"
@@ -45,24 +43,6 @@ while True:
     answer = b'{"upper": ' + body.upper() + b', "handler": "' + os.environ["_HANDLER"].encode() + b'"}'
     urllib.request.urlopen(base + id + "/response", answer).close()
 """
-
-
-def of(home: Path) -> dict[str, str]:
-    return {**os.environ, "JOEY_HOME": str(home)}
-
-
-def joey(home: Path, *words: str) -> str:
-    done = subprocess.run([*PROGRAM, *words], env=of(home), capture_output=True, text=True, timeout=60, check=False)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
-@pytest.fixture(scope="module")
-def home(homes: Path) -> Iterator[Path]:
-    found = Path(tempfile.mkdtemp(prefix="l", dir=homes))
-    yield found
-    joey(found, "system", "reset", "-f")
-    assert list(found.glob("**/*")) == [], "reset left something"
 
 
 def told(home: Path, *words: str) -> dict[str, str]:

@@ -3,32 +3,19 @@
 import os
 import signal
 import subprocess
-import tempfile
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 import joey
 from joey import Sandbox
-from joey.client._sync.service import close
 from scenarios_cli import PROGRAM
 from scenarios_sdk import *  # noqa: F403
 from scenarios_sdk_files import *  # noqa: F403
 
 pytestmark = pytest.mark.leak_scope("module")
-
-
-@pytest.fixture(scope="module")
-def home(homes: Path) -> Iterator[Path]:
-    """A JOEY_HOME whose engine the SDK starts by itself."""
-    folder = Path(tempfile.mkdtemp(prefix="s", dir=homes))
-    yield folder
-    close()
-    env = {**os.environ, "JOEY_HOME": str(folder)}
-    subprocess.run([*PROGRAM, "system", "reset", "-f"], env=env, check=True, stdout=subprocess.DEVNULL, timeout=60)
 
 
 @pytest.fixture(autouse=True)
