@@ -211,6 +211,7 @@ def explain(failure, what):
         else:
             why = f'exec: "{name}": {os.strerror(number).lower()}'
         return OciError(f"{what}: unable to start container process: {why}")
-    if op is not None and number == errno.ELOOP and type(op).__name__ == "MoveMount":
+    nowhere = type(op).__name__ == "Mkdir" and op.path in ("proc", "sys") and number == errno.ENOENT  # by a link
+    if nowhere or (type(op).__name__ == "MoveMount" and number == errno.ELOOP):
         return OciError(f"{what}: /{op.path} must be mounted on ordinary directory, and is reached by a link")
     return OciError(f"{what}: unable to start container process: {failure}")
