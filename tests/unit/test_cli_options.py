@@ -357,7 +357,8 @@ def test_seccomp_profile_is_sent_whole(tmp_path: object) -> None:
     ("state", "health", "said"),
     [
         ("running", None, "Up 3 minutes"), ("running", "healthy", "Up 3 minutes (healthy)"),
-        ("running", "unhealthy", "Up 3 minutes (unhealthy)"), ("running", "starting", "Up 3 minutes (health: starting)"),
+        ("running", "unhealthy", "Up 3 minutes (unhealthy)"),
+        ("running", "starting", "Up 3 minutes (health: starting)"),
         ("paused", "healthy", "Up 3 minutes (Paused)"),
     ],
 )  # fmt: skip
