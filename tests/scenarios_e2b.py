@@ -1,4 +1,4 @@
-"""What the E2B SDK (`e2b` from PyPI, unmodified) does against Joey: `python scenarios_e2b.py sync|asynchronous`.
+"""What the E2B SDK (`e2b` from PyPI, unmodified) does against Joey: `python scenarios_e2b.py [sync|asynchronous]`.
 
 Programs of their own, for a client is configured by its environment. tests/e2e/test_e2b.py runs them.
 """
@@ -12,7 +12,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 import e2b
@@ -229,15 +229,17 @@ async def asynchronous() -> None:
     assert await sandbox.kill()
 
 
-def finish() -> None:
-    """End without Python's tear-down, in which threads of the client's HTTP library (pyqwest) abort one time in ten."""
+def finish(sync: Callable[[], None], asynchronous: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    """Do both, or the one that is named. Then end without Python's tear-down, in which threads of the client's HTTP
+    library (pyqwest) abort one time in ten.
+    """
+    if "asynchronous" not in sys.argv:
+        sync()
+    if "sync" not in sys.argv:
+        asyncio.run(asynchronous())
     print("all of it", flush=True)
     os._exit(0)
 
 
 if __name__ == "__main__":
-    if sys.argv[1] == "sync":
-        sync()
-    else:
-        asyncio.run(asynchronous())
-    finish()
+    finish(sync, asynchronous)

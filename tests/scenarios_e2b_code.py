@@ -1,8 +1,7 @@
-"""The code interpreter's SDK, unmodified, against Joey: `python scenarios_e2b_code.py sync|asynchronous`."""
+"""The code interpreter's SDK, unmodified, against Joey: `python scenarios_e2b_code.py [sync|asynchronous]`."""
 
 import asyncio
 import base64
-import sys
 import time
 from typing import Any
 
@@ -100,9 +99,9 @@ def contexts(sandbox: Sandbox) -> None:
 def endings(sandbox: Sandbox) -> None:
     """Clients that leave end what they have started, kernels that die are replaced."""
     run = sandbox.run_code
-    raises(e2b.TimeoutException, lambda: run("import os; os.system('sleep 31416')", timeout=0.5))
+    raises(e2b.TimeoutException, lambda: run("import os; os.system('sleep 31416')", timeout=0.3))
     until(lambda: not sleeping(sandbox), "a program of a client that has left goes on")
-    raises(e2b.TimeoutException, lambda: run("z = 1\nwhile True: pass", timeout=0.5))
+    raises(e2b.TimeoutException, lambda: run("z = 1\nwhile True: pass", timeout=0.3))
     assert run("z").text == "1", "the kernel's state is lost"
     died = run("import os; os.kill(os.getpid(), 9)")
     assert died.error is not None and died.error.name == "KernelDied"
@@ -159,8 +158,4 @@ async def asynchronous() -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[1] == "sync":
-        sync()
-    else:
-        asyncio.run(asynchronous())
-    finish()
+    finish(sync, asynchronous)

@@ -1,7 +1,6 @@
-"""Templates of the E2B SDK, unmodified, against Joey: `python scenarios_e2b_templates.py sync|asynchronous`."""
+"""Templates of the E2B SDK, unmodified, against Joey: `python scenarios_e2b_templates.py [sync|asynchronous]`."""
 
 import asyncio
-import sys
 import tempfile
 from pathlib import Path
 
@@ -122,8 +121,4 @@ async def asynchronous() -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[1] == "sync":
-        sync()
-    else:
-        asyncio.run(asynchronous())
-    finish()
+    finish(sync, asynchronous)

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from scenarios_cli import PROGRAM
 
 pytestmark = pytest.mark.leak_scope("module")
 TESTS = Path(__file__).parents[1]
+Packages = tuple[Path, "subprocess.Popen[bytes]"] | None
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +32,7 @@ def home(homes: Path) -> Iterator[Path]:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def packages(tmp_path_factory: pytest.TempPathFactory) -> "Iterator[tuple[Path, subprocess.Popen[bytes]] | None]":
+def packages(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Packages]:
     """Of the JavaScript SDK: a folder, and what fetches them into it, beside the other tests, for it mostly waits."""
     npm = shutil.which("npm")
     if npm is None:
@@ -60,10 +62,10 @@ def told(home: Path) -> dict[str, str]:
     return dict(lines)
 
 
-def scenarios(home: Path, *command: str, cwd: Path | None = None) -> None:
+def scenarios(home: Path, *command: str) -> None:
     """A program against the engine of `home`."""
     done = subprocess.run(
-        command, env={**os.environ, **told(home)}, capture_output=True, text=True, timeout=55, check=False, cwd=cwd
+        command, env={**os.environ, **told(home)}, capture_output=True, text=True, timeout=55, check=False
     )
     assert (done.returncode, done.stdout) == (0, "all of it\n"), done.stderr
 
@@ -76,14 +78,12 @@ def test_without_an_interpreter_the_command_is_said(home: Path) -> None:
     assert refused.returncode and "joey image bootstrap" in refused.stderr
 
 
-@pytest.mark.parametrize("which", ["sync", "asynchronous"])
-def test_the_sdk(home: Path, which: str) -> None:
-    scenarios(home, sys.executable, str(TESTS / "scenarios_e2b.py"), which)
+def test_the_sdk(home: Path) -> None:
+    scenarios(home, sys.executable, str(TESTS / "scenarios_e2b.py"))
 
 
-@pytest.mark.parametrize("which", ["sync", "asynchronous"])
-def test_templates(home: Path, which: str) -> None:
-    scenarios(home, sys.executable, str(TESTS / "scenarios_e2b_templates.py"), which)
+def test_templates(home: Path) -> None:
+    scenarios(home, sys.executable, str(TESTS / "scenarios_e2b_templates.py"))
 
 
 @pytest.fixture(scope="module")
@@ -95,20 +95,35 @@ def interpreter(home: Path) -> Path:
     return home
 
 
-@pytest.mark.parametrize("which", ["sync", "asynchronous"])
-def test_the_code_interpreter(interpreter: Path, which: str) -> None:
-    scenarios(interpreter, sys.executable, str(TESTS / "scenarios_e2b_code.py"), which)
+@pytest.fixture(scope="module")
+def javascript(interpreter: Path, packages: Packages) -> "Iterator[subprocess.Popen[str] | str]":
+    """What the JavaScript SDK does, beside the Python one; or why it does nothing."""
+    node = shutil.which("node")
+    if node is None or packages is None:
+        yield "node or npm is not installed"
+    elif packages[1].wait(40):
+        yield "its packages cannot be had here"
+    else:
+        env, pipe = {**os.environ, **told(interpreter)}, subprocess.PIPE
+        with subprocess.Popen(
+            [node, "scenarios.mjs"], env=env, cwd=packages[0], stdout=pipe, stderr=pipe, text=True
+        ) as running:
+            try:
+                yield running
+            finally:
+                running.kill()
+
+
+def test_the_code_interpreter(interpreter: Path, javascript: object) -> None:
+    scenarios(interpreter, sys.executable, str(TESTS / "scenarios_e2b_code.py"))
 
 
 @pytest.mark.may_skip("node, npm and a registry of its packages are not everywhere")
-def test_the_javascript_sdk(interpreter: Path, packages: "tuple[Path, subprocess.Popen[bytes]] | None") -> None:
-    node = shutil.which("node")
-    if node is None or packages is None:
-        pytest.skip("node or npm is not installed")
-    folder, fetching = packages
-    if fetching.wait(40):
-        pytest.skip("its packages cannot be had here")
-    scenarios(interpreter, node, "scenarios.mjs", cwd=folder)
+def test_the_javascript_sdk(javascript: "subprocess.Popen[str] | str") -> None:
+    if isinstance(javascript, str):
+        pytest.skip(javascript)
+    out, err = javascript.communicate(timeout=55)
+    assert (javascript.returncode, out) == (0, "all of it\n"), err
 
 
 def test_env_is_the_same_after_a_restart_and_revocable(home: Path) -> None:
@@ -117,7 +132,7 @@ def test_env_is_the_same_after_a_restart_and_revocable(home: Path) -> None:
     pid = int((home / "run/daemon.lock").read_text())
     subprocess.run(["kill", str(pid)], check=True)
     while Path(f"/proc/{pid}/status").exists() and "State:\tZ" not in Path(f"/proc/{pid}/status").read_text():
-        pass
+        time.sleep(0.01)
     assert told(home) == before
     subprocess.run([*PROGRAM, "keys", "revoke", "joey env e2b"], env=of(home), check=True, stdout=subprocess.DEVNULL)
     after = told(home)

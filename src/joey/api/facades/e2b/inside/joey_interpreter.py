@@ -29,7 +29,7 @@ import sys
 import tempfile
 import types
 
-WARM = ("numpy", "pandas", "matplotlib.pyplot")
+WARM = ("stack_data", "numpy", "pandas", "matplotlib.pyplot")
 POSTPONED = {
     "IPython.terminal.embed": ("embed",),
     "stack_data": ("FrameInfo",),
@@ -96,7 +96,7 @@ class Postponed(types.ModuleType):
     def __init__(self, name: str, names: tuple) -> None:
         super().__init__(name)
         for one in names:
-            setattr(self, one, Name(one, (), {"place": (name, one)}))
+            setattr(self, one, Name(one, (), {"place": (name, one), "__module__": name}))
 
     def __getattr__(self, attribute: str):
         if attribute.startswith("__"):
@@ -152,8 +152,9 @@ class Zygote:
 
     def run(self) -> int:
         """→ the server's exit status."""
+        pause = _QUIET_SECONDS
         while True:
-            wait = _QUIET_SECONDS if self.cold and self.busy else None
+            wait = pause if self.cold and self.busy else None
             found, _, _ = select.select([self.control, self.woken], [], [], wait)
             if self.woken in found:
                 os.read(self.woken, _PACKET)
@@ -170,7 +171,8 @@ class Zygote:
                     self.busy = True
                 else:
                     self.cold = []
-            elif not found:
+            pause = _QUIET_SECONDS if found else 0.0
+            if not found:
                 self.warm()
 
     def warm(self) -> None:

@@ -29,6 +29,7 @@ MOST_CONTEXTS = 64
 MOST_BODY = 64 << 20
 _STARTS_SECONDS = 60.0
 _ENDS_SECONDS = 2.0
+_LAST = ("end_of_execution", "unexpected_end_of_execution")
 _NAMES = {
     "text/plain": "text", "text/html": "html", "text/markdown": "markdown", "image/svg+xml": "svg", "image/png": "png",
     "image/jpeg": "jpeg", "application/pdf": "pdf", "text/latex": "latex", "application/json": "json",
@@ -56,6 +57,7 @@ class Kernel:
         self._sockets: list = []
         self._waiting: dict = {}
         self._tasks: list = []
+        self.stopping = None  # the task that sees to it that it can be used again, or ends it
 
     def connect(self, file: str) -> None:
         """file: of its connection, as Jupyter writes it."""
@@ -293,6 +295,8 @@ class Interpreter:
             raise Problem(400, "env_vars: is no object of texts")
         context = self.of(asked)
         async with context.lock:
+            if context.kernel.stopping is not None:  # who asked before has left
+                await asyncio.wait([context.kernel.stopping])
             if context.kernel.ended.done():
                 context.kernel = self.spawn(context.cwd)
             kernel = context.kernel
@@ -323,7 +327,7 @@ class Interpreter:
     async def _interrupt(self, kernel: Kernel) -> None:
         """Whoever asked has left. A kernel that cannot be interrupted is ended: the context gets another one."""
         kernel.signal(signal.SIGINT)
-        self._beside(self._insist(kernel, kernel.ask("kernel_info_request", {})))
+        kernel.stopping = asyncio.ensure_future(self._insist(kernel, kernel.ask("kernel_info_request", {})))
 
     async def _insist(self, kernel: Kernel, queue: asyncio.Queue) -> None:
         try:
@@ -453,10 +457,13 @@ class Connection:
         async def write(event: dict) -> None:
             nonlocal begun
             if not begun:
-                head = "HTTP/1.1 200 OK\r\nContent-Type: application/x-ndjson\r\nConnection: close\r\n\r\n"
-                self.writer.write(head.encode())
+                head = "HTTP/1.1 200 OK\r\nContent-Type: application/x-ndjson\r\nConnection: close\r\n"
+                self.writer.write(f"{head}Transfer-Encoding: chunked\r\n\r\n".encode())
                 begun = True
-            self.writer.write(json.dumps(event, default=str).encode() + b"\n")
+            line = json.dumps(event, default=str).encode() + b"\n"
+            # Who is cut off (the sandbox ends) is to see it: the last chunk is that of the end.
+            end = b"0\r\n\r\n" if event["type"] in _LAST else b""
+            self.writer.write(b"%x\r\n%b\r\n%b" % (len(line), line, end))
             await self.writer.drain()
 
         work = asyncio.ensure_future(self.interpreter.execute(asked, environment, write))
