@@ -18,6 +18,8 @@ import msgspec
 import pytest
 
 from fn_lab import FakeRunner, Lab, deployed, virtual
+from joey.api import function_urls
+from joey.api.light import web
 from joey.functions import archives, deploy, queue, room, service, warm, wire
 from joey.functions import code as code_store
 from joey.functions.archives import MAX_ENTRIES, Entry
@@ -399,3 +401,9 @@ def test_code_does_not_fill_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyP
             await codes.add_inline({"b.py": ""})
 
     asyncio.run(main())
+
+
+def test_a_function_says_nothing_of_the_host_that_is_not_its_own() -> None:
+    response = web.StreamResponse()
+    function_urls._set(response, [("Clear-Site-Data", '"*"'), ("Alt-Svc", 'h3=":1"'), ("X-Own", "a\r\nX-Evil: b")])
+    assert dict(response.headers) == {**function_urls._APART, "X-Own": "a  X-Evil: b"}

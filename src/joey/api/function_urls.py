@@ -171,13 +171,15 @@ def _set(response: web.StreamResponse, pairs: list[tuple[str, str]]) -> None:
     response.headers.popall("Content-Type", None)
     response.headers.update(_APART)
     for key, value in pairs:
-        if key.lower() not in _HOP:
+        if key.lower() not in _HOP and key.lower() not in _EVERYBODYS:
             response.headers.add(header_text(key), value.translate(_NO_BREAKS))
 
 
 _APART = {"Content-Security-Policy": "sandbox allow-downloads allow-forms allow-modals allow-popups allow-scripts"}
 """Pages of functions share their origin with ours, on which somebody may have typed a key: for a browser they are of no
 origin at all."""
+_EVERYBODYS = frozenset(("clear-site-data", "service-worker-allowed", "strict-transport-security", "alt-svc"))
+"""What an answer says of its whole host, which is not the function's."""
 _NO_BREAKS = {10: " ", 13: " ", 0: " "}
 
 
