@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import tempfile
 from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -16,6 +17,7 @@ from joey.host.instance import Instance
 from joey.model.spec import SandboxSpec
 from joey.model.views import Exit
 from root.inside import Inside
+from root.oci_lab import OciLab
 
 T = TypeVar("T")
 
@@ -99,3 +101,21 @@ def run(lab: Lab) -> Callable[..., Result]:
 def inside(lab: Lab) -> Inside:
     """What a hostile program sees and gets inside sandboxes of the module's engine."""
     return Inside(lab)
+
+
+@pytest.fixture(scope="module")
+def oci(homes: Path) -> Iterator[OciLab]:
+    """joey-oci, with a state directory and a bundle of the module's own. As with `lab`, the module says leak_scope."""
+    lab = OciLab(Path(tempfile.mkdtemp(prefix="oci", dir=homes)))
+    yield lab
+    lab.close()
+
+
+@pytest.fixture
+def sleeper(oci: OciLab) -> Iterator[str]:
+    """The name of a container that runs."""
+    oci.write(oci.config("sleep", "60"))
+    assert oci.call("run", "-d", "s").code == 0
+    yield "s"
+    oci.call("delete", "-f", "s")
+    assert oci.left() == []

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +13,6 @@ import pytest
 from root.oci_lab import Json, OciLab
 
 pytestmark = pytest.mark.leak_scope("module")
-
-
-@pytest.fixture(scope="module")
-def oci(homes: Path) -> Iterator[OciLab]:
-    lab = OciLab(Path(tempfile.mkdtemp(prefix="oci", dir=homes)))
-    yield lab
-    lab.close()
 
 
 Edit = Callable[[Json, OciLab], object]

@@ -9,8 +9,6 @@ import select
 import shutil
 import socket
 import subprocess
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,13 +17,6 @@ from joey.native import binary
 from root.oci_lab import Json, OciLab
 
 pytestmark = pytest.mark.leak_scope("module")
-
-
-@pytest.fixture(scope="module")
-def oci(homes: Path) -> Iterator[OciLab]:
-    lab = OciLab(Path(tempfile.mkdtemp(prefix="oci", dir=homes)))
-    yield lab
-    lab.close()
 
 
 def grant(config: Json, *names: str) -> Json:

@@ -10,9 +10,8 @@ import os
 import signal
 import socket
 import subprocess
-import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -23,22 +22,6 @@ from joey.native import binary
 from root.oci_lab import Json, OciLab, reap_until
 
 pytestmark = pytest.mark.leak_scope("module")
-
-
-@pytest.fixture(scope="module")
-def oci(homes: Path) -> Iterator[OciLab]:
-    lab = OciLab(Path(tempfile.mkdtemp(prefix="oci", dir=homes)))
-    yield lab
-    lab.close()
-
-
-@pytest.fixture
-def sleeper(oci: OciLab) -> Iterator[str]:
-    oci.write(oci.config("sleep", "60"))
-    assert oci.call("run", "-d", "s").code == 0
-    yield "s"
-    oci.call("delete", "-f", "s")
-    assert oci.left() == []
 
 
 def state(oci: OciLab, name: str) -> Json:

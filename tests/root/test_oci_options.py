@@ -6,9 +6,7 @@ import os
 import shutil
 import socket
 import subprocess
-import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,22 +17,6 @@ from joey.oci import cgroups
 from root.oci_lab import Json, OciLab
 
 pytestmark = pytest.mark.leak_scope("module")
-
-
-@pytest.fixture(scope="module")
-def oci(homes: Path) -> Iterator[OciLab]:
-    lab = OciLab(Path(tempfile.mkdtemp(prefix="oci", dir=homes)))
-    yield lab
-    lab.close()
-
-
-@pytest.fixture
-def sleeper(oci: OciLab) -> Iterator[str]:
-    oci.write(oci.config("sleep", "60"))
-    assert oci.call("run", "-d", "s").code == 0
-    yield "s"
-    oci.call("delete", "-f", "s")
-    assert oci.left() == []
 
 
 def pid_of(oci: OciLab, name: str) -> int:
