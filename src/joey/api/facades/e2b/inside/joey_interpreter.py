@@ -79,13 +79,13 @@ def import_ahead() -> None:
     for name in ("debugpy", "jedi"):
         sys.modules[name] = None  # type: ignore[assignment]
     for name, names in POSTPONED.items():
-        if name not in sys.modules:
+        if name not in sys.modules and importlib.util.find_spec(name.partition(".")[0]) is not None:
             sys.modules[name] = Postponed(name, names)
     for name in ("ipykernel.kernelapp", "IPython.core.ultratb", "joey_results"):
         importlib.import_module(name)
     for name in ("debugpy", "jedi", *POSTPONED):
-        if sys.modules.get(name) is None or isinstance(sys.modules[name], Postponed):
-            del sys.modules[name]  # who imports it from now on gets it
+        if isinstance(sys.modules.get(name), (Postponed, type(None))):
+            sys.modules.pop(name, None)  # who imports it from now on gets it
 
 
 class Postponed(types.ModuleType):
