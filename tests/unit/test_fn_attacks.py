@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import gzip
 import io
+import os
+import socket
 import struct
 import tarfile
 import time
@@ -20,9 +22,11 @@ import pytest
 from fn_lab import FakeRunner, Lab, deployed, virtual
 from joey.api import function_urls
 from joey.api.light import web
+from joey.engine.channels import Channel
 from joey.functions import archives, deploy, queue, room, service, warm, wire
 from joey.functions import code as code_store
 from joey.functions.archives import MAX_ENTRIES, Entry
+from joey.functions.conversation import Conversation
 from joey.functions.dispatch import Dispatcher
 from joey.functions.instance import Paths
 from joey.functions.invocation import json_or_text
@@ -407,3 +411,26 @@ def test_a_function_says_nothing_of_the_host_that_is_not_its_own() -> None:
     response = web.StreamResponse()
     function_urls._set(response, [("Clear-Site-Data", '"*"'), ("Alt-Svc", 'h3=":1"'), ("X-Own", "a\r\nX-Evil: b")])
     assert dict(response.headers) == {**function_urls._APART, "X-Own": "a  X-Evil: b"}
+
+
+def test_what_a_runtime_does_not_read_has_an_end() -> None:
+    """It may stream for a day, never take what it is given back, and have all of that wait for it."""
+
+    async def main() -> None:
+        ours, theirs = socket.socketpair()
+        out, err = os.pipe(), os.pipe()
+        broken: list[wire.Failure | None] = []
+
+        async def kill() -> None:
+            pass
+
+        talk = Conversation(Channel(ours, out[0], err[0], 0, kill), None, lambda _: None, broken.append)
+        for _ in range(40_000):
+            talk._write(wire.frame(wire.CREDIT, 1, bytes(4)))
+        await asyncio.sleep(0.01)
+        assert [one.type for one in broken if one] == [wire.PROTOCOL_ERROR]
+        theirs.close()
+        for fd in (out[1], err[1]):
+            os.close(fd)
+
+    asyncio.run(main())

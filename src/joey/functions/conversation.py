@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 _CHUNK = memoryview(bytearray(256 << 10))
 """What is read lands here first: fresh memory is dear."""
 _LAST_READS, _LAST_SECONDS = 64, 0.05
+_MOST_UNREAD = 10_000
+"""Pieces that wait for it: two for each invocation, and what it is given back of streams."""
 _SMALL = 1024
 """A piece of a stream below this costs more than its bytes."""
 
@@ -81,6 +83,8 @@ class Conversation(Work):
             return
         if self._out:
             self._out += pieces
+            if len(self._out) > _MOST_UNREAD:
+                self._loop.call_soon(self._end, Failure(wire.PROTOCOL_ERROR, "the runtime does not read"))
             return
         for at, piece in enumerate(pieces):
             try:
