@@ -8,6 +8,7 @@ import json
 import os
 import socket
 import stat
+import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from joey.client import jsontext
+from joey.native import binary
 from root.oci_lab import Json, OciLab, Result
 
 pytestmark = pytest.mark.leak_scope("module")
@@ -296,3 +298,21 @@ def test_what_features_says_is_accepted(oci: OciLab) -> None:
         done = oci.run(config)
         assert done.code == 0, done
         assert "unknown" not in done.err or "CAP_SYS_RESOURCE" in done.err, done
+
+
+# --- as runc ---------------------------------------------------------------------------------------------------------
+
+
+def test_events_tell_of_who_was_killed_for_want_of_memory(oci: OciLab) -> None:
+    config = oci.config("sleep", "60")
+    config["linux"]["resources"]["memory"] = {"limit": 8 << 20, "swap": 8 << 20}
+    oci.write(config)
+    assert oci.call("run", "-d", "c").code == 0
+    argv = [binary("joey-oci"), "--root", oci.root, "events", "--interval", "1m", "c"]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE) as events:
+        assert events.stdout is not None
+        assert json.loads(events.stdout.readline())["type"] == "stats"
+        assert oci.call("exec", "c", "dd", "if=/dev/zero", "of=/dev/null", "bs=64M", "count=1").code == 137
+        assert json.loads(events.stdout.readline()) == {"type": "oom", "id": "c"}
+        assert oci.call("delete", "-f", "c").code == 0
+        assert events.wait(10) == 0
