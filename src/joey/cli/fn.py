@@ -7,8 +7,9 @@ from joey.cli import fn_deploy
 from joey.cli import fn_parts as parts
 from joey.cli.connect import engine
 from joey.cli.fn_parts import path_of
-from joey.cli.options import UsageError, closest, key, listed
+from joey.cli.options import UsageError
 from joey.cli.output import ago, complain, is_terminal, say, say_json, table, write
+from joey.cli.verbs import dispatch, summaries
 from joey.client import jsontext
 from joey.client.transport import Lost, Problem, query, quote
 
@@ -216,26 +217,15 @@ VERBS = {
     "tasks": (parts.tasks, "NAME", "List asynchronous invocations", (1, None), ("state", "tail", "stop", "json")),
     "task": (parts.task, "TASK…", "Everything about some of them, as JSON", (1, None), ("json",)),
 }
-"""verb -> function, arguments, summary, how many arguments, its options."""
+"""See joey.cli.verbs."""
 
 
 def fn(values, arguments):
     """One of the verbs."""
-    verb, *rest = arguments
-    if verb not in VERBS:
-        raise UsageError(f"unknown verb {verb!r}", f"joey fn {closest(verb, list(VERBS)) or '--help'}")
-    run, usage, _, (least, most), options = VERBS[verb]
-    for option in listed(COMMANDS["fn"]):
-        name = option[3] if len(option) > 3 else key(option[0])
-        if name in values and name not in options:
-            raise UsageError(f"{verb}: there is no option {option[0].split()[-1]}", f"joey fn {verb} {usage}".strip())
-    if len(rest) < least or (most is not None and len(rest) > most):
-        raise UsageError(f"{verb}: {'an argument is missing' if len(rest) < least else 'too many arguments'}",
-                         f"joey fn {verb} {usage}".strip())  # fmt: skip
-    return run(values, rest) or 0
+    return dispatch("fn", COMMANDS["fn"], VERBS, values, arguments)
 
 
-_TEXT = "\n".join(f"  {f'{verb} {usage}':<44}{text}" for verb, (_, usage, text, _, _) in VERBS.items())
+_TEXT = summaries(VERBS, 44)
 _TEXT += "\n\ndocs/functions.md says what handlers get and give, and how functions scale."
 
 COMMANDS = {

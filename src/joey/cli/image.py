@@ -6,8 +6,9 @@ from joey.cli import archive
 from joey.cli import bootstrap as base
 from joey.cli import pull as transfer
 from joey.cli.connect import engine
-from joey.cli.options import UsageError, closest, key, listed
+from joey.cli.options import UsageError
 from joey.cli.output import ago, clip, complain, is_terminal, say, say_json, table
+from joey.cli.verbs import dispatch, summaries
 from joey.client.transport import Problem, query, quote
 
 
@@ -154,28 +155,15 @@ VERBS = {
     "prune": (prune, "", "Remove what nothing uses", (0, 0), ("all", "force", "json")),
     "verify": (verify, "[IMAGE…]", "Hash everything again", (0, None), ("repair", "full", "json")),
 }
-"""verb -> function, arguments, summary, how many arguments, its options."""
+"""See joey.cli.verbs."""
 
 
 def image(values, arguments):
     """One of the verbs."""
-    verb, *rest = arguments
-    if verb not in VERBS:
-        raise UsageError(f"unknown verb {verb!r}", f"joey image {closest(verb, list(VERBS)) or '--help'}")
-    run, usage, _, (least, most), options = VERBS[verb]
-    for option in listed(COMMANDS["image"]):
-        name = key(option[0])
-        if name in values and name not in options:
-            raise UsageError(
-                f"{verb}: there is no option {option[0].split()[-1]}", f"joey image {verb} {usage}".strip()
-            )
-    if len(rest) < least or (most is not None and len(rest) > most):
-        raise UsageError(f"{verb}: {'an argument is missing' if len(rest) < least else 'too many arguments'}",
-                         f"joey image {verb} {usage}".strip())  # fmt: skip
-    return run(values, rest) or 0
+    return dispatch("image", COMMANDS["image"], VERBS, values, arguments)
 
 
-_TEXT = "\n".join(f"  {f'{verb} {usage}':<24}{text}" for verb, (_, usage, text, _, _) in VERBS.items())
+_TEXT = summaries(VERBS, 24)
 _TEXT += "\n\nAs with Docker, too: joey images, rmi, load, save, import, tag, history."
 
 COMMANDS = {

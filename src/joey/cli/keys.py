@@ -1,9 +1,10 @@
 """`joey keys`: API keys for clients that come by TCP."""
 
 from joey.cli.connect import engine
-from joey.cli.options import UsageError, closest
+from joey.cli.options import UsageError
 from joey.cli.output import complain, say, say_json, table
 from joey.cli.values import size, whole
+from joey.cli.verbs import choose
 from joey.client.transport import quote
 
 _VERBS = ("create", "ls", "revoke")
@@ -11,9 +12,7 @@ _VERBS = ("create", "ls", "revoke")
 
 def keys(values, arguments):
     """One of create, ls, revoke."""
-    verb, *words = arguments
-    if verb not in _VERBS:
-        raise UsageError(f"unknown verb {verb!r}", f"joey keys {closest(verb, _VERBS) or 'ls'}")
+    verb, words = choose("keys", _VERBS, arguments)
     if verb != "create" and (values.keys() & {"name", "admin", "limit", "e2b"}):
         raise UsageError("--name, --admin, --limit and --e2b belong to create", "joey keys create --help")
     if verb == "revoke":

@@ -1,9 +1,10 @@
 """`joey network` and `joey port`."""
 
 from joey.cli.connect import engine
-from joey.cli.options import UsageError, closest
+from joey.cli.options import UsageError
 from joey.cli.output import say, say_json, table
 from joey.cli.values import labels
+from joey.cli.verbs import choose, named
 from joey.client.transport import quote
 
 _VERBS = ("create", "ls", "inspect", "rm")
@@ -11,18 +12,12 @@ _VERBS = ("create", "ls", "inspect", "rm")
 
 def network(values, arguments):
     """One of create, ls, inspect, rm."""
-    verb, *words = arguments
-    if verb not in _VERBS:
-        raise UsageError(f"unknown verb {verb!r}", f"joey network {closest(verb, _VERBS) or 'ls'}")
+    verb, words = choose("network", _VERBS, arguments)
     if verb != "create" and values.keys() & {"internal", "label"}:
         raise UsageError("--internal and --label belong to create", "joey network create --help")
-    if verb == "ls":
-        if words:
-            raise UsageError(f"{words[0]!r} is one argument too many", "joey network ls")
-        return _list(values)
-    if not words:
-        raise UsageError("the network's name is missing", "joey network ls")
-    return {"create": _create, "inspect": _inspect, "rm": _remove}[verb](values, words)
+    if verb == "create" and words:
+        return _create(values, words)
+    return named("network", verb, words, lambda: _list(values))
 
 
 def _create(values, words):
@@ -45,18 +40,6 @@ def _list(values):
         for one in found
     ]
     say(table(("NAME", "INTERNAL", "SANDBOXES", "KEY"), rows))
-
-
-def _inspect(values, words):
-    with engine() as connection:
-        say_json([connection.call("GET", f"/v1/networks/{quote(word)}") for word in words])
-
-
-def _remove(values, words):
-    with engine() as connection:
-        for word in words:
-            connection.call("DELETE", f"/v1/networks/{quote(word)}")
-            say(word)
 
 
 def port(values, arguments):

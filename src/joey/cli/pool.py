@@ -2,9 +2,10 @@
 
 from joey.cli import request
 from joey.cli.connect import engine
-from joey.cli.options import UsageError, closest
+from joey.cli.options import UsageError
 from joey.cli.output import complain, say, say_json, table
 from joey.cli.values import whole
+from joey.cli.verbs import choose, named
 from joey.client.transport import quote
 
 _VERBS = ("create", "ls", "inspect", "rm")
@@ -12,10 +13,10 @@ _VERBS = ("create", "ls", "inspect", "rm")
 
 def pool(values, arguments):
     """One of create, ls, inspect, rm."""
-    verb, *words = arguments
-    if verb not in _VERBS:
-        raise UsageError(f"unknown verb {verb!r}", f"joey pool {closest(verb, _VERBS) or 'ls'}")
-    return {"create": _create, "ls": _list, "inspect": _inspect, "rm": _remove}[verb](values, words)
+    verb, words = choose("pool", _VERBS, arguments)
+    if verb == "create":
+        return _create(values, words)
+    return named("pool", verb, words, lambda: _list(values))
 
 
 def _create(values, words):
@@ -43,9 +44,7 @@ def _create(values, words):
     return 1 if made["error"] else 0
 
 
-def _list(values, words):
-    if words:
-        raise UsageError(f"{words[0]!r} is one argument too many", "joey pool ls")
+def _list(values):
     with engine() as connection:
         found = connection.call("GET", "/v1/pools")
     if values.get("json"):
@@ -57,22 +56,6 @@ def _list(values, words):
         for one in found
     ]  # fmt: skip
     say(table(("NAME", "IMAGE", "READY", "HANDED OUT", "MISSED", "KEY", "ERROR"), rows))
-
-
-def _inspect(values, words):
-    if not words:
-        raise UsageError("the pool's name is missing", "joey pool ls")
-    with engine() as connection:
-        say_json([connection.call("GET", f"/v1/pools/{quote(word)}") for word in words])
-
-
-def _remove(values, words):
-    if not words:
-        raise UsageError("the pool's name is missing", "joey pool ls")
-    with engine() as connection:
-        for word in words:
-            connection.call("DELETE", f"/v1/pools/{quote(word)}")
-            say(word)
 
 
 COMMANDS = {

@@ -2,9 +2,10 @@
 
 from joey.cli import request
 from joey.cli.connect import engine
-from joey.cli.options import UsageError, closest
+from joey.cli.options import UsageError
 from joey.cli.output import complain, say, say_json, table
 from joey.cli.values import whole
+from joey.cli.verbs import choose, named
 from joey.client.transport import quote
 
 _VERBS = ("create", "ls", "inspect", "rm")
@@ -24,10 +25,10 @@ _NEEDLESS = (
 
 def template(values, arguments):
     """One of create, ls, inspect, rm."""
-    verb, *words = arguments
-    if verb not in _VERBS:
-        raise UsageError(f"unknown verb {verb!r}", f"joey template {closest(verb, _VERBS) or 'ls'}")
-    return {"create": _create, "ls": _list, "inspect": _inspect, "rm": _remove}[verb](values, words)
+    verb, words = choose("template", _VERBS, arguments)
+    if verb == "create":
+        return _create(values, words)
+    return named("template", verb, words, lambda: _list(values))
 
 
 def _create(values, words):
@@ -56,9 +57,7 @@ def _create(values, words):
     return 0 if made["state"] == "ready" else 1
 
 
-def _list(values, words):
-    if words:
-        raise UsageError(f"{words[0]!r} is one argument too many", "joey template ls")
+def _list(values):
     from joey.model.units import format_size
 
     with engine() as connection:
@@ -72,22 +71,6 @@ def _list(values, words):
         for one in found
     ]  # fmt: skip
     say(table(("NAME", "IMAGE", "STATE", "MEMORY", "FORKS", "ALIVE", "KEY", "REASON"), rows))
-
-
-def _inspect(values, words):
-    if not words:
-        raise UsageError("the template's name is missing", "joey template ls")
-    with engine() as connection:
-        say_json([connection.call("GET", f"/v1/templates/{quote(word)}") for word in words])
-
-
-def _remove(values, words):
-    if not words:
-        raise UsageError("the template's name is missing", "joey template ls")
-    with engine() as connection:
-        for word in words:
-            connection.call("DELETE", f"/v1/templates/{quote(word)}")
-            say(word)
 
 
 COMMANDS = {

@@ -1,9 +1,10 @@
 """`joey volume`: directories that outlive sandboxes."""
 
 from joey.cli.connect import engine
-from joey.cli.options import UsageError, closest
+from joey.cli.options import UsageError
 from joey.cli.output import complain, is_terminal, say, say_json, table
 from joey.cli.values import labels, size
+from joey.cli.verbs import choose
 from joey.client.transport import Problem, query, quote
 
 _VERBS = ("create", "ls", "inspect", "rm", "prune")
@@ -12,9 +13,7 @@ _OWN = {"size": ("create",), "label": ("create", "ls"), "quiet": ("ls",), "force
 
 def volume(values, arguments):
     """One of create, ls, inspect, rm, prune."""
-    verb, *words = arguments
-    if verb not in _VERBS:
-        raise UsageError(f"unknown verb {verb!r}", f"joey volume {closest(verb, _VERBS) or 'ls'}")
+    verb, words = choose("volume", _VERBS, arguments)
     for name, verbs in _OWN.items():
         if name in values and verb not in verbs:
             raise UsageError(f"{verb}: there is no option --{name}", f"joey volume {verbs[0]} --{name}")
