@@ -9,9 +9,9 @@ from joey.cli.connect import engine
 from joey.cli.fn_parts import path_of
 from joey.cli.options import UsageError
 from joey.cli.output import ago, complain, is_terminal, say, say_json, table, write
-from joey.cli.verbs import dispatch, summaries
+from joey.cli.verbs import dispatch, remove, summaries
 from joey.client import jsontext
-from joey.client.transport import Lost, Problem, query, quote
+from joey.client.transport import Lost, query, quote
 
 
 def ls(values, words):
@@ -55,20 +55,12 @@ def _no_version(name, version):
 
 def rm(values, words):
     """Functions, or single versions as NAME:VERSION."""
-    failed = 0
-    with engine() as connection:
-        for word in words:
-            name, _, version = word.partition(":")
-            try:
-                connection.call("DELETE", path_of(name) + (f"/versions/{quote(version)}" if version else ""))
-            except Problem as problem:
-                if problem.status == 404 and values.get("force"):
-                    continue
-                complain(f"{word}: {problem}", problem.remedy)
-                failed = 1
-                continue
-            say(word)
-    return failed
+    return remove(words, _path_of_version, values.get("force"))
+
+
+def _path_of_version(word):
+    name, _, version = word.partition(":")
+    return path_of(name) + (f"/versions/{quote(version)}" if version else "")
 
 
 def invoke(values, words):

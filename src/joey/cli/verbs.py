@@ -5,8 +5,8 @@ A table of verbs: verb -> (function, arguments, summary, (least, most) of the ar
 
 from joey.cli.connect import engine
 from joey.cli.options import UsageError, closest, key, listed
-from joey.cli.output import say, say_json
-from joey.client.transport import quote
+from joey.cli.output import complain, say, say_json
+from joey.client.transport import Problem, quote
 
 
 def choose(name, verbs, arguments, other="ls"):
@@ -52,3 +52,20 @@ def named(name, verb, words, ls):
         for word in words:
             connection.call("DELETE", f"/v1/{name}s/{quote(word)}")
             say(word)
+
+
+def remove(words, path, force):
+    """Remove each, which lies at path(word); 1 if one could not be. force: one that is not there is no error."""
+    failed = 0
+    with engine() as connection:
+        for word in words:
+            try:
+                connection.call("DELETE", path(word))
+            except Problem as problem:
+                if problem.status == 404 and force:
+                    continue
+                complain(f"{word}: {problem}", problem.remedy)
+                failed = 1
+                continue
+            say(word)
+    return failed

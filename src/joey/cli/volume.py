@@ -4,8 +4,8 @@ from joey.cli.connect import engine
 from joey.cli.options import UsageError
 from joey.cli.output import complain, is_terminal, say, say_json, table
 from joey.cli.values import labels, size
-from joey.cli.verbs import choose
-from joey.client.transport import Problem, query, quote
+from joey.cli.verbs import choose, remove
+from joey.client.transport import query, quote
 
 _VERBS = ("create", "ls", "inspect", "rm", "prune")
 _OWN = {"size": ("create",), "label": ("create", "ls"), "quiet": ("ls",), "force": ("rm", "prune")}
@@ -63,19 +63,7 @@ def _inspect(values, words):
 
 
 def _remove(values, words):
-    failed = 0
-    with engine() as connection:
-        for word in words:
-            try:
-                connection.call("DELETE", f"/v1/volumes/{quote(word)}")
-            except Problem as problem:
-                if problem.status == 404 and values.get("force"):
-                    continue
-                complain(f"{word}: {problem}", problem.remedy)
-                failed = 1
-                continue
-            say(word)
-    return failed
+    return remove(words, lambda word: f"/v1/volumes/{quote(word)}", values.get("force"))
 
 
 def _prune(values, _):
