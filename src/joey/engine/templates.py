@@ -50,6 +50,8 @@ HIDDEN = "template/"
 """How the pool of a box begins that is a template's: no pool has such a name, so the next engine removes it."""
 KEY_COUNT = 100
 """Templates of one API key."""
+MOST_ENDED = 1000
+"""So many sandboxes of a template may have ended before another one takes its place."""
 WARM_SECONDS, HELLO_SECONDS = 300.0, 30.0
 _GONE_SECONDS = 5.0
 _AGAIN_SECONDS = (0.1, 1.0, 5.0, 30.0, 120.0)
@@ -73,7 +75,7 @@ class Template:
         self.zygote: Zygote | None = None
         self.pool: Pool[Berth] | None = None
         self.children: set[str] = set()
-        self.forks = self.plain = 0
+        self.forks = self.plain = self.ended = 0
         self.seconds = 0.0
         self.over = False
         self.task: asyncio.Task[None] | None = None
@@ -101,6 +103,7 @@ class Templates:
         self._pool_names: dict[str, Template] = {}
         self._of: dict[str, Template] = {}
         self._retired: set[Template] = set()
+        self._coming: set[Template] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._closing = False
         self.waiting: dict[str, Channel] = {}
@@ -442,6 +445,9 @@ class Templates:
             self.pools.lost(box.id)
         if template is not None:
             template.children.discard(box.id)
+            template.ended += 1
+            if template.ended == MOST_ENDED and not (template.over or self._closing):
+                self._spawn(self._renew(template))
             if template in self._retired and not template.children:
                 self._spawn(self._leave(template))
 
@@ -460,6 +466,24 @@ class Templates:
             await asyncio.wait(tasks)
         if not template.children:
             await self._leave(template)
+
+    async def _renew(self, template: Template) -> None:
+        """Another one in its place: who is hostile keeps descriptors of the namespaces of all that have ended, which
+        count for nobody, and they go with the sandbox they are kept in.
+        """
+        key = template.owner, template.name
+        fresh = Template(template.spec, template.owner, template.created)
+        self._coming.add(fresh)
+        try:
+            await self._warm(fresh)
+            old = fresh
+            if self._all.get(key) is template and fresh.state == "ready":
+                self._all[key], old = fresh, template
+                fresh.forks, fresh.plain = template.forks, template.plain
+            template.ended = 0
+            await self._retire(old)
+        finally:
+            self._coming.discard(fresh)
 
     async def _leave(self, template: Template) -> None:
         """Remove its sandbox."""
@@ -505,7 +529,7 @@ class Templates:
         for id in tuple(self.waiting):
             self._close_waiting(id)
         await self.pools.close()
-        for template in (*self._all.values(), *self._retired):
+        for template in (*self._all.values(), *self._retired, *self._coming):
             if template.zygote is not None:
                 template.zygote.close()
                 template.zygote.channel.end(Exit(code=125, at=time.time(), error="the engine has ended"))
