@@ -2,6 +2,8 @@
 
 import asyncio
 import base64
+import contextlib
+import threading
 import time
 from typing import Any
 
@@ -49,7 +51,13 @@ def sync() -> None:
     results(sandbox)
     contexts(sandbox)
     endings(sandbox)
-    assert sandbox.kill()
+    killer = threading.Timer(0.3, sandbox.kill)
+    killer.start()
+    with contextlib.suppress(e2b.TimeoutException):  # an answer that is cut off is not one of success
+        cut = run("import time; time.sleep(30)")
+        assert cut.error is not None and cut.error.name == "KernelDied", cut
+    killer.join()
+    assert not sandbox.kill()
     raises(e2b.TimeoutException, lambda: sandbox.run_code("1"), "was not found")
     private()
 
@@ -106,6 +114,9 @@ def endings(sandbox: Sandbox) -> None:
     died = run("import os; os.kill(os.getpid(), 9)")
     assert died.error is not None and died.error.name == "KernelDied"
     assert run("'z' in dir()").text == "False"
+    stubborn = "while True:\n    try:\n        time.sleep(9)\n    except KeyboardInterrupt:\n        pass"
+    raises(e2b.TimeoutException, lambda: run(f"import time\n{stubborn}", timeout=0.3))
+    assert run("8").text == "8", "ended for what another had asked"
     asked = run("input()")
     assert asked.error is not None and "Stdin" in asked.error.name
 

@@ -109,6 +109,16 @@ def test_a_session_by_stdio() -> None:
             assert part["result"] == "te\n[… 2 of 9 bytes follow: read them with offset 7 …]"
             await ask(client, "write_file", path="/tmp/mcp/b", content="AAH/", encoding="base64")
             assert (await ask(client, "read_file", path="/tmp/mcp/b", encoding="base64"))["result"] == "AAH/"
+            await ask(client, "write_file", path="/tmp/c", content="a€😀é")
+            parts, at = [], "0"
+            while at:  # no character is cut in two
+                part = (await ask(client, "read_file", path="/tmp/c", offset=int(at), length=5))["result"]
+                text_, _, rest = part.partition("\n[… ")
+                parts.append(text_)
+                at = rest.partition("offset ")[2].partition(" ")[0]
+            assert parts == ["a€", "😀", "é"]
+            await ask(client, "write_file", path="/tmp/d", content="Z/xy", encoding="base64")
+            assert "base64" in await refused(client, "read_file", path="/tmp/d")
             listing = await ask(client, "list_files", path="/tmp/mcp")
             assert [(one["path"], one["size"]) for one in listing["entries"]] == [
                 ("/tmp/mcp/a.txt", 9),

@@ -244,14 +244,15 @@ class Tools:
         """Read a file of a sandbox, or a part of it."""
         box = await self._session(ctx).find(sandbox)
         data = await box.files.read(path, "bytes", offset=offset, length=length)
+        size = (await box.files.stat(path)).size if len(data) == length else 0
         if encoding == "base64":
             text = base64.b64encode(data).decode()
         else:
-            text = data.decode("utf-8", "replace")
-            if "\0" in text:
-                raise ToolError(f"{path} is no text\ntry: encoding base64")
-        if len(data) == length:
-            size, end = (await box.files.stat(path)).size, offset + length
+            if size > offset + length:
+                data = _whole_characters(data)
+            text = _text(path, data)
+        if size:
+            end = offset + len(data)
             if size > end:
                 text += f"\n[… {size - end} of {size} bytes follow: read them with offset {end} …]"
         return text
@@ -323,6 +324,28 @@ def _report(ran: Ran, note: str) -> str:
         if text := ran[name]:
             parts += [f"--- {name}", text.rstrip("\n")]
     return "\n".join(parts)
+
+
+def _whole_characters(data: bytes) -> bytes:
+    """Without the beginning of a character of UTF-8 at the end: the next piece begins with it."""
+    for back in range(1, min(4, len(data))):
+        first = data[-back]
+        if first >= 0xC0:
+            return data[:-back] if back < (2 if first < 0xE0 else 3 if first < 0xF0 else 4) else data
+        if first < 0x80:
+            break
+    return data
+
+
+def _text(path: str, data: bytes) -> str:
+    """Raises ToolError for what cannot be told without loss: written back it would be another file."""
+    try:
+        text = data.decode()
+    except UnicodeDecodeError as error:
+        raise ToolError(f"{path} is no UTF-8, at byte {error.start} of this part\ntry: encoding base64") from None
+    if "\0" in text:
+        raise ToolError(f"{path} is no text\ntry: encoding base64")
+    return text
 
 
 def _decoded(content: str) -> bytes:
