@@ -144,17 +144,27 @@ async def _stream(call: Call, done: Invocation, headers: dict[str, str]) -> web.
     assert done.chunks is not None
     media = str((done.head or {}).get("content_type") or BINARY)
     response = web.StreamResponse(headers={"Content-Type": header_text(media), **headers})
+    return await in_pieces(call.request, response, done.chunks)
+
+
+async def in_pieces(
+    request: web.Request, response: web.StreamResponse, chunks: AsyncIterator[bytes]
+) -> web.StreamResponse:
+    """Send an answer as it comes; of HEAD only its head. One that breaks off has its connection dropped: half of an
+    answer is never taken for a whole one.
+    """
     try:
-        await response.prepare(call.request)
-        async for piece in done.chunks:
-            await response.write(piece)
+        await response.prepare(request)
+        async for piece in chunks:
+            if request.method != "HEAD":
+                await response.write(piece)
         await response.write_eof()
-    except StreamFailed:  # half of an answer is never taken for a whole one
-        if call.request.transport is not None:
-            call.request.transport.abort()
-        raise ConnectionResetError("the stream cannot be finished") from None
+    except StreamFailed as failed:
+        if request.transport is not None:
+            request.transport.abort()
+        raise ConnectionResetError(failed.failure.message) from None
     finally:
-        await closed(done.chunks)
+        await closed(chunks)
     return response
 
 

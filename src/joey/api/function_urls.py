@@ -16,12 +16,11 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, unquote
 
-from joey.api.function_calls import body_of, closed, header_text
+from joey.api.function_calls import body_of, header_text, in_pieces
 from joey.api.light import web
 from joey.api.routes import Call, Route
 from joey.functions.invocation import Invocation
 from joey.functions.service import URLS
-from joey.functions.wire import StreamFailed
 from joey.model.errors import NotFound
 
 if TYPE_CHECKING:
@@ -152,19 +151,7 @@ async def _pieces(call: Call, done: Invocation, status: int, pairs: list[tuple[s
     assert done.chunks is not None
     response = web.StreamResponse(status=status)
     _set(response, pairs)
-    try:
-        await response.prepare(call.request)
-        async for piece in done.chunks:
-            if call.request.method != "HEAD":
-                await response.write(piece)
-        await response.write_eof()
-    except StreamFailed:
-        if call.request.transport is not None:
-            call.request.transport.abort()
-        raise ConnectionResetError("the stream cannot be finished") from None
-    finally:
-        await closed(done.chunks)
-    return response
+    return await in_pieces(call.request, response, done.chunks)
 
 
 def _set(response: web.StreamResponse, pairs: list[tuple[str, str]]) -> None:

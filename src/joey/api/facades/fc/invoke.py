@@ -9,9 +9,8 @@ from typing import Any
 from joey.api.facades.fc.base import FUNCTION, Message, answer, arn, inward, limit_of, marked, name_of, outward, token
 from joey.api.facades.fc.errors import Failure, lacking
 from joey.api.facades.signed_server import SignedCall, route
-from joey.api.function_calls import closed
+from joey.api.function_calls import in_pieces
 from joey.api.light import web
-from joey.functions.wire import StreamFailed
 from joey.model.errors import Conflict, Invalid, NotFound
 from joey.model.function_views import TaskView
 
@@ -60,18 +59,7 @@ async def invoke(call: SignedCall) -> Any:
     if done.chunks is None:
         return web.Response(status=200, body=done.payload, content_type="application/octet-stream", headers=told)
     response = web.StreamResponse(headers=told | {"Content-Type": "application/octet-stream"})
-    try:
-        await response.prepare(call.request)
-        async for piece in done.chunks:
-            await response.write(piece)
-        await response.write_eof()
-    except StreamFailed as failed:  # the head is sent: all that is left is to break off
-        if call.request.transport is not None:
-            call.request.transport.abort()
-        raise ConnectionResetError(failed.failure.message) from None
-    finally:
-        await closed(done.chunks)
-    return response
+    return await in_pieces(call.request, response, done.chunks)
 
 
 async def _later(call: SignedCall, name: str, qualifier: str, id: str) -> Any:
