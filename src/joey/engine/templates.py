@@ -210,8 +210,12 @@ class Templates:
                 berth = self.pools.take(template.pool) or await self.start_member(template.pool)
                 return await self._hand_out(template, berth, spec, main=main, durable=durable)
             except Broken as error:  # the warm process has ended, or the child at once
-                if template.over or self._closing:
+                if self._closing or (template.over and (template.owner, name) not in self._all):
                     raise
+                if template.over:  # another one has taken its place
+                    return await self.fork(
+                        name, owner, env=env, labels=labels, called=called, main=main, durable=durable, later=later
+                    )  # fmt: skip
                 _log.warning("template %s: %s", template.name, error)
         template.plain += 1
         return await self._plain(template, spec, owner, main=main)
