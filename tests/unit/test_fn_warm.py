@@ -89,7 +89,7 @@ def test_what_cannot_be_forked_says_why_and_is_tried_again_later(monkeypatch):
         own.make(one, Paths())
         await settle()
         assert told == [(one.function, "threads")]
-        assert (own.name(one, Paths()), own.why_not(one)) == ("", "threads")
+        assert own.name(one, Paths()) == ""
         monkeypatch.setattr(warm, "AGAIN_SECONDS", 0.0)
         engine.state = "ready"
         own.name(one, Paths())
@@ -98,7 +98,7 @@ def test_what_cannot_be_forked_says_why_and_is_tried_again_later(monkeypatch):
         engine.fails = True
         own.make(deployed("g"), Paths())
         await settle()
-        assert own.why_not(deployed("g")).endswith("100 already")
+        assert told[-1][0] == deployed("g").function and told[-1][1].endswith("100 already")
         await own.close()
 
     asyncio.run(main())

@@ -268,8 +268,6 @@ class Instances:
         if runner.gone.done() or self._closing:
             self._spawn(self._stop(pool, Member(runner, now, now), "closing"))
             return
-        if not pool.waiting:
-            pool.stats.prewarmed += 1
         member = pool.add(runner, now, now - begun)
         runner.gone.add_done_callback(lambda gone: self._gone(pool, member))
         self._happened("started", pool.deployed, instance=runner.id, seconds=now - begun)
@@ -277,7 +275,6 @@ class Instances:
     def _gone(self, pool: Pool, member: Member) -> None:
         if not pool.drop(member) or self._closing:
             return
-        pool.stats.ended += 1
         reason = "" if member.runner.gone.cancelled() else member.runner.gone.result().type
         self._happened("ended", pool.deployed, instance=member.runner.id, reason=reason)
         self._rescale(pool)

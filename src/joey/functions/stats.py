@@ -49,9 +49,6 @@ class Stats:
 
     invocations: int = 0
     cold_starts: int = 0
-    prewarmed: int = 0
-    ended: int = 0
-    """Instances that went without being asked to."""
     errors: dict[str, int] = field(default_factory=dict)
     throttles: dict[str, int] = field(default_factory=dict)
     durations: Durations = field(default_factory=Durations)

@@ -43,7 +43,6 @@ class _Warm:
     state: Literal["making", "ready", "plain"]
     made: float
     used: float
-    reason: str = ""
 
 
 class WarmFunctions:
@@ -74,11 +73,6 @@ class WarmFunctions:
             self.drop(deployed.key)
             self.make(deployed, paths)
         return found.name if found.state == "ready" else ""
-
-    def why_not(self, deployed: Deployed) -> str:
-        """Why instances of it are not forked; "" if they are."""
-        found = self._all.get(deployed.key)
-        return found.reason if found is not None else ""
 
     def make(self, deployed: Deployed, paths: Paths) -> None:
         """Begin to make one. There already, or not for this kind: nothing."""
@@ -122,16 +116,16 @@ class WarmFunctions:
                 template_spec(deployed, paths, warm.name, source), owner=deployed.owner
             )
         except JoeyError as error:
-            warm.state, warm.reason = "plain", str(error)
+            warm.state, reason = "plain", str(error)
         except Exception as error:  # a defect of ours costs this function its template, no more
             log.exception("template of function %s", deployed.version.name)
-            warm.state, warm.reason = "plain", f"{type(error).__name__}: {error}"
+            warm.state, reason = "plain", f"{type(error).__name__}: {error}"
         else:
-            warm.state, warm.reason = ("ready", "") if view.state == "ready" else ("plain", view.reason)
+            warm.state, reason = ("ready", "") if view.state == "ready" else ("plain", view.reason)
         if warm.state == "plain":
-            log.info("function %s: instances are not forked: %s", deployed.version.name, warm.reason)
+            log.info("function %s: instances are not forked: %s", deployed.version.name, reason)
             if self._plain is not None and self._all.get(deployed.key) is warm:
-                self._plain(deployed, warm.reason)
+                self._plain(deployed, reason)
         if self._all.get(deployed.key) is not warm:  # dropped meanwhile
             await self._remove(warm.name, warm.owner)
 
