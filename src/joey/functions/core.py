@@ -19,7 +19,7 @@ from joey.functions.invocation import Invocation, record, timer_event
 from joey.functions.pool import Deployed, Pool
 from joey.functions.queue import Outcome, Queue, Statement, Task
 from joey.functions.registry import Entry, Registry
-from joey.functions.retries import Next
+from joey.functions.retries import Next, Result
 from joey.functions.store import Store
 from joey.functions.timers import Key, Timers
 from joey.functions.wire import MAX_BODY, RESPONSE_TOO_LARGE, STOPPED, Answer, Failure, Head, StartFailed, StreamFailed
@@ -290,7 +290,7 @@ class Core:
             return Outcome("failed", _failure(type(error).__name__, error), type(error).__name__)
         if done.failure is None:
             return Outcome("succeeded", done.payload, version=done.version)
-        result = "refused" if done.failure.type == STOPPED else "failed"
+        result: Result = "refused" if done.failure.type == STOPPED else "failed"
         return Outcome(result, done.payload, done.failure.type, done.version)
 
     def _config(self, task: Task) -> AsyncConfig:

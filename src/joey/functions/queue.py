@@ -23,7 +23,7 @@ from typing import Any
 from msgspec.structs import replace
 
 from joey.functions import retries
-from joey.functions.retries import Attempt, Next, State, Window
+from joey.functions.retries import Attempt, Next, Result, State, Window
 from joey.functions.store import Store
 from joey.functions.turns import Turns
 from joey.model.errors import Conflict, JoeyError, NotFound, TooMany
@@ -98,9 +98,11 @@ class Task:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """Of an attempt. error: its type. payload: what the handler answered, or its failure as JSON. version: that ran."""
+    """Of an attempt. result: see `retries.Attempt`. error: its type. payload: what the handler answered, or its failure
+    as JSON. version: that ran.
+    """
 
-    result: str
+    result: Result
     payload: bytes = b""
     error: str = ""
     version: str = ""
@@ -332,7 +334,7 @@ class Queue:
         else:
             task.refusals = 0
             line.window.went_well()
-        attempt = Attempt(outcome.result, self.clock())  # type: ignore[arg-type]
+        attempt = Attempt(outcome.result, self.clock())
         return retries.after(attempt, task.attempts, task.refusals, task.created, config, random.random())
 
     def _step(self, task: Task, step: Next, outcome: Outcome, body: bytes) -> None:

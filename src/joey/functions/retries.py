@@ -16,6 +16,7 @@ FIRST, LONGEST = 1.0, 300.0
 """Seconds before the second attempt, and at most before any."""
 JITTER = 0.2
 
+Result = Literal["succeeded", "failed", "refused"]
 State = Literal["queued", "running", "succeeded", "failed", "expired", "stopped"]
 
 
@@ -25,7 +26,7 @@ class Attempt:
     it was never asked.
     """
 
-    result: Literal["succeeded", "failed", "refused"]
+    result: Result
     at: float
 
 
