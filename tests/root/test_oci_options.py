@@ -100,6 +100,21 @@ def test_a_read_only_dev_has_its_devices(oci: OciLab) -> None:
     assert "/dev/x: Read-only" in done.err
 
 
+def test_a_device_that_was_there_keeps_its_owner(oci: OciLab, tmp_path: Path) -> None:
+    """It may be the host's own, by a bind mount of its /dev."""
+    theirs = tmp_path / "dev"
+    theirs.mkdir()
+    os.mknod(theirs / "null", 0o20644, os.makedev(1, 3))
+    config = oci.config("stat", "-c", "%u %n", "/host/null", "/host/new")
+    config["mounts"].append({"type": "bind", "source": str(theirs), "destination": "/host", "options": ["rbind", "rw"]})
+    config["linux"]["devices"] = [
+        {"type": "c", "path": f"/host/{name}", "major": 1, "minor": 3, "uid": 7, "gid": 8} for name in ("null", "new")
+    ]
+    done = oci.run(config)
+    assert done.out == "0 /host/null\n7 /host/new\n", done
+    assert (theirs / "null").stat().st_uid == 0 and (theirs / "new").stat().st_gid == 8
+
+
 def test_devices_of_a_user_namespace_are_what_is_asked_for(oci: OciLab) -> None:
     config = with_users(oci.config("sh", "-c", "stat -c '%F %t:%T %a %u:%g' /dev/deep/odd /dev/ram; echo x > /dev/nil"))
     config["linux"]["devices"] = [

@@ -83,14 +83,20 @@ int op_mknod(struct run *run, const struct plan_op *op)
 	struct place at;
 	int error = place_find(run, op->r[1], plan_string(run->plan, op->s[0]), &at);
 	if (error) return error;
-	error = result(mknodat(at.dir, at.name, (mode_t)op->n[0], op->n[1]));
-	if (error == EEXIST && op->n[2] == 2) {
+	mode_t mode = (mode_t)op->n[0];
+	uid_t uid = (uid_t)(op->n[0] >> 32);
+	gid_t gid = (gid_t)(op->n[2] >> 32);
+	uint32_t may = (uint32_t)op->n[2];
+	error = result(mknodat(at.dir, at.name, mode, op->n[1]));
+	/* only what was made here: a node that was there may be the host's own, by a bind mount */
+	if (!error && (uid || gid)) error = result(fchownat(at.dir, at.name, uid, gid, AT_SYMLINK_NOFOLLOW));
+	else if (error == EEXIST && may == 2) {
 		struct stat is;
-		bool same = !fstatat(at.dir, at.name, &is, AT_SYMLINK_NOFOLLOW) && (is.st_mode & S_IFMT) == (op->n[0] & S_IFMT);
+		bool same = !fstatat(at.dir, at.name, &is, AT_SYMLINK_NOFOLLOW) && (is.st_mode & S_IFMT) == (mode & S_IFMT);
 		if (same && (S_ISFIFO(is.st_mode) || is.st_rdev == op->n[1])) error = 0;
 	}
 	place_leave(run, &at);
-	return error == EEXIST && op->n[2] == 1 ? 0 : error;
+	return error == EEXIST && may == 1 ? 0 : error;
 }
 int op_symlink(struct run *run, const struct plan_op *op)
 {

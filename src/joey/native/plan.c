@@ -19,7 +19,7 @@ static const char numbers[CODES][4] = {
 	[OP_OPEN] = "www", [OP_CLOSE] = "---", [OP_KEEP] = "w--", [OP_HOLD] = "ww-", [OP_PIPE] = "ww-", [OP_OPENPTY] = "ww-",
 	[OP_OPEN_TREE] = "w--", [OP_MOUNT_SETATTR] = "xxx", [OP_MOVE_MOUNT] = "ww-", [OP_FSOPEN] = "---", [OP_FSCONFIG] = "w--",
 	[OP_FSMOUNT] = "w--", [OP_MOUNT] = "w--", [OP_UMOUNT] = "w--", [OP_PIVOT_ROOT] = "---", [OP_CHROOT] = "---", [OP_CHDIR] = "---",
-	[OP_MKDIR] = "www", [OP_MKNOD] = "wxw", [OP_SYMLINK] = "w--", [OP_CHOWN] = "ww-", [OP_WRITE] = "w--", [OP_REMOVE] = "www",
+	[OP_MKDIR] = "www", [OP_MKNOD] = "xxx", [OP_SYMLINK] = "w--", [OP_CHOWN] = "ww-", [OP_WRITE] = "w--", [OP_REMOVE] = "www",
 	[OP_USERNS] = "w--", [OP_UNSHARE] = "w--", [OP_SETNS] = "w--", [OP_HOME] = "---", [OP_CHILD] = "x--", [OP_IFUP] = "---",
 	[OP_CLONE] = "w--", [OP_STDIO] = "---", [OP_HOSTNAME] = "---", [OP_DOMAINNAME] = "---", [OP_SETSID] = "---", [OP_CTTY] = "---",
 	[OP_RLIMIT] = "wxx", [OP_GROUPS] = "---", [OP_SETGID] = "w--", [OP_SETUID] = "w--", [OP_BOUNDING] = "x--", [OP_CAPSET] = "xxx",
@@ -290,7 +290,7 @@ static int check_special(struct check *c, const struct plan_op *op, int at)
 	case OP_WRITE: return n[0] & ~(uint64_t)(O_CREAT | O_EXCL | O_TRUNC | O_APPEND | O_NOFOLLOW) ? EINVAL : 0;
 	case OP_MOVE_MOUNT: return n[1] > 1 ? EINVAL : 0;
 	case OP_MKDIR: return n[0] > 01777 || n[1] > 3 ? EINVAL : 0;
-	case OP_MKNOD: return n[2] > 2 ? EINVAL : 0;
+	case OP_MKNOD: return (uint32_t)n[2] > 2 ? EINVAL : 0;
 	case OP_REMOVE: return n[0] > 2 || n[1] > 1 || (n[0] < 2 && n[2]) ? EINVAL : 0;
 	case OP_RLIMIT: return n[0] >= RLIM_NLIMITS || n[1] > n[2] ? EINVAL : 0;
 	case OP_SETUID: case OP_SETGID: return n[0] == UINT32_MAX ? EINVAL : 0;	/* "leave as it is" */

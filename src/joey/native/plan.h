@@ -76,7 +76,7 @@ struct plan_op {
 	OP(16, CHROOT,        A, "----", "s---") \
 	OP(17, CHDIR,         A, "?---", "s---")	/* to r0 if given, else to s0 */ \
 	OP(18, MKDIR,         A, "-?--", "s---")	/* n0 mode, n1 1 may exist | 2 parents too, n2 owner + 1 of what is made, or 0 */ \
-	OP(19, MKNOD,         A, "-?--", "s---")	/* n0 mode, n1 device, n2 1 may exist, 2 if it is such a one */ \
+	OP(19, MKNOD,         A, "-?--", "s---")	/* n0 mode, n1 device, n2 1 may exist, 2 if it is such a one; n0 and n2 >> 32 owner and group */ \
 	OP(20, SYMLINK,       A, "-?--", "ss--")	/* s0 target, s1 link; n0 1 may exist */ \
 	OP(21, CHOWN,         A, "-?--", "s---")	/* n0 uid, n1 gid; a symlink itself; s0 "": r1 itself (AT_EMPTY_PATH) */ \
 	OP(22, WRITE,         A, "-?--", "ss--")	/* s1 to the file s0 in one write(2); n0 flags besides O_WRONLY; made with mode 0644 */ \

@@ -194,9 +194,10 @@ class Filesystems:
         if not target:
             raise Refused("linux.devices", f"{path}: not the path of a device")
         if not self.user or kind == "p":
-            made = op.Mknod(target, _NODES[kind] | mode, device(major, minor), ROOT, default, same_ok=not default)
+            made = op.Mknod(
+                target, _NODES[kind] | mode, device(major, minor), ROOT, default, same_ok=not default, uid=uid, gid=gid
+            )
             self.inside += [*parents(target), made]
-            self.inside += [op.Chown(target, uid, gid, at=ROOT)] if uid or gid else []
             return
         # A user namespace may not make nodes; the host's, of the same numbers, stands in for it.
         node = self.nodes.get(f"{'b' if kind == 'b' else 'c'} {major}:{minor}")

@@ -116,6 +116,8 @@ class Mkdir(Op, frozen=True):
 
 
 class Mknod(Op, frozen=True):
+    """uid, gid: whose a node is that was made here; one that may be there keeps its owner."""
+
     CODE = 19
     path: str
     mode: int
@@ -123,17 +125,20 @@ class Mknod(Op, frozen=True):
     at: Reg = NO_REG
     exist_ok: bool = False
     same_ok: bool = False
+    uid: int = 0
+    gid: int = 0
 
     def describe(self) -> str:
         node = f"{self.device >> 8}:{self.device & 255} " if self.device else ""
         may = " may exist" if self.exist_ok else " may be there" if self.same_ok else ""
-        return f"mknod {at(self.at, self.path)} {node}{self.mode:06o}{may}"
+        owner = f" owner {self.uid}:{self.gid}" if self.uid or self.gid else ""
+        return f"mknod {at(self.at, self.path)} {node}{self.mode:06o}{owner}{may}"
 
     def pack(self, blob: Blob) -> Packed:
         return (
             (NO_REG, self.at),
             (blob.string(self.path),),
-            (self.mode, self.device, 1 if self.exist_ok else 2 * self.same_ok),
+            (self.mode | self.uid << 32, self.device, (1 if self.exist_ok else 2 * self.same_ok) | self.gid << 32),
         )
 
 
