@@ -29,6 +29,8 @@ MULTIPLEXED = "application/vnd.docker.multiplexed-stream"
 _HIGH_WATER = 1 << 18
 _READ_LIMIT = 1 << 18
 _HEARD = 1.0
+_LINGER = 2.0
+"""Seconds for a client to end its side when the output has ended."""
 _LOOK = 1.0
 """Seconds between looks whether a client that has closed its sending side, or is not read from, is still there."""
 
@@ -137,6 +139,18 @@ class Connection(asyncio.Protocol):
             with contextlib.suppress(TimeoutError):  # wait_for of Python 3.11 can lose a cancellation
                 async with asyncio.timeout(_LOOK):
                     await (self.gone if self._ended else self._eof).wait()
+
+    async def finish(self) -> None:
+        """End our side, and take in what the client still sends until it ends its own: one whose bytes are left unread
+        sees a reset, not an end (`data | docker run -i IMAGE true`).
+        """
+        if self.gone.is_set() or self._transport.is_closing():
+            return
+        with contextlib.suppress(TimeoutError, OSError):
+            self._transport.write_eof()
+            async with asyncio.timeout(_LINGER):
+                while await self.receive() is not None:
+                    pass
 
     def close(self) -> None:
         if not self._transport.is_closing():
@@ -249,8 +263,12 @@ async def serve(
         await asyncio.wait([output, gone], return_when=asyncio.FIRST_COMPLETED)
         if not output.done():  # what was typed before it left still counts
             await asyncio.wait([feeder], timeout=0.5)
-        elif before_end is not None and output.exception() is None:
-            await before_end()
+        elif output.exception() is None:
+            if before_end is not None:
+                await before_end()
+            feeder.cancel()
+            await asyncio.gather(feeder, return_exceptions=True)
+            await connection.finish()
     finally:
         for task in (output, feeder, gone):
             task.cancel()
