@@ -35,7 +35,7 @@ plt.show()
 
 
 def sync() -> None:
-    sandbox = Sandbox.create(timeout=120, envs={"OWN": "1"})
+    sandbox = Sandbox.create(timeout=120, envs={"OWN": "1"}, network={"allow_public_traffic": False})
     run = sandbox.run_code
     first = run("x = 20\nx + 1")
     assert (first.text, first.error, first.logs.stdout) == ("21", None, []) and first.results[0].is_main_result
@@ -46,11 +46,14 @@ def sync() -> None:
     assert failed.error is not None and failed.error.name == "ZeroDivisionError" and "1" in failed.error.traceback
     sandbox.files.write("/home/user/module_of_mine.py", "V = 7")
     assert run("import module_of_mine; module_of_mine.V").text == "7"
+    postponed = run("import urllib.request, IPython; urllib.request.urlopen.__module__, IPython.embed.__module__").text
+    assert postponed == "('urllib.request', 'IPython.terminal.embed')"
     assert failed.logs.stdout == ["before\n"] and failed.logs.stderr == ["err\n"]
     streaming(sandbox)
     results(sandbox)
     contexts(sandbox)
     endings(sandbox)
+    private(sandbox)
     killer = threading.Timer(0.3, sandbox.kill)
     killer.start()
     with contextlib.suppress(e2b.TimeoutException):  # an answer that is cut off is not one of success
@@ -59,7 +62,6 @@ def sync() -> None:
     killer.join()
     assert not sandbox.kill()
     raises(e2b.TimeoutException, lambda: sandbox.run_code("1"), "was not found")
-    private()
 
 
 def streaming(sandbox: Sandbox) -> None:
@@ -125,10 +127,9 @@ def sleeping(sandbox: Sandbox) -> str:
     return sandbox.commands.run("pgrep -f 'sleep 3141[6]' || true").stdout
 
 
-def private() -> None:
+def private(sandbox: Sandbox) -> None:
     """Ports of a sandbox that is not for everybody."""
-    sandbox = Sandbox.create(timeout=60, network={"allow_public_traffic": False})
-    assert sandbox.run_code("6 * 7").text == "42" and sandbox.traffic_access_token
+    assert sandbox.traffic_access_token
     host = sandbox.get_host(49999)
     url = f"http://127.0.0.1:{host.rpartition(':')[2]}/contexts"
     for headers, status in (({}, 401), ({"E2B-Traffic-Access-Token": sandbox.traffic_access_token}, 200)):
@@ -147,7 +148,6 @@ def private() -> None:
         ).status_code
         == 502
     )
-    assert sandbox.kill()
 
 
 async def asynchronous() -> None:

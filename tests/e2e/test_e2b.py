@@ -78,6 +78,17 @@ def test_without_an_interpreter_the_command_is_said(home: Path) -> None:
     assert refused.returncode and "joey image bootstrap" in refused.stderr
 
 
+def test_sandboxes_are_warm_before_anybody_asks(home: Path) -> None:
+    told(home)
+    for _ in range(50):
+        out = subprocess.run([*PROGRAM, "pool", "ls", "--json"], env=of(home), check=True, capture_output=True).stdout
+        if [one["name"] for one in json.loads(out) if one["ready"]] == ["e2b.base"]:
+            break
+        time.sleep(0.05)
+    else:
+        raise AssertionError(f"no pool: {out!r}")
+
+
 def test_the_sdk(home: Path) -> None:
     scenarios(home, sys.executable, str(TESTS / "scenarios_e2b.py"))
 

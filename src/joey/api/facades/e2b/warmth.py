@@ -112,7 +112,8 @@ class Warmth:
         """Make it after some seconds, unless it is there and this request only was an unusual one."""
         await asyncio.sleep(seconds)
         try:
-            if self._engine.pool(wanted.name, owner).spec == wanted.spec:
+            pool = self._engine.pool(wanted.name, owner)
+            if (pool.spec, pool.size) == (wanted.spec, wanted.size):
                 return
         except NotFound:
             pass
