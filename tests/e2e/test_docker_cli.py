@@ -506,13 +506,13 @@ def test_build(docker: Docker, tmp_path: Path) -> None:
     assert "Step 6/11 : RUN echo ran $A" in shown and "content" in shown and "Successfully tagged b:2" in shown
     assert docker("run", "--rm", "b:1") == "ran 7"
     assert docker("inspect", "-f", "{{.Config.Labels}}", "b:2") == "map[a:b l:m]"
-    assert "Using cache" in docker("build", "--build-arg", "V=7", str(tmp_path))
+    assert "Using cache" in docker("build", "--rm=false", "--build-arg", "V=7", "--build-arg", "NO", str(tmp_path))
     quiet = docker("build", "-q", "--target", "base", str(tmp_path))
     assert re.fullmatch("sha256:[0-9a-f]{64}", quiet)
-    docker("build", "--iidfile", str(tmp_path / "iid"), "--force-rm", "--no-cache", str(tmp_path))
+    docker("build", "--iidfile", str(tmp_path / "iid"), "--no-cache", "--force-rm", str(tmp_path))
     assert (tmp_path / "iid").read_text().startswith("sha256:")
     assert "ended with status 3" in docker("build", "-q", "-", data=b"FROM bb:1\nRUN exit 3\n", code=1)
-    for options in (["--rm=false"], ["-m", "100m"], ["--add-host", "a:1.2.3.4"], ["--squash"]):
+    for options in (["-m", "100m"], ["--add-host", "a:1.2.3.4"], ["--squash"]):
         docker("build", *options, str(tmp_path), code=1)
     docker.env["DOCKER_BUILDKIT"] = "1"  # the client says that BuildKit is not there, and what to do
     try:

@@ -87,6 +87,9 @@ def test_run_with_everything(client: docker.DockerClient) -> None:
     )  # fmt: skip
     try:
         box.reload()
+        for filters, count in (({"publish": box.ports["80/tcp"][0]["HostPort"]}, 1), ({"expose": "80-90/tcp"}, 1),
+                               ({"expose": "80/udp"}, 0), ({"publish": "1-9"}, 0)):  # fmt: skip
+            assert len(client.containers.list(filters=filters)) == count, filters
         assert sorted(box.ports) == ["80/tcp", "81/tcp"] and box.ports["81/tcp"][0]["HostIp"] == "127.0.0.1"
         limits = box.attrs["HostConfig"]
         assert (limits["Memory"], limits["NanoCpus"], limits["PidsLimit"]) == (64 << 20, 500_000_000, 50)
@@ -187,7 +190,7 @@ def test_events(client: docker.DockerClient) -> None:
 
 
 def test_images(client: docker.DockerClient) -> None:
-    image, log = client.images.build(fileobj=io.BytesIO(b"FROM bb:1\nRUN echo x > /x\n"), tag="built:1", rm=True)
+    image, log = client.images.build(fileobj=io.BytesIO(b"FROM bb:1\nRUN echo x > /x\n"), tag="built:1")
     assert image.tags == ["built:1"] and any("Successfully built" in line.get("stream", "") for line in log)
     with pytest.raises(BuildError, match="ended with status 1"):
         client.images.build(fileobj=io.BytesIO(b"FROM bb:1\nRUN false\n"), rm=True)
@@ -320,7 +323,8 @@ def test_what_nobody_knows_is_refused(client: docker.DockerClient) -> None:
     for method, path, body, status in (
         ("GET", "/containers/json?nosuch=1", "", 501), ("GET", "/v1.45/containers/json?nosuch=0", "", 200),
         ("GET", '/containers/json?filters={"nosuch":["x"]}', "", 400), ("GET", "/v1.12/info", "", 400),
-        ("GET", '/containers/json?filters={"name":5}', "", 400), ("GET", "/v1.99/info", "", 400),
+        ("GET", '/containers/json?filters={"name":5}', "", 400),
+        ("GET", '/containers/json?filters={"publish":["x"]}', "", 400), ("GET", "/v1.99/info", "", 400),
         ("POST", "/swarm/init", "{}", 501), ("POST", "/images/load", "no archive", 400),
         ("GET", "/nosuch", "", 404), ("DELETE", "/info", "", 405), ("POST", "/containers/create", "{", 400),
         ("POST", "/containers/create", '{"Image": "bb:1", "Nosuch": 1}', 501),

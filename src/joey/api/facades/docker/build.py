@@ -17,7 +17,7 @@ from joey.model import codec
 from joey.model.errors import Invalid, JoeyError
 
 _USUAL: dict[str, tuple[str, ...]] = {
-    "rm": ("1", "true"), "forcerm": ("0", "1", "true", "false"), "version": ("1",), "q": ("1", "0", "true", "false"),
+    "rm": ("0", "1", "true", "false"), "forcerm": ("0", "1", "true", "false"), "version": ("1",), "q": ("1", "0", "true", "false"),
     "cachefrom": ("[]", "null"), "ulimits": ("[]", "null"), "buildid": (), "cgroupparent": (),
     "cpuperiod": ("0",), "cpuquota": ("0",), "cpusetcpus": (), "cpusetmems": (), "cpushares": ("0",), "memory": ("0",),
     "memswap": ("0",), "shmsize": ("0",), "squash": ("0", "false"), "extrahosts": ("[]", "null"),
@@ -27,7 +27,8 @@ _READ = {"t", "dockerfile", "nocache", "pull", "buildargs", "labels", "target", 
 
 
 _HELD = 1000
-_WHY = {"rm": "a build leaves no containers behind: there are none to keep"}
+_NONE_KEPT = "rm=false: a build leaves no containers behind, there are none to keep"
+"""Told, not refused: docker-py says rm=False unless it is told otherwise."""
 
 
 class _News(News):
@@ -66,6 +67,8 @@ async def build(r: Req) -> web.StreamResponse:
         news.held = deque(maxlen=_HELD) if r.flag("q") else None
         async with carried_out(r.engine, own, place, name, options, extras, news) as task:
             response = await r.stream()
+            if not r.flag("rm", True) and not r.flag("q"):
+                await response.write(_line({"stream": f"[Warning] {_NONE_KEPT}\n"}))
             await news.follow(task, lambda line: response.write(_line(line)))
             await session.remove(place)
             await response.write(b"".join(_line(line) for line in _outcome(task, r, options, news.held or ())))
@@ -97,7 +100,7 @@ def _options(r: Req) -> tuple[Options, str]:
         raise Refused("version", "Joey has the classic builder, not BuildKit: DOCKER_BUILDKIT=0 docker build")
     for field, value in r.query.items():
         if field not in _READ and value and value.lower() not in _USUAL.get(field, ()) and field != "buildid":
-            raise Refused(field, _WHY.get(field, f"{value!r} is not supported by Joey's builder"))
+            raise Refused(field, f"{value!r} is not supported by Joey's builder")
     network = r.query.get("networkmode", "") or "default"
     network = {"bridge": "default"}.get(network, network)
     if network not in NETWORKS:
@@ -113,6 +116,8 @@ def _options(r: Req) -> tuple[Options, str]:
 def _object(r: Req, name: str) -> dict[str, str]:
     text = r.query.get(name, "")
     found = codec.decode(dict[str, Any], text) if text and text != "null" else {}
+    if name == "buildargs":  # null: the client was to pass its own variable on, and has none
+        found = {key: value for key, value in found.items() if value is not None}
     if bad := [key for key, value in found.items() if not isinstance(value, str)]:
         raise Invalid(name, f"{bad[0]} has no value")
     return found

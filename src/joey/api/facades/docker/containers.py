@@ -33,7 +33,11 @@ _STATES: dict[str, str] = {
     "dead": "dead",
 }
 _KILLED = 10.0
-_FILTERS = ("id", "name", "label", "status", "ancestor", "exited", "network", "volume", "health", "before", "since")
+_FILTERS = (
+    "id", "name", "label", "status", "ancestor", "exited", "network", "volume", "health", "before", "since", "publish",
+    "expose",
+)  # fmt: skip
+_PORTS = re.compile(r"(\d{1,5})(?:-(\d{1,5}))?(?:/(tcp|udp|sctp))?")
 
 
 async def create(r: Req) -> web.Response:
@@ -234,6 +238,8 @@ async def index(r: Req) -> Any:
     )  # fmt: skip
     if "exited" in filters:
         asked = Filter(all=True, states=frozenset(("exited",)), labels=asked.labels, ids=asked.ids)
+    for value in (*filters.get("publish", ()), *filters.get("expose", ())):
+        _fits(value, None, "")
     found = [one for one in await r.engine.list(asked) if await _chosen(r, one, filters)]
     rows = []
     for one in found[: limit if limit > 0 else None]:
@@ -269,6 +275,8 @@ async def _chosen(r: Req, one: Sandbox, filters: dict[str, list[str]]) -> bool:
         "network": lambda value: value == views.network_name(one.network),
         "health": lambda value: value == (one.health or "none"),
         "status": lambda value: value == views.state(one) or value == "removing",
+        "publish": lambda value: any(_fits(value, port.host, port.protocol) for port in one.ports),
+        "expose": lambda value: any(_fits(value, port.container, port.protocol) for port in one.ports),
     }  # fmt: skip
     for name, values in filters.items():
         if name in ("before", "since"):
@@ -286,6 +294,15 @@ async def _chosen(r: Req, one: Sandbox, filters: dict[str, list[str]]) -> bool:
             except re.error as failure:
                 raise Invalid("", f"invalid filter '{name}': {failure}") from None
     return True
+
+
+def _fits(value: str, port: int | None, protocol: str) -> bool:
+    """Whether a port is one of PORT[-PORT][/PROTOCOL]. Raises Invalid."""
+    match = _PORTS.fullmatch(value)
+    if match is None:
+        raise Invalid("", f"invalid filter: {value!r} is no PORT[-PORT][/PROTOCOL]")
+    first = int(match[1])
+    return port is not None and first <= port <= int(match[2] or first) and protocol == (match[3] or "tcp")
 
 
 async def _times(r: Req, refs: list[str]) -> list[float]:
