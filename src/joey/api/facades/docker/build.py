@@ -17,7 +17,8 @@ from joey.model import codec
 from joey.model.errors import Invalid, JoeyError
 
 _USUAL: dict[str, tuple[str, ...]] = {
-    "rm": ("0", "1", "true", "false"), "forcerm": ("0", "1", "true", "false"), "version": ("1",), "q": ("1", "0", "true", "false"),
+    "rm": ("0", "1", "true", "false"), "forcerm": ("0", "1", "true", "false"), "version": ("1",),
+    "q": ("1", "0", "true", "false"),
     "cachefrom": ("[]", "null"), "ulimits": ("[]", "null"), "buildid": (), "cgroupparent": (),
     "cpuperiod": ("0",), "cpuquota": ("0",), "cpusetcpus": (), "cpusetmems": (), "cpushares": ("0",), "memory": ("0",),
     "memswap": ("0",), "shmsize": ("0",), "squash": ("0", "false"), "extrahosts": ("[]", "null"),
