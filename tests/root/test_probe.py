@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from joey.host import doctor, probe, trials
+from joey.host import cgroup_probe, doctor, probe, trials
 from joey.host.instance import Instance
 from joey.model import codec
 from joey.model.facts import HostFacts
@@ -62,6 +62,19 @@ def test_results_are_kept_for_this_boot(instance, monkeypatch):
     assert not probe.probe(instance).overlay
     # Something is missing, so the next start tries again: it may have been repaired.
     assert json.loads((instance.run / "facts.json").read_text())["key"] == "another boot"
+
+
+def test_what_a_killed_one_left_is_swept():
+    [hierarchy] = [h for h in cgroup_probe.probe().hierarchies if h.version == 2 or "cpu" in h.controllers][:1]
+    old, new = (f"{hierarchy.mount}/joey-probe-{number}" for number in (4194305, 4194306))
+    for path in (old, new):
+        os.mkdir(path)
+    try:
+        os.utime(old, (1, 1))
+        cgroup_probe.look(hierarchy)
+        assert not os.path.exists(old) and os.path.exists(new)  # whose may be looking just now
+    finally:
+        os.rmdir(new)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"key": 1}', "\x00"])

@@ -7,8 +7,10 @@ proc(5) (/proc/PID/mountinfo, /proc/PID/cgroup), https://systemd.io/CGROUP_DELEG
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -27,6 +29,7 @@ OPTIONAL = frozenset(
     " blkio.throttle.write_bps_device blkio.throttle.read_iops_device blkio.throttle.write_iops_device"
     " pids.peak".split()
 )
+_TRIAL, _TRIAL_SECONDS = "joey-probe-", 60.0
 # What a v2 child has once its controller is enabled; assumed until `InstanceCgroup.create` has enabled it and looked.
 _EXPECTED = {
     "cpu": {"cpu.max"},
@@ -180,12 +183,22 @@ def _delegated(directory: str) -> bool:
 
 def look(hierarchy: Hierarchy) -> Hierarchy:
     """`hierarchy` with the features seen in a child cgroup made for that, and on v2 the abilities that follow."""
-    trial = f"{hierarchy.mount}/joey-probe-{os.getpid()}"
+    for name in children(hierarchy.mount):
+        if name.startswith(_TRIAL):
+            _forget(f"{hierarchy.mount}/{name}")
+    trial = f"{hierarchy.mount}/{_TRIAL}{os.getpid()}"
     make(trial)
     try:
         return refine(hierarchy, trial, certain=False)
     finally:
         remove_tree(trial)
+
+
+def _forget(trial: str) -> None:
+    """One of a process that was killed while it looked: nobody looks for so long, and nothing is ever in it."""
+    with contextlib.suppress(OSError):
+        if time.time() - os.stat(trial).st_mtime > _TRIAL_SECONDS:
+            os.rmdir(trial)
 
 
 def refine(hierarchy: Hierarchy, child: str, certain: bool = True) -> Hierarchy:
@@ -216,4 +229,4 @@ def refine(hierarchy: Hierarchy, child: str, certain: bool = True) -> Hierarchy:
 
 def siblings(base: str) -> list[str]:
     """Instances of Joey present under a base directory: names of its children `joey` and `joey-…`, probes left out."""
-    return [n for n in children(base) if (n == "joey" or n.startswith("joey-")) and not n.startswith("joey-probe-")]
+    return [n for n in children(base) if (n == "joey" or n.startswith("joey-")) and not n.startswith(_TRIAL)]
