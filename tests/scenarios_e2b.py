@@ -94,6 +94,7 @@ def terminal(sandbox: Sandbox) -> None:
 def files(sandbox: Sandbox) -> None:
     of = sandbox.files
     assert of.make_dir("a/b") and not of.make_dir("a/b")
+    raises(e2b.InvalidArgumentException, lambda: of.watch_dir("/etc/passwd"), "not a directory")
     watch = of.watch_dir("a", recursive=True)
     written = of.write_files([{"path": "a/1", "data": "hällo"}, {"path": '/tmp/"2"', "data": b"\0\1"}])
     assert [one.path for one in written] == ["/home/user/a/1", '/tmp/"2"']
@@ -165,7 +166,9 @@ def life(sandbox: Sandbox) -> None:
     info = sandbox.get_info()
     assert 90 < info.end_at.timestamp() - time.time() < 101 and info.metadata == {"k": "b c&d=é"}
     assert sandbox.is_running() and sandbox.get_metrics()[0].mem_used > 0
+    began = time.time()
     others = [Sandbox.create(timeout=30) for _ in range(3)]
+    assert all(one.get_info().started_at.timestamp() > began - 0.01 for one in others), "as old as warm ones are"
     pages, pager = [], Sandbox.list(limit=3)
     while pager.has_next:
         pages.append(len(pager.next_items()))

@@ -178,7 +178,7 @@ def _view(detail: Detail) -> Message:
         "sandboxID": sandbox.id,
         "templateID": sandbox.labels.get(TEMPLATE, sandbox.image),
         "clientID": "joey",
-        "startedAt": timestamp(sandbox.started or sandbox.created),
+        "startedAt": timestamp(_begun(sandbox)),
         "endAt": _NEVER if sandbox.deadline is None else timestamp(sandbox.deadline),
         "cpuCount": max(1, round(resources.cpus or 1)),
         "memoryMB": (resources.memory or 0) // _MIB,
@@ -187,6 +187,11 @@ def _view(detail: Detail) -> Message:
         "state": "paused" if sandbox.state == "paused" else "running",
         "envdVersion": VERSION,
     }
+
+
+def _begun(sandbox: Sandbox) -> float:
+    """Since when its owner has it: the program of a warm one ran before."""
+    return max(sandbox.started or 0.0, sandbox.created)
 
 
 def timestamp(at: float) -> str:
@@ -268,7 +273,7 @@ async def _matching(call: Owned, states: set[str]) -> list[Sandbox]:
             begin = datetime.fromisoformat(after.replace(" ", "+")).timestamp()
         except ValueError:
             raise Invalid("startedAfter", "is no time") from None
-        found = [one for one in found if (one.started or one.created) > begin]
+        found = [one for one in found if _begun(one) > begin]
     return found
 
 

@@ -134,6 +134,12 @@ def _checked(asked: Fields) -> bool:
     return asked.flag("recursive", False)
 
 
+async def _directory(files: Files, path: str) -> None:
+    """Raises Failure for what is none, JoeyError for what is not there."""
+    if (await files.stat(path, follow=True)).type != "directory":
+        raise Failure(400, f"path {path} is not a directory", "invalid_argument")
+
+
 class Watcher:
     """Events that a client fetches."""
 
@@ -161,6 +167,7 @@ async def create_watcher(call: EnvdCall) -> Message:
     asked, home = await _asked(call)
     path, recursive = absolute(asked.text("path"), home), _checked(asked)
     watchers = call.state.watchers
+    await _directory(call.engine.files(call.ref), path)
     await _sweep(call)
     id, watcher = secrets.token_hex(8), Watcher(call.ref)
     begun: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -228,6 +235,7 @@ async def watch_dir(call: EnvdCall) -> web.StreamResponse:
     interval = connect.seconds(call, "Keepalive-Ping-Interval", 1) or _KEEPALIVE
     try:
         recursive = _checked(asked)
+        await _directory(call.engine.files(call.ref), path)
         async with (
             asyncio.timeout(connect.seconds(call, "Connect-Timeout-Ms", 0.001)),
             call.engine.files(call.ref).watching(path, recursive=recursive) as events,
