@@ -130,6 +130,13 @@ def links(sandbox: Sandbox) -> None:
     error = raises(urllib.error.HTTPError, lambda: urllib.request.urlopen(link.replace("a%2F2", "big")))
     assert isinstance(error, urllib.error.HTTPError) and error.code == 401
     error.close()
+    asked = urllib.request.Request(
+        f"{os.environ['E2B_API_URL']}/sandboxes", b'{"templateID": "base", "nope": 1, "no": 0}'
+    )
+    asked.add_header("X-API-KEY", os.environ["E2B_API_KEY"])
+    error = raises(urllib.error.HTTPError, lambda: urllib.request.urlopen(asked))
+    assert isinstance(error, urllib.error.HTTPError) and error.code == 501 and b"nope" in error.read()
+    error.close()
     sandbox.commands.run("python3 -m http.server -b 127.0.0.1 8123", background=True, cwd="/home/user/a")
     host = sandbox.get_host(8123)
 

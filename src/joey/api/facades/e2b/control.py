@@ -62,6 +62,9 @@ class NewSandbox(msgspec.Struct, kw_only=True):
     volumeMounts: list[Any] = []
 
 
+_FIELDS = frozenset(field.encode_name for field in msgspec.structs.fields(NewSandbox))
+
+
 class _Timeout(msgspec.Struct, kw_only=True):
     timeout: float | None = None
     duration: float | None = None
@@ -73,6 +76,9 @@ async def create(call: Owned) -> web.StreamResponse:
     """A running sandbox."""
     data = await call.data()
     body = codec.decode(NewSandbox, data or b"{}")
+    for name, value in codec.decode(dict[str, Any], data or b"{}").items():
+        if name not in _FIELDS and value not in (None, "", 0, [], {}):
+            raise lacking(name)
     kind, spec = _wanted(call, body)
 
     async def work() -> tuple[int, bytes]:
