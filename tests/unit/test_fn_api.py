@@ -102,6 +102,12 @@ def fn(client, request) -> str:
     return name
 
 
+def test_templates_of_functions_have_names_of_their_own(client):
+    """They are swept with the functions: what somebody made under such a name would go, too."""
+    status, _, text = client("PUT", "/v1/templates/fn-mine", {})
+    assert status == 400 and json.loads(text)["field"] == "name"
+
+
 def test_deploy_change_look_remove(client):
     made = client.json("PUT", "/v1/functions/one", CODE | {"timeout": 5, "secrets": {"A": "hush"}}, status=201)
     assert made["spec"]["timeout"] == 5 and made["spec"]["code"].startswith("sha256:") and made["code_size"] > 0

@@ -8,6 +8,7 @@ from joey.api.bodies import TemplateBody
 from joey.api.requests import sandbox_spec
 from joey.api.routes import Call, Route
 from joey.api.tenant import restrict
+from joey.functions.warm import PREFIX as FUNCTIONS_PREFIX
 from joey.model import codec
 from joey.model.errors import Invalid, JoeyError, NotPermitted
 from joey.model.template import TemplateSpec, TemplateView
@@ -23,6 +24,8 @@ async def put_template(call: Call) -> Any:
 
 
 async def _put(call: Call, body: dict[str, Any]) -> TemplateView:
+    if call.path["name"].startswith(FUNCTIONS_PREFIX):
+        raise Invalid("name", f"{FUNCTIONS_PREFIX}… are templates of functions, which come and go with them")
     given = body.get("spec", {})
     if not isinstance(given, dict):
         raise Invalid("spec", "is a JSON object", "as for POST /v1/sandboxes")
