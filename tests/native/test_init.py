@@ -93,7 +93,7 @@ def test_it_is_small(client):
     read = Path(f"/proc/{pid}/smaps_rollup").read_text()
     private = sum(int(line.split()[1]) for line in read.splitlines() if line.startswith(("Private_Dirty", "Anonymous")))
     os.close(out)
-    assert private <= 24, f"{private} KiB of its own"
+    assert private <= 32, f"{private} KiB of its own"  # pages of its own count twice; one may come or go under load
 
 
 def test_a_session_of_its_own_when_asked():
