@@ -2,6 +2,7 @@
 
 import os
 import signal
+import statistics
 import subprocess
 import time
 from pathlib import Path
@@ -89,11 +90,15 @@ def test_without_command(client, launcher):
 
 
 def test_it_is_small(client):
-    pid, out = start_init(client, 1)
-    read = Path(f"/proc/{pid}/smaps_rollup").read_text()
-    private = sum(int(line.split()[1]) for line in read.splitlines() if line.startswith(("Private_Dirty", "Anonymous")))
-    os.close(out)
-    assert private <= 32, f"{private} KiB of its own"  # pages of its own count twice; one may come or go under load
+    """The median of several: the kernel begins a stack anywhere in 8 KiB, so one start in nine has a page more."""
+    found = []
+    for key in range(1, 16):
+        pid, out = start_init(client, key)
+        read = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+        found.append(sum(int(line.split()[1]) for line in read if line.startswith(("Private_Dirty", "Anonymous"))))
+        os.close(out)
+    private = statistics.median(found)
+    assert private <= 24, f"{private} KiB of its own"
 
 
 def test_a_session_of_its_own_when_asked():
